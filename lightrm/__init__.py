@@ -1,0 +1,51 @@
+"""lightrm: score answers with 7B and 13B reward models on the machine you have.
+
+    import lightrm
+    rm = lightrm.load("demo")                   # a folder, a hub id, or the bundled model
+    rm.score("What is 2 + 2?", ["4.", "Fish."])
+
+Names are loaded on first use, so that `import lightrm` stays cheap.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lightrm.errors import (
+        CheckpointError,
+        InputError,
+        LightRMError,
+        NumericsError,
+        SchemeError,
+        TemplateError,
+        TokenizerError,
+    )
+    from lightrm.scorer import RewardModel, TruncationWarning, load
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CheckpointError",
+    "InputError",
+    "LightRMError",
+    "NumericsError",
+    "RewardModel",
+    "SchemeError",
+    "TemplateError",
+    "TokenizerError",
+    "TruncationWarning",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'lightrm' has no attribute {name!r}")
+    room = "lightrm.scorer" if name in ("RewardModel", "TruncationWarning", "load") else "lightrm.errors"
+    return getattr(import_module(room), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

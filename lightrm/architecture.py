@@ -1,0 +1,88 @@
+"""What a decoder looks like: a frozen description, read from a config, that everything else is built from.
+
+Knows no file formats and no tensors. The position scheme is a value of its own, `Rope` or `Alibi`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["silu"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding in the half-split convention of transformers.
+
+    kind: `plain` (RoFormer, arXiv 2104.09864), `linear` (positions divided by `factor`, arXiv 2306.15595),
+    or `llama3` (Llama 3.1: low frequencies divided by `factor`, a smooth band between).
+    """
+
+    theta: float = 10000.0
+    kind: Literal["plain", "linear", "llama3"] = "plain"
+    factor: float = 1.0
+    low_frequency_factor: float = 1.0
+    high_frequency_factor: float = 4.0
+    original_positions: int = 8192
+
+    def __str__(self) -> str:
+        return "RoPE" if self.kind == "plain" else f"RoPE {self.kind} x{self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Alibi:
+    """Attention with linear biases (arXiv 2108.12409).
+
+    table: `relative` adds slope * (j - i) in float32, the exact function; `absolute` rounds a table of
+    slope * j to the compute dtype first, as Baichuan's published half-precision code does.
+    """
+
+    table: Literal["relative", "absolute"] = "relative"
+
+    def __str__(self) -> str:
+        return "ALiBi" if self.table == "relative" else "ALiBi (absolute table)"
+
+
+@dataclass(frozen=True, slots=True)
+class Architecture:
+    """A pre-norm decoder with RMSNorm and a gated MLP."""
+
+    family: str
+    layers: int
+    width: int
+    ffn_width: int
+    query_heads: int
+    kv_heads: int
+    head_width: int
+    vocabulary: int
+    norm_eps: float
+    positions: Rope | Alibi
+    max_positions: int
+    qkv_bias: bool = False
+    output_bias: bool = False
+
+    @property
+    def query_width(self) -> int:
+        return self.query_heads * self.head_width
+
+    @property
+    def kv_width(self) -> int:
+        return self.kv_heads * self.head_width
+
+    @property
+    def parameters(self) -> int:
+        """Weights of the decoder, embedding included, output layer and value head not."""
+        attention = self.width * (self.query_width + 2 * self.kv_width) + self.query_width * self.width
+        if self.qkv_bias:
+            attention += self.query_width + 2 * self.kv_width
+        if self.output_bias:
+            attention += self.width
+        layer = attention + 3 * self.width * self.ffn_width + 2 * self.width
+        return self.vocabulary * self.width + self.layers * layer + self.width
+
+    def __str__(self) -> str:
+        heads = f"{self.query_heads} heads"
+        if self.kv_heads != self.query_heads:
+            heads += f"/{self.kv_heads} kv"
+        return f"{self.family} {self.layers}x{self.width}, {heads}, {self.positions}"

@@ -1,0 +1,53 @@
+"""PKU-Alignment beaver reward and cost models: `score_head.*` and the buffers of a score normalizer.
+
+A reward is normalized as (x - mean) / (std + 1e-8), a cost as x / (std + 1e-8), where config.do_normalize asks for
+it. A cost grows with harm: it is negated, so that a higher score is a better answer here as everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+
+from lightrm.checkpoints.config import Config
+from lightrm.checkpoints.layout import IGNORED, Layout, backbone, linear_head
+from lightrm.errors import ConfigError
+from lightrm.heads import PostStep
+
+SMALLEST_STD = 1e-8  # safe-rlhf adds it to the standard deviation
+
+
+def matches(config: Config, names: Collection[str]) -> bool:
+    return "score_head.weight" in names
+
+
+def rename(name: str) -> str | None:
+    if name in ("normalizer.mean", "normalizer.var"):
+        return name
+    if name == "normalizer.count":
+        return IGNORED
+    return linear_head(name, "score_head") or backbone(name)
+
+
+def post(config: Config, buffers: dict[str, torch.Tensor]) -> PostStep:
+    score_type = config.raw.get("score_type", "reward")
+    if score_type not in ("reward", "cost"):
+        raise ConfigError(f"{config.path}: score_type {score_type!r} is neither 'reward' nor 'cost'")
+    cost = score_type == "cost"
+    if not config.flag("do_normalize"):
+        return PostStep(negate=cost)
+    if "normalizer.mean" not in buffers or "normalizer.var" not in buffers:
+        raise ConfigError(f"{config.path}: do_normalize is set, but the weights hold no normalizer.mean and .var")
+    mean, var = float(buffers["normalizer.mean"]), float(buffers["normalizer.var"])
+    return PostStep(mean=0.0 if cost else mean, std=var**0.5 + SMALLEST_STD, negate=cost)
+
+
+LAYOUT = Layout(
+    name="beaver",
+    describes="beaver reward and cost: score_head, normalizer",
+    matches=matches,
+    rename=rename,
+    template=lambda config: "beaver",
+    post=post,
+)

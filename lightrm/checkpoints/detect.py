@@ -1,0 +1,151 @@
+"""Which layout a folder has: everything about a checkpoint that can be said without reading a weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from lightrm.architecture import Architecture
+from lightrm.checkpoints import (
+    beaver,
+    deepspeed_chat,
+    internlm2,
+    openrlhf,
+    sequence_classification,
+    ultrarm,
+    value_head,
+    ziya,
+)  # fmt: skip
+from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
+from lightrm.checkpoints.config import Config, read_architecture, read_config
+from lightrm.checkpoints.hub import resolve
+from lightrm.checkpoints.layout import IGNORED, Layout
+from lightrm.checkpoints.source import TensorSource, check_index, main_files
+from lightrm.errors import MissingHeadError, TensorMismatchError
+
+# The first that matches wins: the more particular ones come first.
+LAYOUTS: tuple[Layout, ...] = tuple(
+    module.LAYOUT
+    for module in (openrlhf, ziya, internlm2, value_head, ultrarm, beaver, sequence_classification, deepspeed_chat)
+)
+HEAD_FILES = ("value_head.safetensors", "value_head.bin")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A folder, understood. `tensors`: our name -> (source, the file's name); `ignored`: what a scorer leaves out."""
+
+    folder: Path
+    base_folder: Path
+    config: Config
+    architecture: Architecture
+    layout: Layout
+    tensors: dict[str, tuple[TensorSource, str]]
+    sources: tuple[TensorSource, ...]
+    adapter: Adapter | None = None
+    ignored: tuple[str, ...] = field(default=())
+
+    def read(self, ours: str) -> torch.Tensor:
+        """One tensor under our name, LoRA merged, in the file's dtype."""
+        source, foreign = self.tensors[ours]
+        tensor = source.read(foreign)
+        if self.adapter is not None and source is not self.adapter.source:
+            tensor = self.adapter.merge(foreign, tensor)
+        if ours.endswith(".qkv.weight") and self.layout.regroup is not None:
+            tensor = self.layout.regroup(tensor, self.architecture)
+        return tensor
+
+    def shape(self, ours: str) -> tuple[int, ...]:
+        source, foreign = self.tensors[ours]
+        return source.shape(foreign)
+
+    @property
+    def template(self) -> str | None:
+        return self.layout.template(self.config)
+
+    @property
+    def reward_id(self) -> int | None:
+        return self.config.integer("reward_token_id") if self.config.has("reward_token_id") else None
+
+    def tokenizer_folder(self) -> Path:
+        """The adapter's folder if it carries a tokenizer, else the base's."""
+        here = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
+        return self.folder if here else self.base_folder
+
+    def bytes(self) -> int:
+        return sum(source.bytes() for source in self.sources)
+
+
+def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
+    """Read configs and tensor names, choose the layout.
+
+    Raises a CheckpointError that says what was found and what was expected.
+    """
+    adapter = read_adapter(folder) if is_adapter(folder) else None
+    base_folder = folder if adapter is None else resolve(base or near(folder, adapter.base))
+    config = read_config(folder if (folder / "config.json").is_file() else base_folder)
+    architecture = read_architecture(config)
+    main = TensorSource(main_files(base_folder))
+    check_index(base_folder, main)
+    sources = [main]
+    names = {name: (main, name) for name in main.names}
+    for place in dict.fromkeys((base_folder, folder)):
+        head_file = next((place / name for name in HEAD_FILES if (place / name).is_file()), None)
+        if head_file is not None:
+            sources.append(TensorSource([head_file]))
+            names |= {name: (sources[-1], name) for name in sources[-1].names}
+    if adapter is not None:
+        sources.append(adapter.source)
+        names |= {name: (adapter.source, stored) for name, stored in adapter.replaced.items()}
+    layout = choose(config, names)
+    tensors: dict[str, tuple[TensorSource, str]] = {}
+    ignored, unexpected = [], []
+    for name, place_of in names.items():
+        ours = layout.rename(name)
+        if ours is None:
+            unexpected.append(name)
+        elif ours == IGNORED:
+            ignored.append(name)
+        else:
+            tensors[ours] = place_of
+    if unexpected:
+        raise TensorMismatchError(
+            f"{folder}: layout {layout.name} has no place for {listed(unexpected)}; "
+            "is this another architecture, or are its files mixed with another model's?"
+        )
+    if adapter is not None:
+        strays = [name for name in adapter.pairs if name not in main.names]
+        if strays:
+            raise TensorMismatchError(f"{folder}: the adapter changes {listed(strays)}, which the base does not have")
+    return Checkpoint(
+        folder, base_folder, config, architecture, layout, tensors, tuple(sources), adapter, tuple(ignored)
+    )
+
+
+def near(folder: Path, base: str) -> str | Path:
+    """A base named by a relative path is looked for beside the adapter too."""
+    beside = folder.parent / base
+    return beside if not Path(base).is_dir() and beside.is_dir() else base
+
+
+def choose(config: Config, names: Iterable[str]) -> Layout:
+    """Raises MissingHeadError if no layout finds its head among the names."""
+    names = set(names)
+    for layout in LAYOUTS:
+        if layout.matches(config, names):
+            return layout
+    tops = sorted({name for name in names if "layers." not in name})
+    raise MissingHeadError(
+        f"{config.path.parent}: no value head among {len(names)} tensors (outside the layers: {listed(tops)}). "
+        f"Expected one of: {'; '.join(layout.describes for layout in LAYOUTS)}. A plain language model is not a reward "
+        "model; if the head lies in a file of its own (value_head.bin), copy it beside the weights"
+    )
+
+
+def listed(names: Iterable[str], most: int = 6) -> str:
+    names = list(names)
+    shown = ", ".join(names[:most])
+    return f"{shown} and {len(names) - most} more" if len(names) > most else shown

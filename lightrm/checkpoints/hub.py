@@ -1,0 +1,69 @@
+"""A path or a hub id -> a folder on disk. Only the files that scoring needs are fetched.
+
+huggingface-hub does the work: its cache, its resumable downloads, its HF_HUB_OFFLINE switch.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from lightrm.errors import CheckpointError, DownloadError
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+SMALL = ("*.json", "*.jinja", "tokenizer.model", "value_head.*", "adapter_model.*")
+DEMO = "demo"
+DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
+
+
+def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
+    """The folder of a checkpoint: an existing one, the bundled model for "demo", or a hub id's snapshot.
+
+    Raises CheckpointError if it is neither a folder nor a hub id, DownloadError if it cannot be fetched.
+    """
+    if path_or_id == DEMO:
+        return DEMO_FOLDER
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path} is a file: pass the folder that holds config.json and the weights")
+    name = str(path_or_id)
+    if not HUB_ID.fullmatch(name):
+        raise CheckpointError(f"{name!r} is neither a folder on this machine nor a hub id of the form owner/name")
+    return fetch(name, revision)
+
+
+def fetch(repo_id: str, revision: str | None) -> Path:
+    """Snapshot of a hub repository, from the cache where the network or HF_HUB_OFFLINE says so."""
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    try:
+        files = huggingface_hub.HfApi().list_repo_files(repo_id, revision=revision)
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=wanted(files)))
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
+        reason: Exception = error
+    except Exception as error:  # the HTTP client's own errors, which change between versions of the library
+        if not type(error).__module__.startswith(("httpx", "requests", "httpcore")):
+            raise
+        reason = error
+    try:
+        return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass
+    at = f" at revision {revision}" if revision else ""
+    raise DownloadError(
+        f"{repo_id}{at} is not a folder here, is not in the cache, and could not be fetched: "
+        f"{type(reason).__name__}: {str(reason).strip().splitlines()[0] if str(reason).strip() else 'no details'}; "
+        "check the name and the network, or pass a folder"
+    ) from reason
+
+
+def wanted(files: list[str]) -> list[str]:
+    """Which files of a repository to fetch: safetensors where there are any, else pickles, never both."""
+    top = [name for name in files if "/" not in name]
+    shards = [n for n in top if n.endswith(".safetensors") and not n.startswith(("adapter", "value_head"))]
+    if not shards:
+        shards = [n for n in top if n.endswith((".bin", ".pt")) and n not in ("training_args.bin", "optimizer.pt")]
+    return [*SMALL, *shards]

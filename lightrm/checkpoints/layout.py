@@ -1,0 +1,97 @@
+"""What all layouts share: the names that lightrm uses, and the renaming of a LLaMA-shaped backbone.
+
+Our names, one for each tensor that a file may hold:
+
+    embedding.weight                          (V, D)
+    layers.{i}.attention_norm.weight          (D,)
+    layers.{i}.query|key|value.weight, .bias  rows of the fused qkv weight
+    layers.{i}.qkv.weight                     the same three in one tensor, query rows first
+    layers.{i}.output.weight, .bias           (D, H * E)
+    layers.{i}.mlp_norm.weight                (D,)
+    layers.{i}.gate|up|down.weight            (F, D), (F, D), (D, F)
+    final_norm.weight                         (D,)
+    head.{k}.weight, .bias                    the value head, k = 0, 1 for an MLP
+    normalizer.mean, .var                     a score normalizer's buffers
+
+A layout's `rename` maps a foreign name to one of ours, to "" for a tensor that a scorer does not need, or to None
+for one that it does not know.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+import torch
+
+from lightrm.architecture import Architecture
+from lightrm.checkpoints.config import Config
+from lightrm.heads import PostStep
+
+IGNORED = ""
+BLOCKS = {
+    "input_layernorm": "attention_norm",
+    "self_attn.q_proj": "query",
+    "self_attn.k_proj": "key",
+    "self_attn.v_proj": "value",
+    "self_attn.W_pack": "qkv",
+    "self_attn.o_proj": "output",
+    "post_attention_layernorm": "mlp_norm",
+    "mlp.gate_proj": "gate",
+    "mlp.up_proj": "up",
+    "mlp.down_proj": "down",
+}
+TOP = {"embed_tokens.weight": "embedding.weight", "norm.weight": "final_norm.weight"}
+BLOCK = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
+# The output layer, rotary buffers of old conversions, and heads that other parts of a trainer left behind.
+UNUSED = re.compile(r"(.*\.)?(lm_head\.weight|rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|future_mask)")
+
+Rename = Callable[[str], str | None]
+Post = Callable[[Config, dict[str, torch.Tensor]], PostStep]
+
+
+def no_post(config: Config, buffers: dict[str, torch.Tensor]) -> PostStep:
+    return PostStep()
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """One kind of reward-model checkpoint.
+
+    matches: told from the config and the tensor names alone.
+    template: name of the prompt template that goes with it, "chat" for the checkpoint's own, None if unknown.
+    regroup: turns the file's fused qkv weight into query, key, value rows; None where it is so already.
+    """
+
+    name: str
+    describes: str
+    matches: Callable[[Config, Collection[str]], bool]
+    rename: Rename
+    template: Callable[[Config], str | None]
+    post: Post = no_post
+    regroup: Callable[[torch.Tensor, Architecture], torch.Tensor] | None = None
+
+
+def backbone(name: str, prefixes: tuple[str, ...] = ("model.",)) -> str | None:
+    """Our name of a LLaMA or Baichuan backbone tensor; `prefixes` are what a trainer put before it."""
+    if UNUSED.fullmatch(name):
+        return IGNORED
+    for prefix in prefixes:
+        if not name.startswith(prefix):
+            continue
+        rest = name.removeprefix(prefix)
+        if rest in TOP:
+            return TOP[rest]
+        block = BLOCK.fullmatch(rest)
+        if block is not None and block[2] in BLOCKS:
+            return f"layers.{block[1]}.{BLOCKS[block[2]]}.{block[3]}"
+    return None
+
+
+def linear_head(name: str, stem: str) -> str | None:
+    """`stem.weight` / `stem.bias`, or the layers of an MLP, `stem.0.weight` and `stem.2.weight`."""
+    match = re.fullmatch(re.escape(stem) + r"(?:\.(\d+))?\.(weight|bias)", name)
+    if match is None:
+        return None
+    return f"head.{int(match[1] or 0) // 2}.{match[2]}"

@@ -1,0 +1,158 @@
+"""Tensors of a folder, by name, read one at a time: safetensors or pickle shards, with or without an index.
+
+Pickles are opened with `weights_only=True` and memory-mapped; a pickle that asks for more than tensors is refused.
+Nothing is read until a tensor is asked for, except the list of names.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+
+from lightrm.errors import CheckpointError, CorruptFileError, TensorMismatchError, UnsafePickleError
+
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SINGLES = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.pt", "model.pt")
+PICKLES = (".bin", ".pt", ".pth")
+
+
+class TensorSource:
+    """The tensors of some files. `names` maps each tensor to its file."""
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self.names: dict[str, Path] = {}
+        self.opened: dict[Path, Any] = {}
+        for path in files:
+            for name in self.open(path):
+                self.names[name] = path
+
+    def open(self, path: Path) -> Iterable[str]:
+        """Names in one file. Raises CorruptFileError or UnsafePickleError."""
+        size = path.stat().st_size
+        if size == 0:
+            raise CorruptFileError(f"{path} is empty (0 bytes): copy or download it again")
+        if path.suffix in PICKLES:
+            self.opened[path] = open_pickle(path)
+            return list(self.opened[path])
+        try:
+            self.opened[path] = safetensors.safe_open(path, framework="pt")
+        except Exception as error:  # SafetensorError is not an OSError in every version
+            raise CorruptFileError(
+                f"{path} ({size} bytes) is cut short or not safetensors: {error}; copy or download it again"
+            ) from error
+        return list(self.opened[path].keys())
+
+    def read(self, name: str) -> torch.Tensor:
+        """One tensor on the CPU, in the dtype of the file; memory-mapped where the format allows it."""
+        path = self.names[name]
+        if path.suffix in PICKLES:
+            tensor: torch.Tensor = self.opened[path][name]
+            return tensor
+        try:
+            return self.opened[path].get_tensor(name)  # type: ignore[no-any-return]
+        except Exception as error:
+            raise CorruptFileError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        path = self.names[name]
+        if path.suffix in PICKLES:
+            return tuple(self.opened[path][name].shape)
+        return tuple(self.opened[path].get_slice(name).get_shape())
+
+    def bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.opened)
+
+
+def open_pickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        try:
+            state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # Files from before torch 1.6 are not zip archives and cannot be mapped.
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if is_damaged(path, error):
+            raise CorruptFileError(f"{path} is cut short or not a PyTorch file: {first_line(error)}") from error
+        raise UnsafePickleError(
+            f"{path} holds more than plain tensors, and loading it would run code from the checkpoint: "
+            f"{first_line(error)}; ask its author for safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
+        raise CorruptFileError(
+            f"{path} ({path.stat().st_size} bytes) is cut short or not a PyTorch file: {first_line(error)}; "
+            "copy or download it again"
+        ) from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict):
+        raise CorruptFileError(f"{path}: expected a dictionary of tensors, found {type(state).__name__}")
+    return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def is_damaged(path: Path, error: Exception) -> bool:
+    """torch reports both an unknown class and a stream that is no pickle as UnpicklingError: tell them apart."""
+    text = str(error)
+    return not any(
+        word in text for word in ("Unsupported global", "Unsupported class", "not an allowed global", "GLOBAL")
+    )
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:300]
+
+
+def main_files(folder: Path) -> list[Path]:
+    """The weight files of a model: what an index names, or the one unsharded file.
+
+    Raises TensorMismatchError if a shard that the index names is missing, CheckpointError if there is no file.
+    """
+    for name in INDEXES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        try:
+            weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            shards = [folder / file for file in dict.fromkeys(weight_map.values())]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CorruptFileError(f"{path} is not a weight index: {error!r}") from error
+        outside = [s for s in shards if folder.resolve() not in (s.parent.resolve(), *s.parent.resolve().parents)]
+        if outside:
+            raise CorruptFileError(f"{path} names files outside its folder: {outside[0].name}")
+        missing = [shard.name for shard in shards if not shard.is_file()]
+        if missing:
+            raise TensorMismatchError(
+                f"{path.name} names {len(shards)} shards, missing are {', '.join(missing)}: finish the download"
+            )
+        return shards
+    for name in SINGLES:
+        if (folder / name).is_file():
+            return [folder / name]
+    loose = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    loose = [path for path in loose if not path.name.startswith(("value_head", "adapter"))]
+    if loose:
+        return loose
+    found = ", ".join(sorted(p.name for p in folder.iterdir())[:12]) or "nothing"
+    raise CheckpointError(f"{folder} holds no weights: expected {', '.join((*INDEXES, *SINGLES[:2]))}; found {found}")
+
+
+def check_index(folder: Path, source: TensorSource) -> None:
+    """Raises TensorMismatchError if the index names a tensor that its shard does not hold."""
+    for name in INDEXES:
+        path = folder / name
+        if path.is_file():
+            promised = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+            absent = [tensor for tensor in promised if tensor not in source.names]
+            if absent:
+                raise TensorMismatchError(
+                    f"{path.name} promises {len(absent)} tensors that no shard holds, first {absent[0]!r}: "
+                    "a shard is cut short or from another model"
+                )
+            return

@@ -1,0 +1,28 @@
+"""IDEA-CCNL/Ziya-LLaMA-7B-Reward and its relatives: a LLaMA backbone with `value_head.*`, bias if present.
+
+A value head of several rows is averaged, as one published copy of the modelling file does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from lightrm.checkpoints.config import Config
+from lightrm.checkpoints.layout import Layout, backbone, linear_head
+
+
+def matches(config: Config, names: Collection[str]) -> bool:
+    return "value_head.weight" in names and not config.has("value_head_prefix")
+
+
+def rename(name: str) -> str | None:
+    return linear_head(name, "value_head") or backbone(name)
+
+
+LAYOUT = Layout(
+    name="ziya",
+    describes="Ziya-LLaMA-7B-Reward: value_head",
+    matches=matches,
+    rename=rename,
+    template=lambda config: "ziya",
+)

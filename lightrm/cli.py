@@ -1,0 +1,174 @@
+"""The command line: score, demo, inspect. Parses, prints, and leaves the work to the scorer."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import lightrm
+from lightrm.errors import InputError, LightRMError
+
+if TYPE_CHECKING:
+    from lightrm.scorer import RewardModel
+
+WINDOW = 64  # lines scored together: large enough to fill packs, small enough to see output grow
+
+
+class Group(click.Group):
+    """Shows a LightRMError as one sentence, not as a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LightRMError as error:
+            raise click.ClickException(f"{type(error).__name__}: {error}") from error
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(lightrm.__version__)
+def main() -> None:
+    """Score answers with reward models, on one GPU or a CPU, without remote code."""
+
+
+@main.command()
+@click.argument("source", default="-")
+@click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
+@click.option("-o", "--output", default="-", show_default=True, help="JSONL file to write.")
+@click.option("--scheme", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
+@click.option("--strict", is_flag=True, help="Refuse texts that are too long instead of cutting them.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def score(
+    source: str, model: str, output: str, scheme: str, device: str, template: str | None, strict: bool, quiet: bool
+) -> None:
+    """Score JSONL lines {"prompt": ..., "responses": [...]} from SOURCE ('-' is standard input).
+
+    A prompt is a string or a list of {"role", "content"} turns. Each line is written back with "scores" added.
+    Lines that cannot be scored are reported by number and left out; the exit status is then 1.
+    """
+    rm = lightrm.load(model, scheme=scheme, device=device, template=template, strict=strict)
+    if output == "-":
+        good, bad = score_lines(rm, source, sys.stdout, quiet)
+    else:
+        unfinished = Path(f"{output}.unfinished")  # renamed when whole: a stopped run leaves no finished-looking file
+        with unfinished.open("w", encoding="utf-8") as sink:
+            good, bad = score_lines(rm, source, sink, quiet)
+        os.replace(unfinished, output)
+    if bad:
+        click.echo(f"{bad} of {good + bad} lines were not scored", err=True)
+        raise SystemExit(1)
+
+
+def score_lines(rm: RewardModel, source: str, sink: TextIO, quiet: bool) -> tuple[int, int]:
+    """Score every readable line of the source; returns how many lines were scored and how many were not."""
+    from lightrm.progress import token_progress
+
+    good = bad = 0
+    with (
+        click.open_file(source, encoding="utf-8", errors="surrogateescape") as lines,
+        token_progress(None, not quiet) as advance,
+    ):
+        numbered = enumerate(lines, 1)
+        while window := list(islice(numbered, WINDOW)):
+            ready = []
+            for number, line in window:
+                if not line.strip():
+                    continue
+                try:
+                    record = parse(line)
+                    ready.append((record, [rm.encode_one(record["prompt"], r).token_ids for r in record["responses"]]))
+                except InputError as error:
+                    bad += 1
+                    click.echo(f"line {number}: {error}", err=True)
+            scores = iter(rm.score_ids([ids for _, rows in ready for ids in rows]).tolist())
+            for record, rows in ready:
+                record["scores"] = list(islice(scores, len(rows)))
+                sink.write(json.dumps(record, ensure_ascii=False) + "\n")
+                good += 1
+            sink.flush()
+            advance(sum(len(ids) for _, rows in ready for ids in rows))
+    return good, bad
+
+
+def parse(line: str) -> dict[str, Any]:
+    """One input line. Raises InputError if it is not an object with prompt and responses."""
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}") from error
+    if not isinstance(record, dict) or "prompt" not in record:
+        raise InputError('expected an object with "prompt" and "responses"')
+    from lightrm.conversation import responses_of
+
+    record["responses"] = responses_of(record.get("responses"))  # type: ignore[arg-type]
+    return record
+
+
+@main.command()
+def demo() -> None:
+    """Score a few answers with the bundled model."""
+    from lightrm.demonstration import EXAMPLES
+
+    rm = lightrm.load("demo")
+    console = Console()
+    for prompt, responses in EXAMPLES:
+        table = Table("score", "answer", title=prompt, title_justify="left", title_style="bold", expand=True)
+        ranked = rm.rank(prompt, [text for _, text in responses])
+        for row in ranked:
+            note, text = responses[row.position]
+            table.add_row(f"{row.score:+.2f}", f"[dim]{note}[/dim] {text}")
+        console.print(table)
+    console.print(repr(rm), style="dim", markup=False, highlight=False)
+
+
+@main.command()
+@click.argument("path")
+@click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
+def inspect(path: str, revision: str | None) -> None:
+    """Say what the checkpoint at PATH is, without loading weights (a hub id is fetched first)."""
+    table = Table(show_header=False, box=None)
+    for name, value in describe(path, revision):
+        table.add_row(name, value)
+    Console().print(table, markup=False)
+
+
+def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
+    from lightrm.checkpoints.detect import listed, open_checkpoint
+    from lightrm.checkpoints.hub import resolve
+    from lightrm.loading import check_tensors
+    from lightrm.schemes import DTYPES, size_text
+    from lightrm.scorer import text_side
+
+    checkpoint = open_checkpoint(resolve(path, revision))
+    check_tensors(checkpoint)
+    a = checkpoint.architecture
+    tokens, template, no_text = text_side(checkpoint, None, parse_specials=False)
+    heads = {name: checkpoint.shape(name) for name in checkpoint.tensors if name.startswith("head.")}
+    yield "folder", str(checkpoint.folder)
+    yield "layout", f"{checkpoint.layout.name} ({checkpoint.layout.describes})"
+    if checkpoint.adapter is not None:
+        yield "adapter", f"LoRA on {len(checkpoint.adapter.pairs)} weights of {checkpoint.base_folder}"
+    yield "architecture", str(a)
+    yield "positions", f"{a.positions}, at most {a.max_positions}"
+    yield "head", ", ".join(f"{checkpoint.tensors[name][1]} {shape}" for name, shape in heads.items())
+    yield "template", template.name if template is not None else f"none: {no_text}"
+    if tokens is not None:
+        yield (
+            "tokenizer",
+            f"{type(tokens.vocabulary).__name__}, {tokens.vocabulary.size} ids, bos {tokens.bos!r}, eos {tokens.eos!r}",
+        )
+    yield "parameters", f"{a.parameters:,} (without output layer)"
+    yield "on disk", size_text(checkpoint.bytes())
+    yield "in memory", ", ".join(f"{name} {size_text(a.parameters * dtype.itemsize)}" for name, dtype in DTYPES.items())
+    if checkpoint.ignored:
+        yield "ignored", listed(checkpoint.ignored)

@@ -1,0 +1,90 @@
+"""The same ops through PyTorch's own fused routines, on a CPU or a GPU: the fast path for unquantized weights.
+
+Attention goes segment by segment through `scaled_dot_product_attention`, queries in blocks where a bias must be
+written out, so that nothing of size T x T is ever held. Shapes as in `reference`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.nn import functional
+
+from lightrm.kernels import reference
+from lightrm.packing import Segment, key_ranges
+
+QUERY_BLOCK = 128  # rows of an explicit bias held at once: H x 128 x K floats
+
+
+def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    if x_TD.dtype == torch.float32:
+        return functional.rms_norm(x_TD, weight_D.shape, weight_D, eps)
+    return reference.rms_norm(x_TD, weight_D, eps)
+
+
+def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    return functional.linear(x_TI, weight_OI, bias_O)
+
+
+rotate = reference.rotate
+
+
+def silu_mul(gate_up_TF2: torch.Tensor) -> torch.Tensor:
+    gate, up = gate_up_TF2.chunk(2, dim=-1)
+    return functional.silu(gate) * up
+
+
+def attention(
+    query_THE: torch.Tensor,
+    key_TJE: torch.Tensor,
+    value_TJE: torch.Tensor,
+    segments: Sequence[Segment],
+    slopes_H: torch.Tensor | None,
+    absolute_bias: bool = False,
+) -> torch.Tensor:
+    if absolute_bias:  # a parity option, not a fast path
+        return reference.attention(query_THE, key_TJE, value_TJE, segments, slopes_H, absolute_bias)
+    heads, kv_heads = query_THE.shape[1], key_TJE.shape[1]
+    out_THE = torch.empty_like(query_THE)
+    for index, segment in enumerate(segments):
+        ranges = key_ranges(segments, index)
+        key_1HKE = gather_heads(key_TJE, ranges, heads // kv_heads)
+        value_1HKE = gather_heads(value_TJE, ranges, heads // kv_heads)
+        query_1HQE = query_THE[segment.start : segment.end].transpose(0, 1)[None]
+        if slopes_H is None and len(ranges) == 1:
+            mixed = functional.scaled_dot_product_attention(query_1HQE, key_1HKE, value_1HKE, is_causal=True)
+            out_THE[segment.start : segment.end] = mixed[0].transpose(0, 1)
+            continue
+        before = key_1HKE.shape[2] - query_1HQE.shape[2]
+        for start in range(0, query_1HQE.shape[2], QUERY_BLOCK):
+            block_1HQE = query_1HQE[:, :, start : start + QUERY_BLOCK]
+            last = before + start + block_1HQE.shape[2]  # no query of the block sees a key from here on
+            mixed = functional.scaled_dot_product_attention(
+                block_1HQE,
+                key_1HKE[:, :, :last],
+                value_1HKE[:, :, :last],
+                attn_mask=block_bias(slopes_H, before + start, last, query_THE),
+            )
+            out_THE[segment.start + start : segment.start + start + block_1HQE.shape[2]] = mixed[0].transpose(0, 1)
+    return out_THE
+
+
+def gather_heads(x_TJE: torch.Tensor, ranges: list[tuple[int, int]], repeats: int) -> torch.Tensor:
+    """Keys or values of the ranges, one after the other, a copy for each query head -> (1, H, K, E)."""
+    x_KJE = x_TJE[ranges[0][0] : ranges[0][1]] if len(ranges) == 1 else torch.cat([x_TJE[a:b] for a, b in ranges])
+    if repeats > 1:
+        x_KJE = x_KJE.repeat_interleave(repeats, dim=1)
+    return x_KJE.transpose(0, 1)[None]
+
+
+def block_bias(slopes_H: torch.Tensor | None, first: int, last: int, like: torch.Tensor) -> torch.Tensor:
+    """What is added to the scores of queries first..last over keys 0..last: ALiBi's slope, -inf for the future."""
+    j = torch.arange(last, device=like.device)
+    i = j[first:]
+    future = j[None, :] > i[:, None]
+    if slopes_H is None:
+        return torch.zeros(future.shape, dtype=like.dtype, device=like.device).masked_fill(future, float("-inf"))
+    distance = (j[None, :] - i[:, None]).float()
+    bias_HQK = slopes_H[:, None, None] * distance
+    return bias_HQK.masked_fill(future, float("-inf")).to(like.dtype)[None]

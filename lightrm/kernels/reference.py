@@ -1,0 +1,78 @@
+"""The truth: every op written for the reader, in float32 inside, on any device. Slow on purpose.
+
+Shapes: T tokens, D width, F feed-forward width, H query heads, J key/value heads, E head width, O x I a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lightrm.packing import Segment, key_ranges
+
+
+def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467): float32 inside, the input's dtype out."""
+    x = x_TD.float()
+    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    return normed.to(x_TD.dtype) * weight_D
+
+
+def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+    y_TO = x_TI.float() @ weight_OI.float().T
+    if bias_O is not None:
+        y_TO = y_TO + bias_O.float()
+    return y_TO.to(x_TI.dtype)
+
+
+def rotate(x_THE: torch.Tensor, cos_TE: torch.Tensor, sin_TE: torch.Tensor) -> torch.Tensor:
+    """RoPE, half-split: channel e turns together with channel e + E/2. cos and sin are float32 (T, E/2)."""
+    half = x_THE.shape[-1] // 2
+    x = x_THE.float()
+    a, b = x[..., :half], x[..., half:]
+    cos, sin = cos_TE[:, None, :], sin_TE[:, None, :]
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_THE.dtype)
+
+
+def silu_mul(gate_up_TF2: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up, where the input holds gate and up side by side: (T, 2F) -> (T, F)."""
+    gate, up = gate_up_TF2.float().chunk(2, dim=-1)
+    return (torch.nn.functional.silu(gate) * up).to(gate_up_TF2.dtype)
+
+
+def attention(
+    query_THE: torch.Tensor,
+    key_TJE: torch.Tensor,
+    value_TJE: torch.Tensor,
+    segments: Sequence[Segment],
+    slopes_H: torch.Tensor | None,
+    absolute_bias: bool = False,
+) -> torch.Tensor:
+    """softmax(q k / sqrt(E) + bias) v, per segment over its ancestors and causally over itself -> (T, H, E).
+
+    bias = slope * (j - i). With `absolute_bias` it is slope * j rounded to the dtype of the query, added to
+    scores of that dtype: what Baichuan-13B's published code computes.
+    """
+    heads, kv_heads = query_THE.shape[1], key_TJE.shape[1]
+    out_THE = torch.empty_like(query_THE)
+    for index, segment in enumerate(segments):
+        ranges = key_ranges(segments, index)
+        key_HKE = torch.cat([key_TJE[a:b] for a, b in ranges]).repeat_interleave(heads // kv_heads, 1).transpose(0, 1)
+        value_HKE = (
+            torch.cat([value_TJE[a:b] for a, b in ranges]).repeat_interleave(heads // kv_heads, 1).transpose(0, 1)
+        )
+        query_HQE = query_THE[segment.start : segment.end].transpose(0, 1)
+        j = torch.arange(key_HKE.shape[1], device=query_THE.device)
+        i = j[len(j) - query_HQE.shape[1] :]
+        score_HQK = query_HQE.float() @ key_HKE.float().transpose(1, 2) / query_HQE.shape[-1] ** 0.5
+        if slopes_H is not None:
+            if absolute_bias:
+                table_H1K = (slopes_H[:, None, None] * j).to(query_THE.dtype)
+                score_HQK = (score_HQK.to(query_THE.dtype) + table_H1K).float()
+            else:
+                score_HQK = score_HQK + slopes_H[:, None, None] * (j[None, :] - i[:, None])
+        score_HQK = score_HQK.masked_fill(j[None, :] > i[:, None], float("-inf"))
+        mixed_HQE = score_HQK.softmax(-1) @ value_HKE.float()
+        out_THE[segment.start : segment.end] = mixed_HQE.transpose(0, 1).to(query_THE.dtype)
+    return out_THE

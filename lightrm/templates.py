@@ -1,0 +1,237 @@
+"""Conversation -> pieces of text: one frozen template a model family, stating where its form comes from.
+
+A template yields a list of runs of text and of named special tokens. What a user wrote only ever lands in a `Text`;
+special tokens come from the template alone. Slots are replaced, never formatted, so braces in a prompt are text.
+
+BOS and EOS stand for whatever the checkpoint's tokenizer files call so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from lightrm.errors import TemplateError
+
+Turn = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A run of text. `glued`: continues the token before it, without a tokenizer's leading space mark."""
+
+    text: str
+    glued: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """One special token, by its exact spelling, or the role `bos` / `eos`."""
+
+    name: str
+
+
+Piece = Text | Special
+BOS, EOS = Special("bos"), Special("eos")
+Cut = Literal["response end", "prompt start", "each side"]
+Joined = Literal["all", "prompt", "none"]
+
+
+class AnyTemplate(Protocol):
+    """What the encoder needs: a name, the cutting rule, and the pieces on both sides of the seam."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def cut(self) -> Cut: ...
+    @property
+    def max_length(self) -> int | None: ...
+    @property
+    def joined(self) -> Joined: ...
+    @property
+    def bos(self) -> bool | None: ...
+
+    def render(self, turns: Sequence[Turn], response: str) -> tuple[list[Piece], list[Piece]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A frozen template.
+
+    opening, user, assistant, closing: pieces with the slot `{}`; `user` ends where the answer begins.
+    bos: put BOS first; None does what the tokenizer files say.
+    joined: which adjacent texts are tokenized as one string: `all`, those of the `prompt` only, or `none`.
+    cut: where an overlong text is shortened. `response end` keeps EOS; `prompt start` keeps BOS and the whole
+    end; `each side` cuts prompt and answer at half of `max_length` each, EOS counted with the answer.
+    """
+
+    name: str
+    source: str
+    user: tuple[Piece, ...]
+    opening: tuple[Piece, ...] = ()
+    assistant: tuple[Piece, ...] = (Text("{}"),)
+    closing: tuple[Piece, ...] = (EOS,)
+    system: str | None = None
+    bos: bool | None = None
+    joined: Joined = "all"
+    cut: Cut = "response end"
+    max_length: int | None = None
+    verified: bool = True
+
+    def render(self, turns: Sequence[Turn], response: str) -> tuple[list[Piece], list[Piece]]:
+        """Pieces before the answer, and the answer's own with what closes it."""
+        system, turns = split_system(turns)
+        slot = any("{}" in piece.text for piece in self.opening if isinstance(piece, Text))
+        if system is not None and not slot:  # a template without a place for it: it opens the first user turn
+            if turns[0]["role"] != "user":
+                raise TemplateError(f"template {self.name!r}: a system turn must be followed by a user turn")
+            first = {"role": "user", "content": f"{system}\n{turns[0]['content']}"}
+            turns = [first, *turns[1:]]
+        before = fill(self.opening, system if system is not None else self.system or "")
+        for turn in turns:
+            before += fill(self.user if turn["role"] == "user" else self.assistant, turn["content"])
+        if turns[-1]["role"] != "user":
+            raise TemplateError(f"template {self.name!r} scores an answer to a user turn, the last turn is not one")
+        return before, [Text(response), *self.closing]
+
+
+def fill(pieces: Sequence[Piece], content: str) -> list[Piece]:
+    return [Text(p.text.replace("{}", content), p.glued) if isinstance(p, Text) else p for p in pieces]
+
+
+def split_system(turns: Sequence[Turn]) -> tuple[str | None, list[Turn]]:
+    """The leading system text, if any, and the other turns."""
+    if turns and turns[0]["role"] == "system":
+        rest = list(turns[1:])
+        if not rest:
+            raise TemplateError("a conversation needs a user turn, found only a system turn")
+        return turns[0]["content"], rest
+    return None, list(turns)
+
+
+LET_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+
+
+def efficient_tuning(
+    name: str, dates: str, *, system_break: str = "\n", whole_prompt: bool = False, bos: bool | None = False,
+    closing: tuple[Piece, ...] = (EOS,),
+) -> Template:  # fmt: skip
+    """LLaMA-Efficient-Tuning's default template; single-turn ids follow the code of those dates.
+
+    Its answers are always tokenized apart from the prompt. Later turns are joined by a line break: a guess.
+    """
+    opening: tuple[Piece, ...] = (Text("{}" + system_break),) if whole_prompt else (Text("{}"), Text(system_break))
+    if not system_break:
+        opening = (Text("{}"),)
+    return Template(
+        name=name,
+        source=f"LLaMA-Efficient-Tuning, template `default`, {dates}",
+        opening=opening,
+        user=(Text("Human: {}\nAssistant: "),),
+        assistant=(Text("{}\n"),),
+        closing=closing,
+        system=LET_SYSTEM,
+        bos=bos,
+        joined="prompt" if whole_prompt else "none",
+        cut="each side",
+        max_length=1024,
+        verified=False,
+    )
+
+
+USER_MARK, ASSISTANT_MARK = Special("<reserved_102>"), Special("<reserved_103>")
+
+
+def baichuan(name: str, dates: str, *, bos: bool = False, closing: tuple[Piece, ...] = (EOS,)) -> Template:
+    """LLaMA-Efficient-Tuning's template for Baichuan chat models, pieces tokenized one by one."""
+    return Template(
+        name=name,
+        source=f"LLaMA-Efficient-Tuning, template `baichuan`, {dates}",
+        user=(USER_MARK, Text("{}"), ASSISTANT_MARK),
+        closing=closing,
+        bos=bos,
+        joined="none",
+        cut="each side",
+        max_length=1024,
+        verified=False,
+    )
+
+
+TEMPLATES: dict[str, Template] = {
+    template.name: template
+    for template in (
+        Template(
+            name="ziya",
+            source="model card of IDEA-CCNL/Ziya-LLaMA-7B-Reward",
+            user=(Text("Human:{}\n\nAssistant:"),),
+            assistant=(Text("{}\n\n"),),
+            bos=True,
+            max_length=1024,
+        ),
+        efficient_tuning("let-default", "up to v0.1.5 (2023-08-02)", whole_prompt=True, bos=None),
+        efficient_tuning("let-default-2023-08-04", "2023-08-04 to 08-08", system_break=""),
+        efficient_tuning("let-default-0.1.6", "2023-08-09 to 08-17 (v0.1.6)", bos=True),
+        efficient_tuning("let-default-0.1.7", "2023-08-17 to 09-07 (v0.1.7)"),
+        efficient_tuning("let-default-2023-09-07", "from 2023-09-07", closing=()),
+        Template(
+            name="let-baichuan",
+            source="LLaMA-Efficient-Tuning, template `baichuan`, up to v0.1.5 (2023-08-02)",
+            user=(Special("▁"), USER_MARK, Text("{}", glued=True), ASSISTANT_MARK),
+            bos=None,
+            joined="none",
+            cut="each side",
+            max_length=1024,
+            verified=False,
+        ),
+        baichuan("let-baichuan-2023-08-04", "2023-08-04 to 08-08, and 08-21 to 09-07"),
+        baichuan("let-baichuan-2023-08-09", "2023-08-09 to 08-11", bos=True),
+        baichuan("let-baichuan-0.1.6", "2023-08-11 to 08-17 (v0.1.6)", bos=True, closing=(USER_MARK,)),
+        baichuan("let-baichuan-0.1.7", "2023-08-17 to 08-21 (v0.1.7)", closing=(USER_MARK,)),
+        baichuan("let-baichuan-2023-09-07", "from 2023-09-07", closing=()),
+        Template(
+            name="ultrarm",
+            source="model card of openbmb/UltraRM-13b",
+            user=(Text("Human: {}\n\nAssistant: "),),
+            assistant=(Text("{}\n\n"),),
+            closing=(),
+            cut="prompt start",
+        ),
+        Template(
+            name="eurus",
+            source="openbmb/Eurus-RM-7b as RewardBench runs it",
+            user=(Text("[INST] {} [/INST] "),),
+            assistant=(Text("{} "),),
+            closing=(),
+            cut="prompt start",
+            verified=False,
+        ),
+        Template(
+            name="beaver",
+            source="PKU-Alignment/safe-rlhf, constants",
+            opening=(Text("BEGINNING OF CONVERSATION:"),),
+            user=(Text(" USER: {} ASSISTANT:"),),
+            assistant=(Text("{}"), EOS),
+            cut="prompt start",
+        ),
+        Template(
+            name="plain",
+            source="the caller's own text: the prompt and the response with nothing between",
+            user=(Text("{}"),),
+            closing=(),
+            cut="prompt start",
+        ),
+    )
+}
+
+
+def find_template(name: str) -> Template:
+    """Raises TemplateError, listing the names, if there is none of this name."""
+    if name not in TEMPLATES:
+        raise TemplateError(
+            f"no template {name!r}; there are {', '.join(TEMPLATES)}, and 'chat' for the checkpoint's own"
+        )
+    return TEMPLATES[name]

@@ -1,0 +1,215 @@
+"""Text pieces <-> ids: the two kinds of tokenizer files, behind one small protocol.
+
+Text that a user wrote must never become a special token. A sentencepiece model matches its user-defined pieces
+(`<reserved_102>`) inside any text, and a tokenizer.json matches its added tokens (`<|im_end|>`): both are disarmed
+here by default. `parse_specials=True` leaves them live, as Hugging Face's tokenizers do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import sentencepiece
+import tokenizers
+
+from lightrm.errors import TokenizerError
+
+# Pieces that steer a model. HTML tags, digits or line breaks, which Baichuan also lists as user-defined, do not.
+MARKER = re.compile(
+    r"<\|.*\|>|<｜.*｜>|<reserved_\d+>|<[A-Z][A-Z_]+>|\[[A-Z][A-Z_]*\]|<(s|/s|unk|pad|mask|bos|eos|sep|cls)>"
+)
+USER_DEFINED, CONTROL = 4, 3  # SentencePiece.Type in sentencepiece_model.proto
+
+
+class Vocabulary(Protocol):
+    """What the layers above need of a tokenizer."""
+
+    @property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+
+    def encode(self, text: str, *, first: bool, glued: bool) -> list[int]:
+        """Ids of a run of text. `first`: it opens the sequence; `glued`: no space mark is put before it."""
+
+    def id_of(self, piece: str) -> int | None:
+        """Id of one exact piece or special token, None if there is none."""
+
+    def piece(self, token_id: int) -> str:
+        """The piece behind an id, as the vocabulary spells it."""
+
+
+class SentencePieceVocabulary:
+    """A `tokenizer.model`. `added` are the tokens that JSON files beside it add, with their ids."""
+
+    def __init__(self, model: bytes, added: dict[str, int], parse_specials: bool) -> None:
+        self.processor = load_processor(model if parse_specials else disarm(model))
+        self.glued = load_processor(model if parse_specials else disarm(model))
+        self.glued.override_normalizer_spec(add_dummy_prefix=False)  # type: ignore[attr-defined]
+        self.added = added
+        self.live = specials_pattern(added) if parse_specials else None
+
+    @property
+    def size(self) -> int:
+        return max([self.processor.get_piece_size(), *(i + 1 for i in self.added.values())])
+
+    def encode(self, text: str, *, first: bool, glued: bool) -> list[int]:
+        processor = self.glued if glued else self.processor
+        if self.live is None:
+            return list(processor.encode(text))
+        ids: list[int] = []
+        for part in self.live.split(text):
+            ids += [self.added[part]] if part in self.added else processor.encode(part)
+        return ids
+
+    def id_of(self, piece: str) -> int | None:
+        if piece in self.added:
+            return self.added[piece]
+        token_id = int(self.processor.piece_to_id(piece))
+        return token_id if self.processor.id_to_piece(token_id) == piece else None
+
+    def piece(self, token_id: int) -> str:
+        if token_id < self.processor.get_piece_size():
+            return str(self.processor.id_to_piece(token_id))
+        return next((text for text, i in self.added.items() if i == token_id), f"<{token_id}>")
+
+
+class JsonVocabulary:
+    """A `tokenizer.json`, through the tokenizers library."""
+
+    def __init__(self, text: str, parse_specials: bool) -> None:
+        try:
+            description = json.loads(text)
+            if not parse_specials:
+                for token in description.get("added_tokens", ()):
+                    token["special"] = token["special"] or MARKER.fullmatch(token["content"]) is not None
+            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+            self.later = tokenizers.Tokenizer.from_str(json.dumps(without_first_prefix(description)))
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise TokenizerError(f"tokenizer.json cannot be read: {error}") from error
+        for tokenizer in (self.tokenizer, self.later):
+            tokenizer.encode_special_tokens = not parse_specials
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+
+    @property
+    def size(self) -> int:
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, first: bool, glued: bool) -> list[int]:
+        tokenizer = self.tokenizer if first and not glued else self.later
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def id_of(self, piece: str) -> int | None:
+        token_id = self.tokenizer.token_to_id(piece)
+        return None if token_id is None else int(token_id)
+
+    def piece(self, token_id: int) -> str:
+        return self.tokenizer.id_to_token(token_id) or f"<{token_id}>"
+
+    def added_tokens(self) -> dict[str, int]:
+        return {token.content: i for i, token in self.tokenizer.get_added_tokens_decoder().items()}
+
+    def adds_first(self) -> bool:
+        """Whether the file's own post-processor puts a token before a text."""
+        bare = self.tokenizer.encode("a", add_special_tokens=False).ids
+        return list(self.tokenizer.encode("a", add_special_tokens=True).ids[: len(bare)]) != list(bare)
+
+
+def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]
+    """The same tokenizer for a run of text that does not open the sequence.
+
+    Metaspace with prepend_scheme `first` marks a space only at the very start; a later run encoded on its own
+    would get one that the whole text does not have.
+    """
+    copy = json.loads(json.dumps(description))
+    pending = [copy.get("pre_tokenizer")]
+    while pending:
+        step = pending.pop()
+        if isinstance(step, dict):
+            pending += step.get("pretokenizers", ())
+            if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
+                step["prepend_scheme"] = "never"
+    return dict(copy)
+
+
+def specials_pattern(specials: Iterable[str]) -> re.Pattern[str] | None:
+    """Splits a text at special tokens, longest first, keeping them."""
+    longest_first = sorted((s for s in specials if s), key=len, reverse=True)
+    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
+
+
+def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except Exception as error:  # the binding raises RuntimeError, OSError or TypeError by version
+        raise TokenizerError(f"tokenizer.model is not a sentencepiece model ({len(model)} bytes): {error}") from error
+
+
+def disarm(model: bytes) -> bytes:
+    """The same sentencepiece model with its user-defined markers retyped as control pieces.
+
+    Control pieces keep their ids and are never matched inside a text. ModelProto (sentencepiece_model.proto):
+    field 1 is a repeated SentencePiece {1: piece, 2: score, 3: type}; a type is one byte, changed in place.
+    """
+    patched = bytearray(model)
+    for number, start, end in fields(model, 0, len(model)):
+        if number != 1:
+            continue
+        parts = {n: (a, b) for n, a, b in fields(model, start, end)}
+        if 1 not in parts or 3 not in parts:
+            continue
+        type_at = parts[3][0]
+        piece = model[slice(*parts[1])].decode("utf-8", "replace")
+        if model[type_at] == USER_DEFINED and MARKER.fullmatch(piece):
+            patched[type_at] = CONTROL
+    return bytes(patched)
+
+
+def fields(data: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
+    """(field number, start, end) of each field of a protobuf message; start..end is its payload."""
+    while at < stop:
+        tag, at = varint(data, at)
+        kind, start = tag & 7, at
+        if kind == 0:
+            _, at = varint(data, at)
+        elif kind == 2:
+            length, start = varint(data, at)
+            at = start + length
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise TokenizerError(f"tokenizer.model is damaged: protobuf wire type {kind} at byte {start}")
+        if at > stop:
+            raise TokenizerError(f"tokenizer.model is cut short: a field ends at byte {at}, the data at {stop}")
+        yield tag >> 3, start, at
+
+
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < len(data):
+        byte = data[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+    raise TokenizerError(f"tokenizer.model is cut short at byte {at}")
+
+
+def read_vocabulary(folder: Path, added: dict[str, int], parse_specials: bool) -> Vocabulary:
+    """tokenizer.json where there is one, else tokenizer.model.
+
+    Raises TokenizerError if the folder has neither, or an unreadable one.
+    """
+    described, model = folder / "tokenizer.json", folder / "tokenizer.model"
+    if described.is_file():
+        return JsonVocabulary(described.read_text(encoding="utf-8"), parse_specials)
+    if model.is_file():
+        return SentencePieceVocabulary(model.read_bytes(), added, parse_specials)
+    raise TokenizerError(
+        f"{folder} has neither tokenizer.json nor tokenizer.model: `score_ids` still works; "
+        "copy the model's tokenizer files there to score text"
+    )

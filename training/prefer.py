@@ -1,0 +1,138 @@
+"""Stage two: a value head that prefers, trained by Bradley-Terry comparisons inside one group of answers.
+
+A group is one prompt with a proper answer and spoilt ones: the rejected answer of the pair, a stutter, a cut,
+and another prompt's answer. loss = -mean log sigmoid(better - worse) over the comparisons of the group.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import sentencepiece
+import torch
+from torch import nn
+
+from training.corruptions import cut, repeated
+from training.network import LONGEST, RewardNetwork
+from training.records import Pair
+from training.steps import Steps
+
+TOKENS = 6144  # padded tokens a step
+EPOCHS = 3
+LONGEST_ANSWER = 600  # tokens: with a longer answer one group would fill a whole step
+NATURAL_WEIGHT = 0.5  # human labels are noisy, corruptions are not
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Token ids of the candidates, and which is better than which: (better, worse, weight)."""
+
+    rows: list[list[int]]
+    comparisons: list[tuple[int, int, float]]
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.rows))
+
+
+def encode(vocabulary: sentencepiece.SentencePieceProcessor, prompt: str, answer: str) -> list[int]:
+    """`<s> text </s>`; too long a text loses its front, so that the end of the answer is always seen."""
+    ids = vocabulary.encode(prompt + answer)
+    return [1, *ids[-(LONGEST - 2) :], 2]
+
+
+class Groups:
+    """Makes the groups of one epoch: fresh corruptions and fresh foreign answers every time."""
+
+    def __init__(self, pairs: list[Pair], asked: list[tuple[str, str, str]], vocabulary) -> None:
+        self.vocabulary = vocabulary
+        known = {pair.prompt for pair in pairs}
+        self.items = [(p.prompt, p.chosen, p.rejected, p.lang) for p in pairs]
+        self.items += [(prompt, answer, None, lang) for prompt, answer, lang in asked if prompt not in known]
+        self.items = [item for item in self.items if len(vocabulary.encode(item[1])) <= LONGEST_ANSWER]
+        self.answers: dict[str, list[tuple[str, str]]] = {"zh": [], "en": []}
+        for prompt, chosen, _, lang in self.items:
+            self.answers[lang].append((prompt, chosen))
+
+    def foreign(self, prompt: str, answer: str, lang: str, rng: random.Random) -> str:
+        """Another prompt's answer; of four candidates the one nearest in length, so that length says little."""
+        candidates = [a for p, a in rng.sample(self.answers[lang], 6) if p != prompt and a != answer][:4]
+        return min(candidates, key=lambda a: abs(len(a) - len(answer)))
+
+    def make(self, item: tuple[str, str, str | None, str], rng: random.Random) -> Group:
+        prompt, chosen, rejected, lang = item
+        answers, comparisons = [chosen], []
+
+        def worse(than: int, answer: str | None, weight: float = 1.0) -> None:
+            if answer is not None and answer not in answers:
+                comparisons.append((than, len(answers), weight))
+                answers.append(answer)
+
+        if rejected is not None:
+            worse(0, rejected, NATURAL_WEIGHT)
+        # Spoil the rejected answer now and then: it too is a proper text.
+        spoil = 1 if len(answers) == 2 and rng.random() < 0.3 else 0
+        worse(spoil, repeated(answers[spoil], rng))
+        worse(0, cut(answers[0], rng))
+        worse(0, self.foreign(prompt, chosen, lang, rng))
+        if len(chosen) < 200:  # cheap ones: relevance is the hardest of the three
+            worse(0, self.foreign(prompt, chosen, lang, rng))
+        return Group([encode(self.vocabulary, prompt, a) for a in answers], comparisons)
+
+    def epoch(self, number: int) -> list[list[Group]]:
+        """Batches of groups of about one length, at most TOKENS padded tokens each, in random order."""
+        rng = random.Random(number)
+        groups = [self.make(item, rng) for item in self.items]
+        groups = [g for g in groups if g.comparisons]
+        groups.sort(key=lambda g: g.longest + rng.random())
+        batches, batch, rows = [], [], 0
+        for group in groups:
+            if batch and (rows + len(group.rows)) * group.longest > TOKENS:
+                batches.append(batch)
+                batch, rows = [], 0
+            batch.append(group)
+            rows += len(group.rows)
+        batches.append(batch)
+        rng.shuffle(batches)
+        return batches
+
+
+def batch_loss(network: RewardNetwork, batch: list[Group]) -> tuple[torch.Tensor, float]:
+    rows = [row for group in batch for row in group.rows]
+    lengths = torch.tensor([len(row) for row in rows])
+    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for k, row in enumerate(rows):
+        ids[k, : len(row)] = torch.tensor(row)
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden_BLD = network.hidden(ids)
+    last_BD = hidden_BLD[torch.arange(len(rows)), lengths - 1]
+    scores = network.value_head(last_BD.float()).squeeze(-1)
+    better, worse, weight, start = [], [], [], 0
+    for group in batch:
+        for b, w, weighs in group.comparisons:
+            better.append(start + b)
+            worse.append(start + w)
+            weight.append(weighs)
+        start += len(group.rows)
+    margin = scores[better] - scores[worse]
+    weights = torch.tensor(weight)
+    loss = -(weights * nn.functional.logsigmoid(margin)).sum() / weights.sum()
+    return loss + 1e-3 * scores.square().mean(), (margin > 0).float().mean().item()
+
+
+def prefer(network: RewardNetwork, groups: Groups, folder: Path) -> None:
+    schedule: list[list[Group]] = []
+    sizes = [len(groups.epoch(e)) for e in range(EPOCHS)]
+    steps = Steps(network, folder / "prefer.pt", total=sum(sizes), peak=6e-4, weight_decay=0.05)
+    current, right = -1, []
+    for step in steps.remaining():
+        epoch = 0
+        while step >= sum(sizes[: epoch + 1]):
+            epoch += 1
+        if epoch != current:
+            schedule, current = groups.epoch(epoch), epoch
+        loss, accuracy = batch_loss(network, schedule[step - sum(sizes[:epoch])])
+        right = [*right[-99:], accuracy]
+        steps.descend(loss, f"comparisons right {sum(right) / len(right):.3f}")
