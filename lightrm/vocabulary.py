@@ -23,6 +23,8 @@ MARKER = re.compile(
     r"<\|.*\|>|<｜.*｜>|<reserved_\d+>|<[A-Z][A-Z_]+>|\[[A-Z][A-Z_]*\]|<(s|/s|unk|pad|mask|bos|eos|sep|cls)>"
 )
 USER_DEFINED, CONTROL = 4, 3  # SentencePiece.Type in sentencepiece_model.proto
+# A second normalizer_spec (field 3) with add_dummy_prefix (field 3) = false: protobuf merges it into the first.
+NO_DUMMY_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3, 0])
 
 
 class Vocabulary(Protocol):
@@ -46,9 +48,9 @@ class SentencePieceVocabulary:
     """A `tokenizer.model`. `added` are the tokens that JSON files beside it add, with their ids."""
 
     def __init__(self, model: bytes, added: dict[str, int], parse_specials: bool) -> None:
-        self.processor = load_processor(model if parse_specials else disarm(model))
-        self.glued = load_processor(model if parse_specials else disarm(model))
-        self.glued.override_normalizer_spec(add_dummy_prefix=False)  # type: ignore[attr-defined]
+        model = model if parse_specials else disarm(model)
+        self.processor = load_processor(model)
+        self.glued = load_processor(model + NO_DUMMY_PREFIX)
         self.added = added
         self.live = specials_pattern(added) if parse_specials else None
 

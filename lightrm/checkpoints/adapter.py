@@ -16,7 +16,7 @@ import torch
 
 from lightrm.checkpoints.config import read_config
 from lightrm.checkpoints.source import TensorSource
-from lightrm.errors import CheckpointError, ConfigError, TensorMismatchError, UnsupportedModelError
+from lightrm.errors import CheckpointError, TensorMismatchError, UnsupportedModelError
 
 CONFIG = "adapter_config.json"
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
@@ -26,13 +26,16 @@ LOW_RANK = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """pairs: base tensor name -> names of its A (r, I) and B (O, r); scale by base tensor name."""
+    """pairs: base tensor name -> names of its A (r, I) and B (O, r); scale by base tensor name.
+
+    replaced: base name -> name in the adapter file of a tensor it carries whole; base: where the base model was.
+    """
 
     source: TensorSource
     pairs: dict[str, tuple[str, str]]
     scale: dict[str, float]
     replaced: dict[str, str]
-    base: str
+    base: str | None
 
     def merge(self, name: str, weight_OI: torch.Tensor) -> torch.Tensor:
         """The merged weight of one base tensor, float32 where it was touched."""
@@ -52,16 +55,13 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Raises ConfigError, UnsupportedModelError or TensorMismatchError."""
+    """Raises CheckpointError, UnsupportedModelError or TensorMismatchError."""
     config = read_config(folder, CONFIG)
     for feature in ("use_dora", "fan_in_fan_out"):
         if config.flag(feature):
             raise UnsupportedModelError(f"{config.path}: {feature} is not supported; merge the adapter with peft first")
     if config.raw.get("peft_type", "LORA") != "LORA":
         raise UnsupportedModelError(f"{config.path}: peft_type {config.raw['peft_type']!r} is not supported, only LORA")
-    base = config.raw.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base:
-        raise ConfigError(f"{config.path}: base_model_name_or_path is missing; pass base=... to load")
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise CheckpointError(f"{folder} has {CONFIG} but none of {', '.join(WEIGHTS)}")
@@ -88,4 +88,5 @@ def read_adapter(folder: Path) -> Adapter:
         module = name.removesuffix(".weight")
         alpha = next((a for key, a in patterns.items() if re.search(rf"(^|\.){key}$", module)), default_alpha)
         scale[name] = float(alpha) / (rank**0.5 if config.flag("use_rslora") else rank)
-    return Adapter(source, pairs, scale, replaced, base)
+    base = config.raw.get("base_model_name_or_path")
+    return Adapter(source, pairs, scale, replaced, base if isinstance(base, str) and base else None)

@@ -24,7 +24,7 @@ from lightrm.checkpoints.config import Config, read_architecture, read_config
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.source import TensorSource, check_index, main_files
-from lightrm.errors import MissingHeadError, TensorMismatchError
+from lightrm.errors import CheckpointError, MissingHeadError, TensorMismatchError
 
 # The first that matches wins: the more particular ones come first.
 LAYOUTS: tuple[Layout, ...] = tuple(
@@ -85,7 +85,7 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     Raises a CheckpointError that says what was found and what was expected.
     """
     adapter = read_adapter(folder) if is_adapter(folder) else None
-    base_folder = folder if adapter is None else resolve(base or near(folder, adapter.base))
+    base_folder = folder if adapter is None else base_of(folder, adapter, base)
     config = read_config(folder if (folder / "config.json").is_file() else base_folder)
     architecture = read_architecture(config)
     main = TensorSource(main_files(base_folder))
@@ -125,10 +125,13 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     )
 
 
-def near(folder: Path, base: str) -> str | Path:
-    """A base named by a relative path is looked for beside the adapter too."""
+def base_of(folder: Path, adapter: Adapter, asked: str | Path | None) -> Path:
+    """The folder of an adapter's base model; one named by a relative path is looked for beside the adapter too."""
+    base = asked or adapter.base
+    if base is None:
+        raise CheckpointError(f"{folder}: its adapter_config.json names no base model: pass base=... to load")
     beside = folder.parent / base
-    return beside if not Path(base).is_dir() and beside.is_dir() else base
+    return resolve(beside if not Path(base).is_dir() and beside.is_dir() else base)
 
 
 def choose(config: Config, names: Iterable[str]) -> Layout:

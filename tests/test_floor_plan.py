@@ -1,0 +1,148 @@
+"""The house stays as drawn: imports run downwards, names say something, the front door is narrow and cheap."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightrm
+
+PACKAGE = Path(lightrm.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+# Top to bottom: a room may import the rooms after it, and its neighbours in the same entry.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("__init__",),
+    ("cli",),
+    ("demonstration",),
+    ("scorer",),
+    ("conversation", "progress"),
+    ("tokens",),
+    ("chat",),
+    ("templates", "vocabulary"),
+    ("loading",),
+    ("checkpoints",),
+    ("transformer",),
+    ("linear", "heads"),
+    ("positions", "schemes"),
+    ("architecture",),
+    ("ops",),
+    ("kernels",),
+    ("packing",),
+    ("errors",),
+)
+FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
+HEAVY = ("transformers", "ray", "trl", "bitsandbytes", "peft", "datasets")
+NAMELESS = {"utils", "util", "common", "helpers", "misc", "core", "base"}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def imports(path: Path) -> set[str]:
+    """Modules that a file imports, at any depth, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_run_downwards(path: Path) -> None:
+    assert room(path) in FLOOR, f"{path.name} is in no floor: draw it into FLOORS and the README"
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] != "lightrm" or len(parts) < 2 or room(path) == "__init__":
+            continue
+        target = parts[1] if parts[1] in FLOOR else "__init__"
+        if room(path) == "cli" and target == "__init__":
+            continue  # the command line enters by the front door, as users do
+        assert FLOOR[room(path)] <= FLOOR[target], f"{path.name} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_files_are_rooms(path: Path) -> None:
+    text = path.read_text()
+    assert path.stem not in NAMELESS
+    assert text.count("\n") <= 350, "over 350 lines: is it two rooms?"
+    assert ast.get_docstring(ast.parse(text)), "a room says what lives in it"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_heavy_libraries_stay_outside(path: Path) -> None:
+    assert not {name.split(".")[0] for name in imports(path)} & set(HEAVY)
+    if room(path) != "kernels":
+        assert "triton" not in {name.split(".")[0] for name in imports(path)}
+
+
+def test_only_ops_opens_the_door_to_kernels() -> None:
+    for path in FILES:
+        if room(path) not in ("ops", "kernels"):
+            assert not any(name.startswith("lightrm.kernels") for name in imports(path)), path
+
+
+def test_the_model_text_knows_no_quantization() -> None:
+    assert not any("scheme" in name for name in imports(PACKAGE / "transformer.py"))
+
+
+def test_remote_code_is_never_asked_for() -> None:
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                assert "trust_remote_code" not in {keyword.arg for keyword in node.keywords}
+                if isinstance(node.func, ast.Attribute) and ast.unparse(node.func) == "torch.load":
+                    assert any(k.arg == "weights_only" and ast.unparse(k.value) == "True" for k in node.keywords), path
+
+
+def test_public_names() -> None:
+    assert sorted(lightrm.__all__) == [
+        "CheckpointError", "InputError", "LightRMError", "NumericsError", "RewardModel", "SchemeError",
+        "TemplateError", "TokenizerError", "TruncationWarning", "load",
+    ]  # fmt: skip
+    for name in lightrm.__all__:
+        assert getattr(lightrm, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        _ = lightrm.lode
+
+
+def test_every_error_has_one_root() -> None:
+    from lightrm import errors
+
+    found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+    assert len(found) > 10
+    assert all(issubclass(value, lightrm.LightRMError) for value in found)
+    drawn = errors.__doc__ or ""
+    assert all(value.__name__ in drawn for value in found), "the tree in the docstring is complete"
+
+
+def test_import_is_cheap() -> None:
+    """`import lightrm` starts no CUDA, opens no socket, and loads no framework at all."""
+    program = """
+import json, socket, sys
+def refuse(*a, **k): raise OSError("network")
+socket.socket.connect = refuse
+import lightrm
+print(json.dumps(sorted({n.split(".")[0] for n in sys.modules})))
+import lightrm.scorer, torch
+assert not torch.cuda.is_initialized()
+print(json.dumps(sorted({n.split(".")[0] for n in sys.modules})))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    front, scorer = map(json.loads, result.stdout.strip().splitlines())
+    assert "torch" not in front
+    assert not set(HEAVY) & set(scorer)
+
+
+def test_readme_draws_every_room() -> None:
+    readme = (PACKAGE.parent / "README.md").read_text()
+    for name in {room(path) for path in FILES} | {p.stem for p in (PACKAGE / "checkpoints").glob("[a-z]*.py")}:
+        assert name in readme, f"README's file tree lacks {name}"

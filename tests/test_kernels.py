@@ -1,0 +1,135 @@
+"""The fast path against the truth, on ugly shapes, by the 2x rule: its error against float64 is at most twice that
+of the reference in the same dtype."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lightrm import ops
+from lightrm.kernels import library, reference
+from lightrm.packing import ROOT, Segment
+from lightrm.positions import alibi_slopes
+
+DTYPES = (torch.float32, torch.bfloat16)
+LENGTHS = ((1,), (5, 1, 3), (63, 65), (127, 128, 129), (1, 260, 2))
+
+
+def rows(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def flat(lengths: tuple[int, ...]) -> tuple[Segment, ...]:
+    ends = torch.tensor(lengths).cumsum(0).tolist()
+    return tuple(Segment(end - length, end) for end, length in zip(ends, lengths, strict=True))
+
+
+def exact_attention(q, k, v, segments, slopes) -> torch.Tensor:
+    """Softmax attention in float64 over an explicit (T, T) mask, independent of both implementations."""
+    tokens, heads = q.shape[:2]
+    seen = torch.zeros(tokens, tokens, dtype=torch.bool)
+    place = torch.zeros(tokens, dtype=torch.float64)
+    for segment in segments:
+        at = segment
+        while at.parent != ROOT:
+            at = segments[at.parent]
+            seen[segment.start : segment.end, at.start : at.end] = True
+            place[segment.start : segment.end] += at.end - at.start
+        length = segment.end - segment.start
+        seen[segment.start : segment.end, segment.start : segment.end] = torch.ones(length, length).tril().bool()
+        place[segment.start : segment.end] += torch.arange(length)
+    k, v = (x.double().repeat_interleave(heads // k.shape[1], 1).transpose(0, 1) for x in (k, v))
+    score = q.double().transpose(0, 1) @ k.transpose(1, 2) / q.shape[2] ** 0.5
+    if slopes is not None:
+        score = score + slopes.double()[:, None, None] * (place[None, :] - place[:, None])
+    return (score.masked_fill(~seen, float("-inf")).softmax(-1) @ v).transpose(0, 1)
+
+
+def assert_twice(fast: torch.Tensor, slow: torch.Tensor, exact: torch.Tensor) -> None:
+    floor = torch.finfo(slow.dtype).eps * exact.abs().max()
+    fast_error = (fast.double() - exact).abs().max()
+    slow_error = (slow.double() - exact).abs().max()
+    assert fast_error <= 2 * slow_error + floor, f"{fast_error:.3g} against {slow_error:.3g}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("lengths", LENGTHS)
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (6, 2, 16), (5, 5, 80)])
+@pytest.mark.parametrize("alibi", [False, True])
+def test_attention(dtype, lengths, heads, kv_heads, width, alibi) -> None:
+    tokens = sum(lengths)
+    q = rows(tokens, heads, width, seed=1, dtype=dtype)
+    k, v = rows(tokens, kv_heads, width, seed=2, dtype=dtype), rows(tokens, kv_heads, width, seed=3, dtype=dtype)
+    slopes = alibi_slopes(heads) if alibi else None
+    segments = flat(lengths)
+    fast = library.attention(q, k, v, segments, slopes)
+    slow = reference.attention(q, k, v, segments, slopes)
+    assert fast.dtype == slow.dtype == dtype
+    assert_twice(fast, slow, exact_attention(q, k, v, segments, slopes))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=6), st.booleans())
+def test_attention_over_a_forest(nodes: list[tuple[int, int]], alibi: bool) -> None:
+    """Prompts, their answers, and answers to those: each segment sees its ancestors and itself, nothing else."""
+    segments: list[Segment] = []
+    start = 0
+    for index, (length, back) in enumerate(nodes):
+        parent = index - back if 0 < back <= index else ROOT
+        segments.append(Segment(start, start + length, parent))
+        start += length
+    q, k, v = rows(start, 4, 8, seed=4), rows(start, 2, 8, seed=5), rows(start, 2, 8, seed=6)
+    slopes = alibi_slopes(4) if alibi else None
+    exact = exact_attention(q, k, v, segments, slopes)
+    torch.testing.assert_close(reference.attention(q, k, v, segments, slopes).double(), exact, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(library.attention(q, k, v, segments, slopes).double(), exact, atol=1e-6, rtol=1e-5)
+
+
+def test_absolute_bias_is_the_published_half_precision_table() -> None:
+    """slope * j rounded to bf16 and added to bf16 scores: far from the exact function at a long distance."""
+    q, k, v = (rows(300, 4, 16, seed=s, dtype=torch.bfloat16) for s in (1, 2, 3))
+    slopes = alibi_slopes(4)
+    segments = flat((300,))
+    found = ops.attention(q, k, v, segments, slopes, absolute_bias=True)
+    score = (q.float().transpose(0, 1) @ k.float().permute(1, 2, 0) / 4.0).to(torch.bfloat16)
+    table = (slopes[:, None, None] * torch.arange(300)).to(torch.bfloat16)
+    future = torch.ones(300, 300).triu(1).bool()
+    weights = (score + table).float().masked_fill(future, float("-inf")).softmax(-1)
+    expected = (weights @ v.float().transpose(0, 1)).transpose(0, 1)
+    torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
+    assert (ops.attention(q, k, v, segments, slopes).float() - expected).abs().max() > 0.02
+    in_fp32 = [ops.attention(q.float(), k.float(), v.float(), segments, slopes, absolute) for absolute in (True, False)]
+    torch.testing.assert_close(in_fp32[0], in_fp32[1], atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("tokens", [1, 15, 17, 63, 65, 1000])
+def test_row_kernels(dtype: torch.dtype, tokens: int) -> None:
+    x, weight = rows(tokens, 40, dtype=dtype), rows(40, seed=1, dtype=dtype)
+    wide = x.double()
+    normed = wide * (wide.square().mean(-1, keepdim=True) + 1e-6).rsqrt() * weight.double()
+    assert_twice(library.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6), normed)
+    gate, up = wide.chunk(2, dim=-1)
+    assert_twice(library.silu_mul(x), reference.silu_mul(x), torch.nn.functional.silu(gate) * up)
+    weight_OI, bias = rows(24, 40, seed=2, dtype=dtype), rows(24, seed=3, dtype=dtype)
+    product = wide @ weight_OI.double().T + bias.double()
+    assert_twice(library.linear(x, weight_OI, bias), reference.linear(x, weight_OI, bias), product)
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"ops\.linear.*x \(3, 4\), weight \(2, 5\)"):
+        ops.linear(torch.zeros(3, 4), torch.zeros(2, 5))
+    with pytest.raises(ValueError, match=r"ops\.attention"):
+        ops.attention(torch.zeros(3, 4, 8), torch.zeros(3, 3, 8), torch.zeros(3, 3, 8), flat((3,)))
+
+
+def test_alibi_slopes() -> None:
+    """The values that the Baichuan-13B code gives for 40 heads (models with a power of two are the paper's)."""
+    assert alibi_slopes(8).tolist() == [2.0**-k for k in range(1, 9)]
+    forty = alibi_slopes(40)
+    assert torch.allclose(forty[:4], torch.tensor([0.8409, 0.7071, 0.5946, 0.5]), atol=1e-4)
+    assert float(forty[31]) == 0.00390625
+    assert abs(float(forty[32]) - 0.9170) < 1e-4
+    assert abs(float(forty[39]) - 0.27263) < 1e-4
