@@ -25,8 +25,7 @@ def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
-            speed = task.finished_speed or task.speed
-            return Text("" if speed is None else f"{speed:,.0f} tokens/s")
+            return Text(f"{task.completed / task.elapsed:,.0f} tokens/s" if task.elapsed else "")
 
     columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,.0f} tokens"), Speed())
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:

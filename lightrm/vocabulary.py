@@ -82,9 +82,9 @@ class SentencePieceVocabulary:
 class JsonVocabulary:
     """A `tokenizer.json`, through the tokenizers library."""
 
-    def __init__(self, text: str, parse_specials: bool) -> None:
+    def __init__(self, content: bytes, parse_specials: bool) -> None:
         try:
-            description = json.loads(text)
+            description = json.loads(content)
             if not parse_specials:
                 for token in description.get("added_tokens", ()):
                     token["special"] = token["special"] or MARKER.fullmatch(token["content"]) is not None
@@ -208,7 +208,7 @@ def read_vocabulary(folder: Path, added: dict[str, int], parse_specials: bool) -
     """
     described, model = folder / "tokenizer.json", folder / "tokenizer.model"
     if described.is_file():
-        return JsonVocabulary(described.read_text(encoding="utf-8"), parse_specials)
+        return JsonVocabulary(described.read_bytes(), parse_specials)
     if model.is_file():
         return SentencePieceVocabulary(model.read_bytes(), added, parse_specials)
     raise TokenizerError(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from lightrm.errors import CheckpointError, CorruptFileError, TensorMismatchErro
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.pt", "model.pt")
 PICKLES = (".bin", ".pt", ".pth")
+LFS_POINTER = b"version https://git-lfs"
 
 
 class TensorSource:
@@ -37,6 +39,11 @@ class TensorSource:
         size = path.stat().st_size
         if size == 0:
             raise CorruptFileError(f"{path} is empty (0 bytes): copy or download it again")
+        with path.open("rb") as file:
+            if file.read(len(LFS_POINTER)) == LFS_POINTER:
+                raise CorruptFileError(
+                    f"{path} is a Git LFS pointer, not the weights: run `git lfs pull` in its folder"
+                )
         if path.suffix in PICKLES:
             self.opened[path] = open_pickle(path)
             return list(self.opened[path])
@@ -79,15 +86,15 @@ def open_pickle(path: Path) -> dict[str, torch.Tensor]:
             # Files from before torch 1.6 are not zip archives and cannot be mapped.
             state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if is_damaged(path, error):
-            raise CorruptFileError(f"{path} is cut short or not a PyTorch file: {first_line(error)}") from error
+        if not names_code(error):
+            raise CorruptFileError(f"{path} is cut short or not a PyTorch file: {cause(error)}") from error
         raise UnsafePickleError(
             f"{path} holds more than plain tensors, and loading it would run code from the checkpoint: "
-            f"{first_line(error)}; ask its author for safetensors"
+            f"{cause(error)}; ask its author for safetensors"
         ) from error
     except (RuntimeError, EOFError, OSError, KeyError, ValueError) as error:
         raise CorruptFileError(
-            f"{path} ({path.stat().st_size} bytes) is cut short or not a PyTorch file: {first_line(error)}; "
+            f"{path} ({path.stat().st_size} bytes) is cut short or not a PyTorch file: {cause(error)}; "
             "copy or download it again"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
@@ -97,16 +104,16 @@ def open_pickle(path: Path) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
-def is_damaged(path: Path, error: Exception) -> bool:
-    """torch reports both an unknown class and a stream that is no pickle as UnpicklingError: tell them apart."""
-    text = str(error)
-    return not any(
-        word in text for word in ("Unsupported global", "Unsupported class", "not an allowed global", "GLOBAL")
-    )
+def names_code(error: Exception) -> bool:
+    """torch reports an unknown class and a stream that is no pickle by one error: tell them apart."""
+    return any(word in str(error) for word in ("Unsupported global", "Unsupported class", "GLOBAL"))
 
 
-def first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0][:300]
+def cause(error: Exception) -> str:
+    """The informative part of torch's message, without its advice to load the file unsafely."""
+    text = str(error).strip()
+    found = re.search(r"WeightsUnpickler error: (.+)", text) or re.search(r"(GLOBAL .+?) was not", text)
+    return found[1][:200] if found else text.split("\n")[0][:200]
 
 
 def main_files(folder: Path) -> list[Path]:
