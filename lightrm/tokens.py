@@ -70,6 +70,10 @@ class Tokens:
         reward = [] if self.reward_id is None else [self.reward_id]
         limit -= len(reward)
         ids = [i for run in runs for i in run]
+        if not ids:
+            raise TemplateError(
+                f"template {template.name!r} makes no token of this conversation: there is nothing to score"
+            )
         kept = ids
         if template.cut == "each side":
             seam = sum(map(len, runs[: len(pieces) - len(answer)]))

@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 import lightrm
 from lightrm.errors import TemplateError
 from lightrm.tokens import read_tokens
-from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights
+from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights, specimens
 
 CHATML = (
     "{% for message in messages %}"
@@ -67,9 +68,8 @@ def write_json_tokenizer(folder: Path, kind: str, template: str) -> Path:
     tokenizer.add_tokens([AddedToken("<|plain_marker|>", special=False)])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "chat_template": template,
-    }  # fmt: skip
+    names = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>"}
+    config = {**names, "chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return folder
 
@@ -132,8 +132,6 @@ def test_a_chat_model_end_to_end(tmp_path: Path) -> None:
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "chat_template.jinja").write_text(config.pop("chat_template"))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    import torch
-
     weights = llama_weights() | {"score.weight": HEAD_WEIGHT}
     weights["model.embed_tokens.weight"] = torch.randn(700, 32, generator=torch.Generator().manual_seed(2))
     Specimen({"model.safetensors": weights}, LLAMA_CONFIG).write(folder)
@@ -145,6 +143,24 @@ def test_a_chat_model_end_to_end(tmp_path: Path) -> None:
         explained.text == "<|im_start|>user\nwhat is the weather?<|im_end|>\n<|im_start|>assistant\nsunny<|im_end|>\n"
     )
     assert rm.score("what is the weather?", ["sunny"])[0] == rm.score_ids([explained.token_ids])[0]
+
+
+def test_internlm2_scores_at_its_reward_token(tmp_path: Path) -> None:
+    folder = write_json_tokenizer(tmp_path, "bytes", CHATML)
+    specimen = specimens()["internlm2"]
+    weights = dict(specimen.files["model.safetensors"])
+    weights["model.tok_embeddings.weight"] = torch.randn(700, 32, generator=torch.Generator().manual_seed(2))
+    Specimen({"model.safetensors": weights}, {**specimen.config, "reward_token_id": 699}).write(folder)
+    ids = lightrm.load(folder, max_length=32).explain("what is the weather?", "sunny " * 30).token_ids
+    assert ids[-1] == 699
+    assert ids.count(699) == 1
+    assert len(ids) == 32, "the reward token is counted within the limit"
+
+
+def test_a_template_that_renders_nothing(tmp_path: Path) -> None:
+    tokens = read_tokens(write_json_tokenizer(tmp_path, "bytes", "{# nothing #}"))
+    with pytest.raises(TemplateError, match="nothing to score"):
+        tokens.encode(tokens.own_template(), [{"role": "user", "content": "x"}], "y", 100, strict=False)
 
 
 def test_no_chat_template_says_what_to_do(tmp_path: Path) -> None:

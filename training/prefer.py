@@ -20,8 +20,9 @@ from training.records import Pair
 from training.steps import Steps
 
 TOKENS = 6144  # padded tokens a step
-EPOCHS = 3
+EPOCHS = 2
 LONGEST_ANSWER = 600  # tokens: with a longer answer one group would fill a whole step
+LONG = 640  # tokens of a sequence: groups beyond cost most of the time, one in three is seen an epoch
 NATURAL_WEIGHT = 0.5  # human labels are noisy, corruptions are not
 
 
@@ -58,7 +59,11 @@ class Groups:
 
     def foreign(self, prompt: str, answer: str, lang: str, rng: random.Random) -> str:
         """Another prompt's answer; of four candidates the one nearest in length, so that length says little."""
-        candidates = [a for p, a in rng.sample(self.answers[lang], 6) if p != prompt and a != answer][:4]
+        candidates: list[str] = []
+        while len(candidates) < 4:
+            other, foreign = rng.choice(self.answers[lang])
+            if other != prompt and foreign != answer:
+                candidates.append(foreign)
         return min(candidates, key=lambda a: abs(len(a) - len(answer)))
 
     def make(self, item: tuple[str, str, str | None, str], rng: random.Random) -> Group:
@@ -85,7 +90,7 @@ class Groups:
         """Batches of groups of about one length, at most TOKENS padded tokens each, in random order."""
         rng = random.Random(number)
         groups = [self.make(item, rng) for item in self.items]
-        groups = [g for g in groups if g.comparisons]
+        groups = [g for g in groups if g.comparisons and (g.longest <= LONG or rng.random() < 1 / 3)]
         groups.sort(key=lambda g: g.longest + rng.random())
         batches, batch, rows = [], [], 0
         for group in groups:

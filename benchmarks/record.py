@@ -1,0 +1,50 @@
+"""Result files: what was measured, on what, with which versions and commit. And the documents that quote them."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+from collections.abc import Mapping
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+
+
+def provenance(packages: tuple[str, ...] = ("torch", "numpy")) -> dict[str, Any]:
+    """Device, versions and commit that a result belongs to."""
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    ).stdout.strip()
+    return {
+        "date": date.today().isoformat(),
+        "commit": commit or "unknown",
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "versions": {name: version(name) for name in packages},
+    }
+
+
+def write_result(name: str, result: Mapping[str, Any]) -> Path:
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(json.dumps(result, ensure_ascii=False))
+    return path
+
+
+def read_result(name: str) -> dict[str, Any]:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def with_table(document: str, name: str, table: str) -> str:
+    """The document with the generated block `name` replaced; the markers stay."""
+    start, end = f"<!-- generated: {name} -->\n", f"<!-- end: {name} -->"
+    head, found, rest = document.partition(start)
+    _, closed, tail = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"the document has no block {name!r}")
+    return head + start + table + end + tail
