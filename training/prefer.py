@@ -2,6 +2,9 @@
 
 A group is one prompt with a proper answer and spoilt ones: the rejected answer of the pair, a stutter, a cut,
 and another prompt's answer. loss = -mean log sigmoid(better - worse) over the comparisons of the group.
+
+One comparison of last tokens is a thin signal to learn relevance from. So a probe, thrown away afterwards, is asked at
+every token of the answer whether it belongs to another prompt, and whether it has stuttered by now.
 """
 
 from __future__ import annotations
@@ -23,15 +26,21 @@ TOKENS = 6144  # padded tokens a step
 EPOCHS = 2
 LONGEST_ANSWER = 600  # tokens: with a longer answer one group would fill a whole step
 LONG = 640  # tokens of a sequence: groups beyond cost most of the time, one in three is seen an epoch
+PROPER, FOREIGN, STUTTER = 0, 1, 2
 NATURAL_WEIGHT = 0.5  # human labels are noisy, corruptions are not
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Token ids of the candidates, and which is better than which: (better, worse, weight)."""
+    """Token ids of the candidates, and which is better than which: (better, worse, weight).
+
+    faults: for each row its fault and the token it shows from; None where the probe has nothing to learn.
+    """
 
     rows: list[list[int]]
     comparisons: list[tuple[int, int, float]]
+    faults: list[tuple[int, int] | None]
+    answer_from: int
 
     @property
     def longest(self) -> int:
@@ -42,6 +51,11 @@ def encode(vocabulary: sentencepiece.SentencePieceProcessor, prompt: str, answer
     """`<s> text </s>`; too long a text loses its front, so that the end of the answer is always seen."""
     ids = vocabulary.encode(prompt + answer)
     return [1, *ids[-(LONGEST - 2) :], 2]
+
+
+def shared(a: list[int], b: list[int]) -> int:
+    """Length of the common prefix."""
+    return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 class Groups:
@@ -58,9 +72,10 @@ class Groups:
             self.answers[lang].append((prompt, chosen))
 
     def foreign(self, prompt: str, answer: str, lang: str, rng: random.Random) -> str:
-        """Another prompt's answer; of four candidates the one nearest in length, so that length says little."""
+        """Another prompt's answer; half the time the nearest in length of four, so that length says little."""
         candidates: list[str] = []
-        while len(candidates) < 4:
+        wanted = rng.choice((1, 4))
+        while len(candidates) < wanted:
             other, foreign = rng.choice(self.answers[lang])
             if other != prompt and foreign != answer:
                 candidates.append(foreign)
@@ -68,23 +83,28 @@ class Groups:
 
     def make(self, item: tuple[str, str, str | None, str], rng: random.Random) -> Group:
         prompt, chosen, rejected, lang = item
-        answers, comparisons = [chosen], []
+        rows, answers, comparisons = [encode(self.vocabulary, prompt, chosen)], [chosen], []
+        faults: list[tuple[int, int] | None] = [(PROPER, 0)]
+        answer_from = min(len(self.vocabulary.encode(prompt)) + 1, len(rows[0]) - 1)
 
-        def worse(than: int, answer: str | None, weight: float = 1.0) -> None:
+        def worse(than: int, answer: str | None, fault: int | None, weight: float = 1.0) -> None:
             if answer is not None and answer not in answers:
                 comparisons.append((than, len(answers), weight))
                 answers.append(answer)
+                rows.append(encode(self.vocabulary, prompt, answer))
+                shows = shared(rows[than], rows[-1]) if fault == STUTTER else answer_from
+                faults.append(None if fault is None else (fault, shows))
 
         if rejected is not None:
-            worse(0, rejected, NATURAL_WEIGHT)
+            worse(0, rejected, None, NATURAL_WEIGHT)
         # Spoil the rejected answer now and then: it too is a proper text.
         spoil = 1 if len(answers) == 2 and rng.random() < 0.3 else 0
-        worse(spoil, repeated(answers[spoil], rng))
-        worse(0, cut(answers[0], rng))
-        worse(0, self.foreign(prompt, chosen, lang, rng))
-        if len(chosen) < 200:  # cheap ones: relevance is the hardest of the three
-            worse(0, self.foreign(prompt, chosen, lang, rng))
-        return Group([encode(self.vocabulary, prompt, a) for a in answers], comparisons)
+        worse(spoil, repeated(answers[spoil], rng), STUTTER)
+        worse(0, cut(answers[0], rng), PROPER)
+        worse(0, self.foreign(prompt, chosen, lang, rng), FOREIGN)
+        if len(chosen) < 400:  # cheap ones: relevance is the hardest of the three
+            worse(0, self.foreign(prompt, chosen, lang, rng), FOREIGN)
+        return Group(rows, comparisons, faults, answer_from)
 
     def epoch(self, number: int) -> list[list[Group]]:
         """Batches of groups of about one length, at most TOKENS padded tokens each, in random order."""
@@ -104,7 +124,23 @@ class Groups:
         return batches
 
 
-def batch_loss(network: RewardNetwork, batch: list[Group]) -> tuple[torch.Tensor, float]:
+def probe_targets(batch: list[Group], width: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the probe should say at each token, (B, L, 2) of foreign and stutter, and where it is asked, (B, L)."""
+    total = sum(len(group.rows) for group in batch)
+    target, asked = torch.zeros(total, width, 2), torch.zeros(total, width, dtype=torch.bool)
+    row = 0
+    for group in batch:
+        for ids, fault in zip(group.rows, group.faults, strict=True):
+            if fault is not None:
+                asked[row, group.answer_from : len(ids)] = True
+                kind, shows = fault
+                if kind != PROPER:
+                    target[row, shows:, kind - 1] = 1.0
+            row += 1
+    return target, asked
+
+
+def batch_loss(network: RewardNetwork, probe: nn.Linear, batch: list[Group]) -> tuple[torch.Tensor, float]:
     rows = [row for group in batch for row in group.rows]
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
@@ -124,13 +160,17 @@ def batch_loss(network: RewardNetwork, batch: list[Group]) -> tuple[torch.Tensor
     margin = scores[better] - scores[worse]
     weights = torch.tensor(weight)
     loss = -(weights * nn.functional.logsigmoid(margin)).sum() / weights.sum()
-    return loss + 1e-3 * scores.square().mean(), (margin > 0).float().mean().item()
+    target, asked = probe_targets(batch, ids.shape[1])
+    probed = nn.functional.binary_cross_entropy_with_logits(probe(hidden_BLD[asked].float()), target[asked])
+    return loss + probed + 1e-3 * scores.square().mean(), (margin > 0).float().mean().item()
 
 
 def prefer(network: RewardNetwork, groups: Groups, folder: Path) -> None:
     schedule: list[list[Group]] = []
     sizes = [len(groups.epoch(e)) for e in range(EPOCHS)]
-    steps = Steps(network, folder / "prefer.pt", total=sum(sizes), peak=6e-4, weight_decay=0.05)
+    probe = nn.Linear(network.model.config.hidden_size, 2)
+    trained = nn.ModuleDict({"network": network, "probe": probe})
+    steps = Steps(trained, folder / "prefer.pt", total=sum(sizes), peak=6e-4, weight_decay=0.05)
     current, right = -1, []
     for step in steps.remaining():
         epoch = 0
@@ -138,6 +178,6 @@ def prefer(network: RewardNetwork, groups: Groups, folder: Path) -> None:
             epoch += 1
         if epoch != current:
             schedule, current = groups.epoch(epoch), epoch
-        loss, accuracy = batch_loss(network, schedule[step - sum(sizes[:epoch])])
+        loss, accuracy = batch_loss(network, probe, schedule[step - sum(sizes[:epoch])])
         right = [*right[-99:], accuracy]
         steps.descend(loss, f"comparisons right {sum(right) / len(right):.3f}")
