@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -15,11 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 import lightrm
-from lightrm.errors import InputError, LightRMError
+from lightrm.errors import InputError, LightRMError, TemplateError
 
 if TYPE_CHECKING:
     from lightrm.scorer import RewardModel
 
+SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 WINDOW = 64  # lines scored together: large enough to fill packs, small enough to see output grow
 
 
@@ -40,9 +40,9 @@ def main() -> None:
 
 
 @main.command()
-@click.argument("source", default="-")
+@click.argument("source", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
-@click.option("-o", "--output", default="-", show_default=True, help="JSONL file to write.")
+@click.option("-o", "--output", default="-", show_default=True, type=SINK, help="JSONL file to write.")
 @click.option("--scheme", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--template", default=None, help="Prompt template; the model's own if not given.")
@@ -58,8 +58,11 @@ def score(
     """
     rm = lightrm.load(model, scheme=scheme, device=device, template=template, strict=strict)
     if output == "-":
-        good, bad = score_lines(rm, source, sys.stdout, quiet)
+        with click.open_file("-", "w", encoding="utf-8") as sink:
+            good, bad = score_lines(rm, source, sink, quiet)
     else:
+        if not Path(output).parent.is_dir():
+            raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
         unfinished = Path(f"{output}.unfinished")  # renamed when whole: a stopped run leaves no finished-looking file
         with unfinished.open("w", encoding="utf-8") as sink:
             good, bad = score_lines(rm, source, sink, quiet)
@@ -73,7 +76,7 @@ def score_lines(rm: RewardModel, source: str, sink: TextIO, quiet: bool) -> tupl
     """Score every readable line of the source; returns how many lines were scored and how many were not."""
     from lightrm.progress import token_progress
 
-    good = bad = 0
+    good = bad = cut = 0
     with (
         click.open_file(source, encoding="utf-8", errors="surrogateescape") as lines,
         token_progress(None, not quiet) as advance,
@@ -86,18 +89,32 @@ def score_lines(rm: RewardModel, source: str, sink: TextIO, quiet: bool) -> tupl
                     continue
                 try:
                     record = parse(line)
-                    ready.append((record, [rm.encode_one(record["prompt"], r).token_ids for r in record["responses"]]))
-                except InputError as error:
+                    encoded = [rm.encode_one(record["prompt"], response) for response in record["responses"]]
+                    ready.append((record, [e.token_ids for e in encoded]))
+                    cut += sum(e.cut > 0 for e in encoded)
+                except (InputError, TemplateError) as error:
                     bad += 1
                     click.echo(f"line {number}: {error}", err=True)
             scores = iter(rm.score_ids([ids for _, rows in ready for ids in rows]).tolist())
             for record, rows in ready:
                 record["scores"] = list(islice(scores, len(rows)))
-                sink.write(json.dumps(record, ensure_ascii=False) + "\n")
+                sink.write(to_line(record))
                 good += 1
             sink.flush()
             advance(sum(len(ids) for _, rows in ready for ids in rows))
+    if cut:
+        click.echo(f"{cut} answers were longer than {rm.max_length} tokens with their prompt and were cut", err=True)
     return good, bad
+
+
+def to_line(record: dict[str, Any]) -> str:
+    """Readable JSON; escaped where another field of the record holds bytes that are no text."""
+    line = json.dumps(record, ensure_ascii=False)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(record)
+    return line + "\n"
 
 
 def parse(line: str) -> dict[str, Any]:

@@ -45,7 +45,8 @@ class Ranked(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was scored: the text after templating, its ids and pieces, how many tokens were cut, and the score."""
+    """What was scored: the whole text after templating, the ids and pieces that remained of it, how many tokens were
+    cut, and the score."""
 
     text: str
     token_ids: list[int]
@@ -166,7 +167,7 @@ class RewardModel:
         return self.tokens.encode(self.template, turns_of(prompt), response, self.max_length, self.strict)
 
     def checked_ids(self, ids: Sequence[int], k: int) -> list[int]:
-        array = np.asarray(ids)
+        array = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)
         if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
             raise InputError(f"sequence {k} must be a non-empty list of whole numbers, found {kind(ids)}")
         vocabulary, longest = self.decoder.architecture.vocabulary, self.decoder.architecture.max_positions
@@ -276,6 +277,7 @@ def choose_device(name: str) -> torch.device:
         raise SchemeError(f"no device {name!r}: {error}") from error
     if device.type not in TOKEN_BUDGET:
         raise SchemeError(f"device {name!r} is not supported: lightrm runs on 'cpu' and 'cuda'")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise SchemeError("device 'cuda' was asked for, but PyTorch sees no CUDA device")
+    seen = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= seen:
+        raise SchemeError(f"device {name!r} was asked for, but PyTorch sees {seen} CUDA devices")
     return device

@@ -22,7 +22,7 @@ SANE_LENGTH = 1 << 20  # transformers writes 1e30 for "no limit"
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What is scored: ids, the text they stand for, and how many tokens were cut off."""
+    """What is scored: ids and their pieces, the whole text before any cut, and how many tokens were cut off."""
 
     token_ids: list[int]
     pieces: list[str]
@@ -187,9 +187,13 @@ def special_name(config: dict[str, Any], role: str) -> str:
 def added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     """Tokens that JSON files add to a tokenizer.model, by spelling."""
     found = {text: i for text, i in read_json(folder / "added_tokens.json").items() if isinstance(i, int)}
-    for token_id, token in config.get("added_tokens_decoder", {}).items():
-        found[token["content"]] = int(token_id)
-    return found
+    decoder = config.get("added_tokens_decoder") or {}
+    try:
+        return found | {token["content"]: int(token_id) for token_id, token in decoder.items()}
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise TokenizerError(
+            f"{folder}/tokenizer_config.json: added_tokens_decoder is not readable: {error!r}"
+        ) from error
 
 
 def own_specials(vocabulary: Vocabulary, config: dict[str, Any]) -> dict[str, str]:

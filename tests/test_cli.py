@@ -67,6 +67,32 @@ def test_bytes_that_are_no_text(folder: Path) -> None:
     assert len(result.stdout.splitlines()) == 1
 
 
+def test_other_fields_come_back_whatever_they_hold(folder: Path) -> None:
+    stream = b'{"prompt": "x", "responses": ["a"], "note": "\xff", "other": "\\ud800"}\n'
+    result = CliRunner().invoke(main, ["score", "-", "-m", str(folder), "--quiet"], input=stream)
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["note"] == "\udcff"
+
+
+def test_cut_answers_are_counted_or_refused(folder: Path) -> None:
+    lines = json.dumps({"prompt": "x", "responses": ["it is sunny. " * 200, "b"]}) + "\n" + json.dumps(RECORDS[0])
+    result = CliRunner().invoke(main, ["score", "-", "-m", str(folder), "--quiet"], input=lines)
+    assert result.exit_code == 0
+    assert "1 answers were longer than 256 tokens" in result.stderr
+    result = CliRunner().invoke(main, ["score", "-", "-m", str(folder), "--quiet", "--strict"], input=lines)
+    assert result.exit_code == 1
+    assert "line 1: the text has" in result.stderr
+    assert len(result.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize("arguments", [["gone.jsonl"], ["-", "-o", "gone/out.jsonl"], ["-", "--scheme", "w9"]])
+def test_wrong_arguments_are_one_sentence(arguments: list[str], folder: Path) -> None:
+    result = CliRunner().invoke(main, ["score", *arguments, "-m", str(folder)], input="")
+    assert result.exit_code in (1, 2)
+    assert "Error: " in result.stderr
+    assert "Traceback" not in result.output
+
+
 def test_a_failing_run_leaves_no_finished_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: object, ids: object) -> None:
         raise KeyboardInterrupt

@@ -177,6 +177,18 @@ def test_baichuan_golden_scores() -> None:
     )
 
 
+def test_two_heads_must_agree(tmp_path: Path, raw_scores: np.ndarray) -> None:
+    """TRL writes v_head into the shards, LLaMA-Factory value_head.bin beside them: fine if they say the same."""
+    body = llama_weights() | {"v_head.summary.weight": HEAD_WEIGHT, "v_head.summary.bias": HEAD_BIAS}
+    twin = {"summary.weight": HEAD_WEIGHT, "summary.bias": HEAD_BIAS}
+    both = Specimen({"model.safetensors": body, "value_head.bin": twin}, LLAMA_CONFIG).write(tmp_path / "same")
+    np.testing.assert_allclose(lightrm.load(both).score_ids(IDS), raw_scores + 0.25, atol=1e-6)
+    other = {**twin, "summary.weight": HEAD_WEIGHT + 1}
+    both = Specimen({"model.safetensors": body, "value_head.bin": other}, LLAMA_CONFIG).write(tmp_path / "other")
+    with pytest.raises(lightrm.CheckpointError, match=r"summary.weight and v_head.summary.weight are the same weight"):
+        lightrm.load(both)
+
+
 def test_renaming_on_strings() -> None:
     block = "layers.3.self_attn.q_proj.weight"
     assert layout.backbone(f"model.{block}") == "layers.3.query.weight"

@@ -109,6 +109,8 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
             unexpected.append(name)
         elif ours == IGNORED:
             ignored.append(name)
+        elif ours in tensors and not same(tensors[ours], place_of):
+            raise TensorMismatchError(f"{folder}: {name} and {tensors[ours][1]} are the same weight with other values")
         else:
             tensors[ours] = place_of
     if unexpected:
@@ -123,6 +125,10 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     return Checkpoint(
         folder, base_folder, config, architecture, layout, tensors, tuple(sources), adapter, tuple(ignored)
     )
+
+
+def same(a: tuple[TensorSource, str], b: tuple[TensorSource, str]) -> bool:
+    return torch.equal(a[0].read(a[1]), b[0].read(b[1]))
 
 
 def base_of(folder: Path, adapter: Adapter, asked: str | Path | None) -> Path:
