@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -72,7 +72,7 @@ def score(
         raise SystemExit(1)
 
 
-def score_lines(rm: RewardModel, source: str, sink: TextIO, quiet: bool) -> tuple[int, int]:
+def score_lines(rm: RewardModel, source: str, sink: IO[str], quiet: bool) -> tuple[int, int]:
     """Score every readable line of the source; returns how many lines were scored and how many were not."""
     from lightrm.progress import token_progress
 

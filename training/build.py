@@ -14,7 +14,7 @@ from pathlib import Path
 import sentencepiece
 import torch
 
-from training.network import RewardNetwork, export
+from training.network import RewardNetwork, export, open_content_heads
 from training.prefer import Groups, prefer
 from training.pretrain import pretrain, token_stream, train_vocabulary
 from training.records import questions_and_answers, read_corpus, read_pairs
@@ -39,6 +39,7 @@ def main() -> None:
         stream = token_stream(documents, pairs, vocabulary)
         print(f"{len(stream) / 1e6:.1f} M tokens an epoch", flush=True)
         pretrain(network, stream, arguments.work)
+    open_content_heads(network)
     torch.nn.init.zeros_(network.value_head.weight)
     prefer(network, Groups(pairs, questions_and_answers(documents), vocabulary), arguments.work)
     export(network, tokenizer_model, arguments.out)

@@ -23,7 +23,7 @@ from training.records import Pair
 from training.steps import Steps
 
 TOKENS = 6144  # padded tokens a step
-STEPS = 3600  # about an epoch and a half
+STEPS = 3000  # somewhat more than an epoch
 LONGEST_ANSWER = 600  # tokens: with a longer answer one group would fill a whole step
 LONG = 640  # tokens of a sequence: groups beyond cost most of the time, one in three is seen an epoch
 PROPER, FOREIGN, STUTTER = 0, 1, 2
@@ -172,7 +172,7 @@ def prefer(network: RewardNetwork, groups: Groups, folder: Path) -> None:
         sizes.append(len(groups.epoch(len(sizes))))
     probe = nn.Linear(network.model.config.hidden_size, 2)
     trained = nn.ModuleDict({"network": network, "probe": probe})
-    steps = Steps(trained, folder / "prefer.pt", total=STEPS, peak=6e-4, weight_decay=0.05)
+    steps = Steps(trained, folder / "prefer.pt", total=STEPS, peak=8e-4, weight_decay=0.05)
     current, right = -1, []
     for step in steps.remaining():
         epoch = 0
