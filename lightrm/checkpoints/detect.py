@@ -21,10 +21,11 @@ from lightrm.checkpoints import (
 )  # fmt: skip
 from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
 from lightrm.checkpoints.config import Config, read_architecture, read_config
+from lightrm.checkpoints.gptq import GptqSource, format_version, is_gptq
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.source import TensorSource, check_index, main_files
-from lightrm.errors import CheckpointError, MissingHeadError, TensorMismatchError
+from lightrm.errors import CheckpointError, MissingHeadError, TensorMismatchError, UnsupportedModelError
 
 # The first that matches wins: the more particular ones come first.
 LAYOUTS: tuple[Layout, ...] = tuple(
@@ -88,8 +89,7 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     base_folder = folder if adapter is None else base_of(folder, adapter, base)
     config = read_config(folder if (folder / "config.json").is_file() else base_folder)
     architecture = read_architecture(config)
-    main = TensorSource(main_files(base_folder))
-    check_index(base_folder, main)
+    main = main_source(base_folder, config)
     sources = [main]
     names = {name: (main, name) for name in main.names}
     for place in dict.fromkeys((base_folder, folder)):
@@ -125,6 +125,19 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     return Checkpoint(
         folder, base_folder, config, architecture, layout, tensors, tuple(sources), adapter, tuple(ignored)
     )
+
+
+def main_source(folder: Path, config: Config) -> TensorSource:
+    """The model's own weights, GPTQ layers widened. Raises UnsupportedModelError on other quantized files."""
+    source = TensorSource(main_files(folder))
+    check_index(folder, source)
+    if is_gptq(source):
+        return GptqSource(source.opened, format_version(config, folder))
+    settings = config.raw.get("quantization_config")
+    if isinstance(settings, dict):
+        method = settings.get("quant_method", "unnamed")
+        raise UnsupportedModelError(f"{config.path}: weights quantized by {method!r} are not supported yet, only gptq")
+    return source
 
 
 def same(a: tuple[TensorSource, str], b: tuple[TensorSource, str]) -> bool:

@@ -1,0 +1,141 @@
+"""Files of auto-gptq, GPTQModel and optimum: 4- or 8-bit weights in groups, presented as plain weights.
+
+For each linear layer X of O x I, with G groups along I (the format is auto-gptq's; the rounding is arXiv 2210.17323):
+
+    X.qweight  int32 (I * bits / 32, O)   32 / bits values of one column in a word, lowest bits first, along I
+    X.qzeros   int32 (G, O * bits / 32)   zero points, packed along O; version 1 stores them minus one
+    X.scales   float (G, O)
+    X.g_idx    int32 (I,)                 group of each input channel; shuffled under activation order; may be absent
+
+    weight[o, i] = scales[g_idx[i], o] * (q[i, o] - zero[g_idx[i], o])
+
+The product is rounded to the dtype of the scales, as those tools' own layers do: fp16 files give fp16 weights, and
+scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. Reading widens one tensor at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+
+from lightrm.checkpoints.config import Config, read_config
+from lightrm.checkpoints.source import TensorSource
+from lightrm.errors import TensorMismatchError, UnsupportedModelError
+
+WORD = 32
+MARK = ".qweight"
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+class GptqSource(TensorSource):
+    """Tensors of GPTQ files: each packed layer appears as one `X.weight`."""
+
+    def __init__(self, files: Iterable[Path], version: int) -> None:
+        super().__init__(files)
+        self.version = version
+        self.stored = dict(self.names)
+        for name in self.stored:
+            if name.endswith(MARK):
+                self.hide(name.removesuffix(MARK))
+
+    def hide(self, stem: str) -> None:
+        """Replace a layer's parts by its weight. auto-gptq writes a bias of zeros where the model has none."""
+        absent = [part for part in PARTS[:3] if f"{stem}.{part}" not in self.stored]
+        if absent:
+            raise TensorMismatchError(f"GPTQ layer {stem!r} lacks {', '.join(absent)}")
+        for part in PARTS:
+            self.names.pop(f"{stem}.{part}", None)
+        bias = f"{stem}.bias"
+        if bias in self.names and not super().read(bias).any():
+            del self.names[bias]
+        self.names[f"{stem}.weight"] = self.stored[stem + MARK]
+
+    def read(self, name: str) -> torch.Tensor:
+        """A packed weight widened to (O, I) in the dtype of its scales; any other tensor as it is."""
+        stem = name.removesuffix(".weight")
+        if stem + MARK not in self.stored:
+            return super().read(name)
+        packed, zeros, scales = (self.part(stem, part) for part in PARTS[:3])
+        bits = self.bits(stem)
+        inputs = packed.shape[0] * WORD // bits
+        group = self.groups(stem, inputs, scales.shape[0])
+        values_IO = unpack(packed.T, bits).T
+        zeros_GO = zero_points(unpack(zeros, bits), bits, self.version)
+        scaled_IO: torch.Tensor = scales[group] * (values_IO - zeros_GO[group]).to(scales.dtype)
+        return scaled_IO.T.contiguous()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        stem = name.removesuffix(".weight")
+        if stem + MARK not in self.stored:
+            return super().shape(name)
+        rows, outputs = self.stored_shape(stem, "qweight")
+        return outputs, rows * WORD // self.bits(stem)
+
+    def bits(self, stem: str) -> int:
+        """From the shapes: metadata is often wrong. Raises UnsupportedModelError unless 4 or 8."""
+        outputs = self.stored_shape(stem, "qweight")[1]
+        bits = self.stored_shape(stem, "qzeros")[1] * WORD / outputs
+        if bits not in (4, 8):
+            raise UnsupportedModelError(f"GPTQ layer {stem!r} has {bits:g}-bit weights; lightrm reads 4 and 8 bits")
+        return int(bits)
+
+    def groups(self, stem: str, inputs: int, count: int) -> torch.Tensor:
+        """Group of each input channel (I,). Raises TensorMismatchError if it points outside the groups."""
+        if f"{stem}.g_idx" not in self.stored:
+            return torch.arange(inputs) // -(-inputs // count)
+        group = self.part(stem, "g_idx").long()
+        if group.shape != (inputs,) or int(group.min()) < 0 or int(group.max()) >= count:
+            raise TensorMismatchError(
+                f"GPTQ layer {stem!r}: g_idx {tuple(group.shape)} up to {int(group.max())} does not fit "
+                f"{inputs} inputs in {count} groups"
+            )
+        return group
+
+    def part(self, stem: str, part: str) -> torch.Tensor:
+        self.names[f"{stem}.{part}"] = self.stored[f"{stem}.{part}"]
+        try:
+            return super().read(f"{stem}.{part}")
+        finally:
+            del self.names[f"{stem}.{part}"]
+
+    def stored_shape(self, stem: str, part: str) -> tuple[int, ...]:
+        self.names[f"{stem}.{part}"] = self.stored[f"{stem}.{part}"]
+        try:
+            return super().shape(f"{stem}.{part}")
+        finally:
+            del self.names[f"{stem}.{part}"]
+
+
+def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """int32 words (N, W) -> the values they hold, int32 (N, W * 32 / bits), lowest bits first."""
+    shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
+    values = (words.to(torch.int32)[:, :, None] >> shifts) & (2**bits - 1)
+    return values.flatten(1)
+
+
+def zero_points(stored_GO: torch.Tensor, bits: int, version: int) -> torch.Tensor:
+    """Stored zero points -> real ones. Symmetric files give themselves away, whatever their metadata says.
+
+    Symmetric quantization has its zero at 2^(bits-1): version 1 stores one less, version 2 that value.
+    """
+    middle = 2 ** (bits - 1)
+    if bool((stored_GO == middle).all()):
+        version = 2
+    elif bool((stored_GO == middle - 1).all()):
+        version = 1
+    return stored_GO + int(version == 1)
+
+
+def is_gptq(source: TensorSource) -> bool:
+    return any(name.endswith(MARK) for name in source.names)
+
+
+def format_version(config: Config, folder: Path) -> int:
+    """1 or 2, from `checkpoint_format` in config.json or quantize_config.json; 1 where neither says."""
+    settings = config.raw.get("quantization_config")
+    if not isinstance(settings, dict) and (folder / "quantize_config.json").is_file():
+        settings = read_config(folder, "quantize_config.json").raw
+    settings = settings if isinstance(settings, dict) else {}
+    return 2 if settings.get("checkpoint_format") == "gptq_v2" else 1

@@ -1,0 +1,136 @@
+"""GPTQ files: those that auto-gptq packed, and every variant of the format written by hand from the same values."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lightrm
+from lightrm import errors
+from lightrm.checkpoints.gptq import unpack
+from tests.conftest import DATA
+from tests.zoo import FFN, HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, llama_weights
+
+IDS = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 90))]
+
+
+@pytest.mark.parametrize("name", ["gptq-4bit-g32-asym", "gptq-4bit-g32-desc-act"])
+def test_files_of_auto_gptq(name: str) -> None:
+    cases = [json.loads(line) for line in (DATA / name / "cases.jsonl").read_text().splitlines()]
+    rm = lightrm.load(DATA / name, scheme="fp32")
+    np.testing.assert_allclose(rm.score_ids([c["input_ids"] for c in cases]), [c["score"] for c in cases], rtol=1e-4)
+
+
+def packed(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """The slow, obvious packing: one Python integer a word. values (N, C) -> int32 (N, C * bits / 32)."""
+    per = 32 // bits
+    words = []
+    for row in values.tolist():
+        for at in range(0, len(row), per):
+            word = sum(value << (bits * k) for k, value in enumerate(row[at : at + per]))
+            words.append(word - 2**32 if word >= 2**31 else word)
+    return torch.tensor(words, dtype=torch.int32).view(len(values), -1)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_unpack_is_the_inverse_of_packing(bits: int) -> None:
+    values = torch.randint(0, 2**bits, (5, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    assert torch.equal(unpack(packed(values, bits), bits), values)
+
+
+def quantize(
+    weight_OI: torch.Tensor, bits: int, group: int, sym: bool, order: torch.Tensor
+) -> tuple[dict, torch.Tensor]:
+    """Round a weight to a grid; returns (q, zero, scale by group, group of each input) and the weight on the grid."""
+    outputs, inputs = weight_OI.shape
+    g_idx = torch.empty(inputs, dtype=torch.int32)
+    g_idx[order] = torch.arange(inputs, dtype=torch.int32) // group
+    count = int(g_idx.max()) + 1
+    scales, zeros = torch.empty(count, outputs), torch.empty(count, outputs, dtype=torch.int32)
+    q = torch.empty(inputs, outputs, dtype=torch.int32)
+    for g in range(count):
+        part = weight_OI[:, g_idx == g]
+        low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
+        if sym:
+            scales[g] = torch.maximum(-low, high) / (2 ** (bits - 1) - 1)
+            zeros[g] = 2 ** (bits - 1)
+        else:
+            scales[g] = (high - low) / (2**bits - 1)
+            zeros[g] = (-low / scales[g]).round().int().clamp(1, 2**bits - 1)
+        q[g_idx == g] = ((part / scales[g][:, None]).round() + zeros[g][:, None]).clamp(0, 2**bits - 1).int().T
+    scales = scales.half()
+    grid = (scales[g_idx.long()] * (q - zeros[g_idx.long()]).half()).T.float()
+    return {"q": q, "zeros": zeros, "scales": scales, "g_idx": g_idx}, grid
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("style", ["act-order", "g_idx absent", "lying metadata", "one group"])
+def test_every_variant_scores_like_its_widened_weights(
+    bits: int, sym: bool, version: int, style: str, tmp_path: Path
+) -> None:
+    if style == "lying metadata" and not sym:
+        pytest.skip("asymmetric zero points do not show their version: metadata is all there is")
+    body = llama_weights()
+    files, plain = {}, {}
+    for name, weight in body.items():
+        if "proj" not in name:
+            files[name] = plain[name] = weight
+            continue
+        group = weight.shape[1] if style == "one group" else 8
+        generator = torch.Generator().manual_seed(1)
+        order = (
+            torch.randperm(weight.shape[1], generator=generator)
+            if style == "act-order"
+            else torch.arange(weight.shape[1])
+        )
+        parts, plain[name] = quantize(weight, bits, group, sym, order)
+        stem = name.removesuffix(".weight")
+        files[f"{stem}.qweight"] = packed(parts["q"].T, bits).T
+        files[f"{stem}.qzeros"] = packed(parts["zeros"] - (1 if version == 1 else 0), bits)
+        files[f"{stem}.scales"] = parts["scales"]
+        files[f"{stem}.bias"] = torch.zeros(weight.shape[0])  # auto-gptq writes them for every layer
+        if style != "g_idx absent":
+            files[f"{stem}.g_idx"] = parts["g_idx"]
+    head = {"value_head.weight": HEAD_WEIGHT}
+    says = {1: "gptq", 2: "gptq_v2"}[3 - version if style == "lying metadata" else version]
+    settings = {"bits": bits, "group_size": 8, "checkpoint_format": says}
+    in_config = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "gptq", **settings}}
+    beside = Specimen({"model.safetensors": files | head}, LLAMA_CONFIG, extra={"quantize_config.json": settings})
+    expected = lightrm.load(Specimen({"model.safetensors": plain | head}, LLAMA_CONFIG).write(tmp_path / "plain"))
+    for specimen, folder in ((Specimen({"model.safetensors": files | head}, in_config), "a"), (beside, "b")):
+        rm = lightrm.load(specimen.write(tmp_path / folder))
+        np.testing.assert_allclose(rm.score_ids(IDS), expected.score_ids(IDS), rtol=1e-5, atol=1e-6)
+
+
+def test_damaged_and_foreign_quantization(tmp_path: Path) -> None:
+    parts, _ = quantize(llama_weights()["model.layers.0.mlp.up_proj.weight"], 4, 8, True, torch.arange(WIDTH))
+    body = {k: v for k, v in llama_weights().items() if k != "model.layers.0.mlp.up_proj.weight"}
+    stem = "model.layers.0.mlp.up_proj"
+    good = body | {
+        "value_head.weight": HEAD_WEIGHT,
+        f"{stem}.qweight": packed(parts["q"].T, 4).T,
+        f"{stem}.qzeros": packed(parts["zeros"] - 1, 4),
+        f"{stem}.scales": parts["scales"],
+        f"{stem}.g_idx": parts["g_idx"],
+    }
+
+    def load(name: str, **changes: torch.Tensor | None) -> None:
+        weights = {k: v for k, v in {**good, **{f"{stem}.{k}": v for k, v in changes.items()}}.items() if v is not None}
+        lightrm.load(Specimen({"model.safetensors": weights}, LLAMA_CONFIG).write(tmp_path / name))
+
+    load("good")
+    with pytest.raises(errors.TensorMismatchError, match=r"up_proj' lacks scales"):
+        load("no scales", scales=None)
+    with pytest.raises(errors.TensorMismatchError, match=r"g_idx .* does not fit 32 inputs in 4 groups"):
+        load("bad groups", g_idx=parts["g_idx"] + 1)
+    with pytest.raises(errors.UnsupportedModelError, match="has 2-bit weights; lightrm reads 4 and 8"):
+        load("2 bits", qzeros=torch.zeros(4, FFN * 2 // 32, dtype=torch.int32))
+    awq = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "awq"}}
+    with pytest.raises(errors.UnsupportedModelError, match="'awq' are not supported yet, only gptq"):
+        lightrm.load(Specimen({"model.safetensors": llama_weights()}, awq).write(tmp_path / "awq"))
