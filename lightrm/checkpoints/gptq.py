@@ -111,7 +111,7 @@ class GptqSource(TensorSource):
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """int32 words (N, W) -> the values they hold, int32 (N, W * 32 / bits), lowest bits first."""
     shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
-    values = (words.to(torch.int32)[:, :, None] >> shifts) & (2**bits - 1)
+    values: torch.Tensor = (words.to(torch.int32)[:, :, None] >> shifts) & (2**bits - 1)
     return values.flatten(1)
 
 
