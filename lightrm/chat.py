@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import NoReturn
 
 import jinja2
@@ -57,7 +58,7 @@ class ChatTemplate:
         messages = [{**turn, "content": broken(turn["content"])} for turn in turns]
         messages.append({"role": "assistant", "content": broken(response)})
         try:
-            text = self.compiled().render(
+            text = compiled(self.source).render(
                 messages=messages, bos_token=self.bos_token, eos_token=self.eos_token, add_generation_prompt=False
             )
         except jinja2.TemplateError as error:
@@ -67,12 +68,15 @@ class ChatTemplate:
             Special(part) if part in self.specials else Text(part.replace(filler, "")) for part in parts if part
         ], []
 
-    def compiled(self) -> jinja2.Template:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = to_json
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        return environment.from_string(self.source)
+
+@lru_cache(maxsize=8)
+def compiled(source: str) -> jinja2.Template:
+    """Compiled once: a batch renders thousands of conversations."""
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
+    return environment.from_string(source)
 
 
 def to_json(value: object, indent: int | None = None) -> str:
@@ -88,9 +92,8 @@ def chat_template(
     source: str, specials: Iterable[str], bos_token: str, eos_token: str, parse_specials: bool
 ) -> ChatTemplate:
     """Raises TemplateError if the Jinja text does not compile."""
-    template = ChatTemplate(source, frozenset(s for s in specials if s), bos_token, eos_token, parse_specials)
     try:
-        template.compiled()
+        compiled(source)
     except jinja2.TemplateError as error:
         raise TemplateError(f"the checkpoint's chat template is not valid Jinja: {error}") from error
-    return template
+    return ChatTemplate(source, frozenset(s for s in specials if s), bos_token, eos_token, parse_specials)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -52,7 +53,7 @@ class SentencePieceVocabulary:
         self.processor = load_processor(model)
         self.glued = load_processor(model + NO_DUMMY_PREFIX)
         self.added = added
-        self.live = specials_pattern(added) if parse_specials else None
+        self.live = specials_pattern(frozenset(added)) if parse_specials else None
 
     @property
     def size(self) -> int:
@@ -138,7 +139,8 @@ def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]
     return dict(copy)
 
 
-def specials_pattern(specials: Iterable[str]) -> re.Pattern[str] | None:
+@lru_cache(maxsize=8)
+def specials_pattern(specials: frozenset[str]) -> re.Pattern[str] | None:
     """Splits a text at special tokens, longest first, keeping them."""
     longest_first = sorted((s for s in specials if s), key=len, reverse=True)
     return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None

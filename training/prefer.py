@@ -3,8 +3,10 @@
 A group is one prompt with a proper answer and spoilt ones: the rejected answer of the pair, a stutter, a cut,
 and another prompt's answer. loss = -mean log sigmoid(better - worse) over the comparisons of the group.
 
-One comparison of last tokens is a thin signal to learn relevance from. So a probe, thrown away afterwards, is asked at
-every token of the answer whether it belongs to another prompt, and whether it has stuttered by now.
+One comparison of last tokens is a thin signal to learn relevance from. So two probes, thrown away afterwards, are asked
+at every token of the answer. After the middle layer: does this token occur in the prompt, and is this pair of tokens a
+repetition? At the end: does the answer belong to another prompt, and has it stuttered by now? The first are facts that
+same-token heads can see at once; the later layers and the value head learn to sum them up.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from training.network import LONGEST, RewardNetwork
 from training.records import Pair
 from training.steps import Steps
 
-TOKENS = 6144  # padded tokens a step
-STEPS = 3000  # somewhat more than an epoch
+TOKENS = 4096  # padded tokens a step
+STEPS = 3900
+SHORT, SHORT_EPOCHS = 192, 3  # the first epochs see only groups this short: many comparisons, near matches
+MIDDLE = 3  # layers below the first probe; those above it can still gather what it found
 LONGEST_ANSWER = 600  # tokens: with a longer answer one group would fill a whole step
 LONG = 640  # tokens of a sequence: groups beyond cost most of the time, one in three is seen an epoch
 PROPER, FOREIGN, STUTTER = 0, 1, 2
@@ -110,7 +114,10 @@ class Groups:
         """Batches of groups of about one length, at most TOKENS padded tokens each, in random order."""
         rng = random.Random(number)
         groups = [self.make(item, rng) for item in self.items]
-        groups = [g for g in groups if g.comparisons and (g.longest <= LONG or rng.random() < 1 / 3)]
+        if number < SHORT_EPOCHS:
+            groups = [g for g in groups if g.comparisons and g.longest <= SHORT]
+        else:
+            groups = [g for g in groups if g.comparisons and (g.longest <= LONG or rng.random() < 1 / 3)]
         groups.sort(key=lambda g: g.longest + rng.random())
         batches, batch, rows = [], [], 0
         for group in groups:
@@ -122,6 +129,19 @@ class Groups:
         batches.append(batch)
         rng.shuffle(batches)
         return batches
+
+
+def token_facts(batch: list[Group], width: int) -> torch.Tensor:
+    """For each answer token, (B, L, 2): does it occur in the prompt, and did it follow the same token before?"""
+    facts = torch.zeros(sum(len(group.rows) for group in batch), width, 2)
+    rows = [(group, ids) for group in batch for ids in group.rows]
+    for row, (group, ids) in enumerate(rows):
+        prompt, pairs = set(ids[: group.answer_from]), set()
+        for k in range(group.answer_from, len(ids)):
+            facts[row, k, 0] = ids[k] in prompt
+            facts[row, k, 1] = (ids[k - 1], ids[k]) in pairs
+            pairs.add((ids[k - 1], ids[k]))
+    return facts
 
 
 def probe_targets(batch: list[Group], width: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,14 +160,15 @@ def probe_targets(batch: list[Group], width: int) -> tuple[torch.Tensor, torch.T
     return target, asked
 
 
-def batch_loss(network: RewardNetwork, probe: nn.Linear, batch: list[Group]) -> tuple[torch.Tensor, float]:
+def batch_loss(network: RewardNetwork, probes: nn.ModuleDict, batch: list[Group]) -> tuple[torch.Tensor, float]:
     rows = [row for group in batch for row in group.rows]
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for k, row in enumerate(rows):
         ids[k, : len(row)] = torch.tensor(row)
     with torch.autocast("cpu", torch.bfloat16):
-        hidden_BLD = network.hidden(ids)
+        layers = network.model(input_ids=ids, use_cache=False, output_hidden_states=True)
+    hidden_BLD, middle_BLD = layers.last_hidden_state, layers.hidden_states[MIDDLE]
     last_BD = hidden_BLD[torch.arange(len(rows)), lengths - 1]
     scores = network.value_head(last_BD.float()).squeeze(-1)
     better, worse, weight, start = [], [], [], 0
@@ -161,7 +182,10 @@ def batch_loss(network: RewardNetwork, probe: nn.Linear, batch: list[Group]) -> 
     weights = torch.tensor(weight)
     loss = -(weights * nn.functional.logsigmoid(margin)).sum() / weights.sum()
     target, asked = probe_targets(batch, ids.shape[1])
-    probed = nn.functional.binary_cross_entropy_with_logits(probe(hidden_BLD[asked].float()), target[asked])
+    middle = nn.functional.rms_norm(middle_BLD[asked].float(), middle_BLD.shape[-1:])
+    cross_entropy = nn.functional.binary_cross_entropy_with_logits
+    probed = cross_entropy(probes["end"](hidden_BLD[asked].float()), target[asked])
+    probed = probed + cross_entropy(probes["middle"](middle), token_facts(batch, ids.shape[1])[asked])
     return loss + probed + 1e-3 * scores.square().mean(), (margin > 0).float().mean().item()
 
 
@@ -170,9 +194,10 @@ def prefer(network: RewardNetwork, groups: Groups, folder: Path) -> None:
     sizes = [len(groups.epoch(0))]
     while sum(sizes) < STEPS:
         sizes.append(len(groups.epoch(len(sizes))))
-    probe = nn.Linear(network.model.config.hidden_size, 2)
-    trained = nn.ModuleDict({"network": network, "probe": probe})
-    steps = Steps(trained, folder / "prefer.pt", total=STEPS, peak=8e-4, weight_decay=0.05)
+    width = network.model.config.hidden_size
+    probes = nn.ModuleDict({"middle": nn.Linear(width, 2), "end": nn.Linear(width, 2)})
+    trained = nn.ModuleDict({"network": network, "probes": probes})
+    steps = Steps(trained, folder / "prefer.pt", total=STEPS, peak=6e-4, weight_decay=0.05)
     current, right = -1, []
     for step in steps.remaining():
         epoch = 0
@@ -180,6 +205,6 @@ def prefer(network: RewardNetwork, groups: Groups, folder: Path) -> None:
             epoch += 1
         if epoch != current:
             schedule, current = groups.epoch(epoch), epoch
-        loss, accuracy = batch_loss(network, probe, schedule[step - sum(sizes[:epoch])])
+        loss, accuracy = batch_loss(network, probes, schedule[step - sum(sizes[:epoch])])
         right = [*right[-99:], accuracy]
         steps.descend(loss, f"comparisons right {sum(right) / len(right):.3f}")
