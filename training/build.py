@@ -15,9 +15,9 @@ import sentencepiece
 import torch
 
 from training.network import RewardNetwork, export, open_content_heads
-from training.prefer import Groups, prefer
+from training.prefer import POLISH, PREFER, Groups, prefer, with_probes
 from training.pretrain import pretrain, token_stream, train_vocabulary
-from training.records import questions_and_answers, read_corpus, read_pairs
+from training.records import neighbours, questions_and_answers, read_corpus, read_pairs
 
 
 def main() -> None:
@@ -41,7 +41,9 @@ def main() -> None:
         pretrain(network, stream, arguments.work)
     open_content_heads(network)
     torch.nn.init.zeros_(network.value_head.weight)
-    prefer(network, Groups(pairs, questions_and_answers(documents), vocabulary), arguments.work)
+    asked, trained = questions_and_answers(documents), with_probes(network)
+    prefer(trained, Groups(pairs, asked, vocabulary), PREFER, arguments.work)
+    prefer(trained, Groups(pairs, asked + neighbours(documents), vocabulary), POLISH, arguments.work)
     export(network, tokenizer_model, arguments.out)
     print(f"wrote {arguments.out}", flush=True)
 

@@ -25,13 +25,26 @@ from training.records import Pair
 from training.steps import Steps
 
 TOKENS = 4096  # padded tokens a step
-STEPS = 3900
 SHORT, SHORT_EPOCHS = 192, 3  # the first epochs see only groups this short: many comparisons, near matches
 MIDDLE = 3  # layers below the first probe; those above it can still gather what it found
 LONGEST_ANSWER = 600  # tokens: with a longer answer one group would fill a whole step
 LONG = 640  # tokens of a sequence: groups beyond cost most of the time, one in three is seen an epoch
 PROPER, FOREIGN, STUTTER = 0, 1, 2
 NATURAL_WEIGHT = 0.5  # human labels are noisy, corruptions are not
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A run of preference training: its checkpoint's name, length, learning rate, and the first epoch's number."""
+
+    name: str
+    steps: int
+    peak: float
+    first_epoch: int
+
+
+PREFER = Stage("prefer", steps=2400, peak=6e-4, first_epoch=0)
+POLISH = Stage("polish", steps=2200, peak=5e-4, first_epoch=SHORT_EPOCHS)  # all lengths, and neighbouring paragraphs
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,22 +202,26 @@ def batch_loss(network: RewardNetwork, probes: nn.ModuleDict, batch: list[Group]
     return loss + probed + 1e-3 * scores.square().mean(), (margin > 0).float().mean().item()
 
 
-def prefer(network: RewardNetwork, groups: Groups, folder: Path) -> None:
-    schedule: list[list[Group]] = []
-    sizes = [len(groups.epoch(0))]
-    while sum(sizes) < STEPS:
-        sizes.append(len(groups.epoch(len(sizes))))
+def with_probes(network: RewardNetwork) -> nn.ModuleDict:
+    """The network and the two probes that learn beside it."""
     width = network.model.config.hidden_size
     probes = nn.ModuleDict({"middle": nn.Linear(width, 2), "end": nn.Linear(width, 2)})
-    trained = nn.ModuleDict({"network": network, "probes": probes})
-    steps = Steps(trained, folder / "prefer.pt", total=STEPS, peak=6e-4, weight_decay=0.05)
+    return nn.ModuleDict({"network": network, "probes": probes})
+
+
+def prefer(trained: nn.ModuleDict, groups: Groups, stage: Stage, folder: Path) -> None:
+    schedule: list[list[Group]] = []
+    sizes = [len(groups.epoch(stage.first_epoch))]
+    while sum(sizes) < stage.steps:
+        sizes.append(len(groups.epoch(stage.first_epoch + len(sizes))))
+    steps = Steps(trained, folder / f"{stage.name}.pt", total=stage.steps, peak=stage.peak, weight_decay=0.05)
     current, right = -1, []
     for step in steps.remaining():
         epoch = 0
         while step >= sum(sizes[: epoch + 1]):
             epoch += 1
         if epoch != current:
-            schedule, current = groups.epoch(epoch), epoch
-        loss, accuracy = batch_loss(network, probes, schedule[step - sum(sizes[:epoch])])
+            schedule, current = groups.epoch(stage.first_epoch + epoch), epoch
+        loss, accuracy = batch_loss(trained["network"], trained["probes"], schedule[step - sum(sizes[:epoch])])
         right = [*right[-99:], accuracy]
         steps.descend(loss, f"comparisons right {sum(right) / len(right):.3f}")

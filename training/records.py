@@ -10,6 +10,7 @@ import gzip
 import json
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 DOCUMENT_BREAK = "<|doc|>"
@@ -98,6 +99,23 @@ def read_corpus(data: Path) -> list[str]:
 
 def is_chinese(text: str) -> bool:
     return len(re.findall(r"[\u4e00-\u9fff]", text)) > 0.2 * len(text)
+
+
+def neighbours(documents: list[str]) -> list[tuple[str, str, str]]:
+    """(a paragraph as a prompt, the next one as its answer, lang): prose whose topic goes on, for relevance."""
+    found = []
+    for document in documents:
+        paragraphs = [re.sub(r"\s*\n\s*", " ", text).strip() for text in document.split("\n\n")]
+        prose = [text if is_prose(text) else None for text in paragraphs]
+        for text, following in pairwise(prose):
+            if text and following:
+                found.append((f"Human:{text}\n\nAssistant:", following, "zh" if is_chinese(following) else "en"))
+    return found
+
+
+def is_prose(text: str) -> bool:
+    letters = sum(c.isalpha() or c.isspace() for c in text)
+    return 40 <= len(text) <= 250 and text[-1] in ".。!?！？" and letters > 0.85 * len(text)
 
 
 def questions_and_answers(documents: list[str]) -> list[tuple[str, str, str]]:
