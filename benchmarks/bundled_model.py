@@ -1,18 +1,20 @@
-"""How good the bundled model is, on held-out prompts: corrupted answers, natural preferences, and parity.
+"""How good the bundled model is on held-out prompts: against corrupted answers, and on natural preferences.
 
     python -m benchmarks.bundled_model ../shared/data
 
-Corruptions are those of `training.corruptions`, drawn with a fixed seed on the chosen answers of pairs_dev. Answers
-shorter than 20 characters cannot be cut or made to stutter visibly; they count in the rows named `short` only.
-Writes results/bundled_model.json and the tables of the model card that quote it.
+Each distinct prompt's first chosen answer is spoilt in every way that `training.corruptions` knows, with a fixed seed.
+An answer counts as proper if it has at least 20 characters and ends as a sentence does; a comparison counts as proper
+if its answer (and, from another prompt, the foreign one) is proper and both texts fit into the model's limit, since
+what is cut away cannot be judged. The rows `any` count every comparison, whatever the answer is like.
+Writes results/bundled_model.json and the tables of the documents that quote it.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from scipy.stats import binomtest
@@ -23,12 +25,8 @@ from training.corruptions import SHORTEST, cut, repeated
 from training.records import dialogue_turns, read_jsonl
 
 CARD = Path(lightrm.__file__).parent / "demo_model" / "MODEL_CARD.md"
-KINDS = {
-    "repeated": "a repeated span",
-    "cut": "cut in mid-sentence",
-    "foreign": "another prompt's answer",
-    "foreign, short": "another prompt's answer, answers under 20 characters",
-}
+KINDS = {"repeated": "a repeated span", "cut": "cut in mid-sentence", "foreign": "another prompt's answer"}
+PROPER_END = set('.。!！?？…"”」』)）')
 LANGUAGES = {"zh": "Chinese", "en": "English"}
 
 
@@ -43,57 +41,81 @@ def share(wins: Iterable[bool]) -> dict[str, float | int]:
     return {"n": len(wins), "share": sum(wins) / len(wins), "low": float(interval.low), "high": float(interval.high)}
 
 
-def corrupted_pairs(records: list[dict]) -> list[tuple[str, str, dict, str]]:
-    """(lang, kind, record, bad answer): each distinct prompt's first chosen answer, spoilt once in each way."""
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A held-out record's chosen answer against a spoilt one; `proper` as the module says, lengths aside."""
+
+    record: dict
+    kind: str
+    bad: str
+    proper: bool
+
+    @property
+    def good(self) -> str:
+        return self.record["chosen"].strip()
+
+
+def is_proper(answer: str) -> bool:
+    return len(answer) >= SHORTEST and answer[-1] in PROPER_END
+
+
+def comparisons(records: list[dict]) -> list[Comparison]:
+    """Every corruption of each distinct prompt's first chosen answer, always the same ones."""
     rng = random.Random(20260101)
-    seen: set[str] = set()
-    proper = [r for r in records if not (r["prompt"] in seen or seen.add(r["prompt"]))]
+    first = {record["prompt"]: record for record in reversed(records)}
+    chosen = sorted(first.values(), key=lambda record: record["id"])
     found = []
-    for record in proper:
+    for record in chosen:
         answer = record["chosen"].strip()
+        proper = is_proper(answer)
         for kind, spoil in (("repeated", repeated), ("cut", cut)):
             bad = spoil(answer, rng)
             if bad is not None:
-                found.append((record["lang"], kind, record, bad))
-        long = len(answer) >= SHORTEST
+                found.append(Comparison(record, kind, bad, proper))
         others = [
-            r["chosen"].strip()
-            for r in proper
-            if r["lang"] == record["lang"] and r["prompt"] != record["prompt"] and r["chosen"].strip() != answer
+            other["chosen"].strip()
+            for other in chosen
+            if other["lang"] == record["lang"] and other is not record and other["chosen"].strip() != answer
         ]
-        others = [other for other in others if (len(other) >= SHORTEST) == long]
-        found.append((record["lang"], "foreign" if long else "foreign, short", record, rng.choice(others)))
+        if proper:
+            others = [other for other in others if is_proper(other)]
+        found.append(Comparison(record, "foreign", rng.choice(others), proper))
     return found
 
 
 def measure(data: Path, model: str) -> dict:
     rm = lightrm.load(model)
     records = read_jsonl(data / "pairs_dev.jsonl.gz")
-    corrupted = corrupted_pairs(records)
-    prompts = [prompt_of(r) for r in records] * 2 + [prompt_of(r) for _, _, r, _ in corrupted] * 2
-    answers = [r["chosen"].strip() for r in records] + [r["rejected"].strip() for r in records]
-    answers += [r["chosen"].strip() for _, _, r, _ in corrupted] + [bad for _, _, _, bad in corrupted]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", lightrm.TruncationWarning)  # overlong texts are cut as in use
-        scores = rm.score_batch(prompts, answers, progress=True)
-    n, m = len(records), len(corrupted)
-    natural = scores[:n] > scores[n : 2 * n]
-    wins = scores[2 * n : 2 * n + m] > scores[2 * n + m :]
+    drawn = comparisons(records)
+    texts = {(r["id"], r[side].strip()): r for r in records for side in ("chosen", "rejected")}
+    texts |= {(c.record["id"], answer): c.record for c in drawn for answer in (c.good, c.bad)}
+    encoded = {key: rm.encode_one(prompt_of(record), key[1]) for key, record in texts.items()}
+    scores = rm.score_ids([e.token_ids for e in encoded.values()], progress=True)
+    score = dict(zip(encoded, scores.tolist(), strict=True))
+
+    def wins(comparison: Comparison) -> bool:
+        return score[comparison.record["id"], comparison.good] > score[comparison.record["id"], comparison.bad]
+
+    def fits(comparison: Comparison) -> bool:
+        return not any(encoded[comparison.record["id"], answer].cut for answer in (comparison.good, comparison.bad))
+
+    def prefers(record: dict) -> bool:
+        return score[record["id"], record["chosen"].strip()] > score[record["id"], record["rejected"].strip()]
+
+    corrupted = {}
+    for lang in LANGUAGES:
+        for kind in KINDS:
+            every = [c for c in drawn if c.record["lang"] == lang and c.kind == kind]
+            corrupted[f"{lang} {kind}"] = share(wins(c) for c in every if c.proper and fits(c))
+            corrupted[f"{lang} {kind}, any"] = share(wins(c) for c in every)
     return {
         "model": model,
         **provenance(("torch", "numpy", "scipy")),
-        "corrupted": {
-            f"{lang} {kind}": share(w for w, c in zip(wins, corrupted, strict=True) if c[:2] == (lang, kind))
-            for lang in LANGUAGES
-            for kind in KINDS
-        },
+        "corrupted": corrupted,
         "natural": {
-            lang: share(w for w, r in zip(natural, records, strict=True) if lang in ("all", r["lang"]))
-            for lang in ("all", *LANGUAGES)
+            lang: share(prefers(r) for r in records if lang in ("all", r["lang"])) for lang in ("all", *LANGUAGES)
         },
-        "natural without CC-BY-SA": share(
-            w for w, r in zip(natural, records, strict=True) if "CC-BY-SA" not in r["license"]
-        ),
+        "natural without CC-BY-SA": share(prefers(r) for r in records if "CC-BY-SA" not in r["license"]),
         "scores": {"mean": float(scores.mean()), "std": float(scores.std())},
     }
 
@@ -104,7 +126,9 @@ def percent(row: dict) -> str:
 
 def table(result: dict) -> str:
     lines = ["| the proper answer beats | Chinese | English |", "| --- | --- | --- |"]
-    for kind, title in KINDS.items():
+    rows = list(KINDS.items())
+    rows += [(f"{kind}, any", f"{title}; any chosen answer, also short, unended or too long") for kind, title in rows]
+    for kind, title in rows:
         cells = [percent(result["corrupted"][f"{lang} {kind}"]) for lang in LANGUAGES]
         lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
     natural = result["natural"]
