@@ -112,10 +112,11 @@ def measure(data: Path, model: str) -> dict:
         "model": model,
         **provenance(("torch", "numpy", "scipy")),
         "corrupted": corrupted,
-        "natural": {
-            lang: share(prefers(r) for r in records if lang in ("all", r["lang"])) for lang in ("all", *LANGUAGES)
+        "natural": {lang: share(prefers(r) for r in records if r["lang"] == lang) for lang in LANGUAGES},
+        "natural, without CBBQ": {
+            lang: share(prefers(r) for r in records if r["lang"] == lang and "CC-BY-SA" not in r["license"])
+            for lang in LANGUAGES
         },
-        "natural without CC-BY-SA": share(prefers(r) for r in records if "CC-BY-SA" not in r["license"]),
         "scores": {"mean": float(scores.mean()), "std": float(scores.std())},
     }
 
@@ -131,10 +132,9 @@ def table(result: dict) -> str:
     for kind, title in rows:
         cells = [percent(result["corrupted"][f"{lang} {kind}"]) for lang in LANGUAGES]
         lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
-    natural = result["natural"]
-    lines.append(
-        f"| the rejected answer (human and benchmark labels) | {percent(natural['zh'])} | {percent(natural['en'])} |"
-    )
+    for key, title in (("natural", "natural pairs"), ("natural, without CBBQ", "natural pairs without CBBQ")):
+        cells = [percent(result[key][lang]) for lang in LANGUAGES]
+        lines.append(f"| the rejected answer, {title} (human and benchmark labels) | {cells[0]} | {cells[1]} |")
     return "\n".join(lines) + "\n"
 
 
