@@ -112,7 +112,9 @@ def measure(data: Path, model: str) -> dict:
         "model": model,
         **provenance(("torch", "numpy", "scipy")),
         "corrupted": corrupted,
-        "natural": {lang: share(prefers(r) for r in records if r["lang"] == lang) for lang in LANGUAGES},
+        "natural": {
+            lang: share(prefers(r) for r in records if lang in ("all", r["lang"])) for lang in (*LANGUAGES, "all")
+        },
         "natural, without CBBQ": {
             lang: share(prefers(r) for r in records if r["lang"] == lang and "CC-BY-SA" not in r["license"])
             for lang in LANGUAGES
@@ -134,7 +136,10 @@ def table(result: dict) -> str:
         lines.append(f"| {title} | {cells[0]} | {cells[1]} |")
     for key, title in (("natural", "natural pairs"), ("natural, without CBBQ", "natural pairs without CBBQ")):
         cells = [percent(result[key][lang]) for lang in LANGUAGES]
-        lines.append(f"| the rejected answer, {title} (human and benchmark labels) | {cells[0]} | {cells[1]} |")
+        lines.append(f"| the rejected answer, {title} | {cells[0]} | {cells[1]} |")
+    lines.append(
+        f"\nNatural pairs have human and benchmark labels; both languages together: {percent(result['natural']['all'])}."
+    )
     return "\n".join(lines) + "\n"
 
 
