@@ -137,9 +137,8 @@ def table(result: dict) -> str:
     for key, title in (("natural", "natural pairs"), ("natural, without CBBQ", "natural pairs without CBBQ")):
         cells = [percent(result[key][lang]) for lang in LANGUAGES]
         lines.append(f"| the rejected answer, {title} | {cells[0]} | {cells[1]} |")
-    lines.append(
-        f"\nNatural pairs have human and benchmark labels; both languages together: {percent(result['natural']['all'])}."
-    )
+    both = percent(result["natural"]["all"])
+    lines.append(f"\nNatural pairs have human and benchmark labels; both languages together: {both}.")
     return "\n".join(lines) + "\n"
 
 

@@ -139,11 +139,13 @@ def demo() -> None:
     rm = lightrm.load("demo")
     console = Console()
     for prompt, responses in EXAMPLES:
-        table = Table("score", "answer", title=prompt, title_justify="left", title_style="bold", expand=True)
+        table = Table(title=prompt, title_justify="left", title_style="bold", expand=True)
+        for column in ("score", "the answer", "says"):
+            table.add_column(column, overflow="fold")  # Chinese has no spaces to wrap at
         ranked = rm.rank(prompt, [text for _, text in responses])
         for row in ranked:
             note, text = responses[row.position]
-            table.add_row(f"{row.score:+.2f}", f"[dim]{note}[/dim] {text}")
+            table.add_row(f"{row.score:+.2f}", note, text)
         console.print(table)
     console.print(repr(rm), style="dim", markup=False, highlight=False)
 

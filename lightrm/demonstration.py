@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-GOOD, LOOP, STOP, OTHER = "proper:", "repeats itself:", "breaks off:", "answers something else:"
+GOOD, LOOP, STOP, OTHER = "is proper", "repeats itself", "breaks off", "is about something else"
 
 EXAMPLES: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     (
