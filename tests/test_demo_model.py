@@ -95,9 +95,9 @@ def test_figures_hold_on_held_out_prompts(rm: lightrm.RewardModel, shared: Path)
     drawn = comparisons(read_jsonl(shared / "data" / "pairs_dev.jsonl.gz"))
     for lang in LANGUAGES:
         for kind in KINDS:
-            some = [c for c in drawn if c.record["lang"] == lang and c.kind == kind and c.proper and len(c.bad) < 500][
-                :40
-            ]
+            some = [c for c in drawn if c.record["lang"] == lang and c.kind == kind and c.proper]
+            some = [c for c in some if len(c.record["prompt"]) + max(len(c.good), len(c.bad)) < 700][:40]
+            assert len(some) == 40
             prompts = [prompt_of(c.record) for c in some]
             wins = rm.score_batch(prompts, [c.good for c in some]) > rm.score_batch(prompts, [c.bad for c in some])
             assert np.mean(wins) >= FLOORS[kind] - 0.15, f"{lang} {kind}"
