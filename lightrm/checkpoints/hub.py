@@ -40,7 +40,9 @@ def fetch(repo_id: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
-        files = huggingface_hub.HfApi().list_repo_files(repo_id, revision=revision)
+        # One request without retries: offline, the cache answers at once.
+        info = huggingface_hub.HfApi().model_info(repo_id, revision=revision, timeout=20)
+        files = [sibling.rfilename for sibling in info.siblings or ()]
         return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=wanted(files)))
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
         reason: Exception = error
