@@ -6,7 +6,7 @@ import html
 import os
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -251,13 +251,15 @@ def text_side(
     """Tokenizer and template, or None with the sentence that says what is missing."""
     try:
         tokens = read_tokens(
-            checkpoint.tokenizer_folder(), parse_specials=parse_specials, fallback=checkpoint.config.raw
+            checkpoint.tokenizer_folder(),
+            parse_specials=parse_specials,
+            reward_id=checkpoint.reward_id,
+            fallback=checkpoint.config.raw,
         )
     except TokenizerError as error:
         if template is not None:
             raise
         return None, None, str(error)
-    tokens = replace(tokens, reward_id=checkpoint.reward_id)
     name = template or checkpoint.template
     if name is None or (name == "chat" and template is None and tokens.chat_source is None):
         return (

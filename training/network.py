@@ -48,9 +48,8 @@ class RewardNetwork(nn.Module):
         """The embedding doubles as the output layer; it is not exported twice."""
         return nn.functional.linear(self.hidden(token_ids_BL), self.model.embed_tokens.weight)
 
-    def score(self, token_ids_BL: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
-        """Right-padded ids: under a causal mask the pads cannot reach the last real token, so no mask is needed."""
-        hidden_BLD = self.hidden(token_ids_BL)
+    def value(self, hidden_BLD: torch.Tensor, lengths_B: torch.Tensor) -> torch.Tensor:
+        """Right-padded rows: under a causal mask the pads cannot reach the last real token, so no mask is needed."""
         last_BD = hidden_BLD[torch.arange(len(lengths_B)), lengths_B - 1]
         return self.value_head(last_BD.float()).squeeze(-1)
 

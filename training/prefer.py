@@ -182,8 +182,7 @@ def batch_loss(network: RewardNetwork, probes: nn.ModuleDict, batch: list[Group]
     with torch.autocast("cpu", torch.bfloat16):
         layers = network.model(input_ids=ids, use_cache=False, output_hidden_states=True)
     hidden_BLD, middle_BLD = layers.last_hidden_state, layers.hidden_states[MIDDLE]
-    last_BD = hidden_BLD[torch.arange(len(rows)), lengths - 1]
-    scores = network.value_head(last_BD.float()).squeeze(-1)
+    scores = network.value(hidden_BLD, lengths)
     better, worse, weight, start = [], [], [], 0
     for group in batch:
         for b, w, weighs in group.comparisons:

@@ -132,7 +132,7 @@ def main_source(folder: Path, config: Config) -> TensorSource:
     source = TensorSource(main_files(folder))
     check_index(folder, source)
     if is_gptq(source):
-        return GptqSource(source.opened, format_version(config, folder))
+        return GptqSource(source, format_version(config, folder))
     settings = config.raw.get("quantization_config")
     if isinstance(settings, dict):
         method = settings.get("quant_method", "unnamed")

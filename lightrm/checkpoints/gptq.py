@@ -15,7 +15,6 @@ scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. Reading widens on
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -30,34 +29,34 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
 class GptqSource(TensorSource):
-    """Tensors of GPTQ files: each packed layer appears as one `X.weight`."""
+    """Another source seen through GPTQ: each packed layer of `stored` appears as one `X.weight`."""
 
-    def __init__(self, files: Iterable[Path], version: int) -> None:
-        super().__init__(files)
-        self.version = version
-        self.stored = dict(self.names)
-        for name in self.stored:
+    def __init__(self, stored: TensorSource, version: int) -> None:
+        self.stored, self.version = stored, version
+        self.opened = stored.opened
+        self.names = dict(stored.names)
+        for name in stored.names:
             if name.endswith(MARK):
                 self.hide(name.removesuffix(MARK))
 
     def hide(self, stem: str) -> None:
         """Replace a layer's parts by its weight. auto-gptq writes a bias of zeros where the model has none."""
-        absent = [part for part in PARTS[:3] if f"{stem}.{part}" not in self.stored]
+        absent = [part for part in PARTS[:3] if f"{stem}.{part}" not in self.stored.names]
         if absent:
             raise TensorMismatchError(f"GPTQ layer {stem!r} lacks {', '.join(absent)}")
         for part in PARTS:
             self.names.pop(f"{stem}.{part}", None)
         bias = f"{stem}.bias"
-        if bias in self.names and not super().read(bias).any():
+        if bias in self.names and not self.stored.read(bias).any():
             del self.names[bias]
-        self.names[f"{stem}.weight"] = self.stored[stem + MARK]
+        self.names[f"{stem}.weight"] = self.stored.names[stem + MARK]
 
     def read(self, name: str) -> torch.Tensor:
         """A packed weight widened to (O, I) in the dtype of its scales; any other tensor as it is."""
         stem = name.removesuffix(".weight")
-        if stem + MARK not in self.stored:
-            return super().read(name)
-        packed, zeros, scales = (self.part(stem, part) for part in PARTS[:3])
+        if stem + MARK not in self.stored.names:
+            return self.stored.read(name)
+        packed, zeros, scales = (self.stored.read(f"{stem}.{part}") for part in PARTS[:3])
         bits = self.bits(stem)
         inputs = packed.shape[0] * WORD // bits
         group = self.groups(stem, inputs, scales.shape[0])
@@ -68,44 +67,30 @@ class GptqSource(TensorSource):
 
     def shape(self, name: str) -> tuple[int, ...]:
         stem = name.removesuffix(".weight")
-        if stem + MARK not in self.stored:
-            return super().shape(name)
-        rows, outputs = self.stored_shape(stem, "qweight")
+        if stem + MARK not in self.stored.names:
+            return self.stored.shape(name)
+        rows, outputs = self.stored.shape(stem + MARK)
         return outputs, rows * WORD // self.bits(stem)
 
     def bits(self, stem: str) -> int:
         """From the shapes: metadata is often wrong. Raises UnsupportedModelError unless 4 or 8."""
-        outputs = self.stored_shape(stem, "qweight")[1]
-        bits = self.stored_shape(stem, "qzeros")[1] * WORD / outputs
+        outputs = self.stored.shape(stem + MARK)[1]
+        bits = self.stored.shape(f"{stem}.qzeros")[1] * WORD / outputs
         if bits not in (4, 8):
             raise UnsupportedModelError(f"GPTQ layer {stem!r} has {bits:g}-bit weights; lightrm reads 4 and 8 bits")
         return int(bits)
 
     def groups(self, stem: str, inputs: int, count: int) -> torch.Tensor:
         """Group of each input channel (I,). Raises TensorMismatchError if it points outside the groups."""
-        if f"{stem}.g_idx" not in self.stored:
+        if f"{stem}.g_idx" not in self.stored.names:
             return torch.arange(inputs) // -(-inputs // count)
-        group = self.part(stem, "g_idx").long()
+        group = self.stored.read(f"{stem}.g_idx").long()
         if group.shape != (inputs,) or int(group.min()) < 0 or int(group.max()) >= count:
             raise TensorMismatchError(
                 f"GPTQ layer {stem!r}: g_idx {tuple(group.shape)} up to {int(group.max())} does not fit "
                 f"{inputs} inputs in {count} groups"
             )
         return group
-
-    def part(self, stem: str, part: str) -> torch.Tensor:
-        self.names[f"{stem}.{part}"] = self.stored[f"{stem}.{part}"]
-        try:
-            return super().read(f"{stem}.{part}")
-        finally:
-            del self.names[f"{stem}.{part}"]
-
-    def stored_shape(self, stem: str, part: str) -> tuple[int, ...]:
-        self.names[f"{stem}.{part}"] = self.stored[f"{stem}.{part}"]
-        try:
-            return super().shape(f"{stem}.{part}")
-        finally:
-            del self.names[f"{stem}.{part}"]
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
