@@ -22,13 +22,14 @@ if TYPE_CHECKING:
         TemplateError,
         TokenizerError,
     )
-    from lightrm.scorer import RewardModel, TruncationWarning, load
+    from lightrm.scorer import KernelWarning, RewardModel, TruncationWarning, load
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CheckpointError",
     "InputError",
+    "KernelWarning",
     "LightRMError",
     "NumericsError",
     "RewardModel",
@@ -43,7 +44,9 @@ __all__ = [
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'lightrm' has no attribute {name!r}")
-    room = "lightrm.scorer" if name in ("RewardModel", "TruncationWarning", "load") else "lightrm.errors"
+    room = (
+        "lightrm.scorer" if name in ("KernelWarning", "RewardModel", "TruncationWarning", "load") else "lightrm.errors"
+    )
     return getattr(import_module(room), name)
 
 

@@ -71,15 +71,21 @@ class Architecture:
         return self.kv_heads * self.head_width
 
     @property
+    def matrix_parameters(self) -> int:
+        """Weights of the linear layers, which is what a scheme quantizes; biases not."""
+        attention = self.width * (self.query_width + 2 * self.kv_width) + self.query_width * self.width
+        return self.layers * (attention + 3 * self.width * self.ffn_width)
+
+    @property
+    def bias_parameters(self) -> int:
+        layer = self.qkv_bias * (self.query_width + 2 * self.kv_width) + self.output_bias * self.width
+        return self.layers * layer
+
+    @property
     def parameters(self) -> int:
         """Weights of the decoder, embedding included, output layer and value head not."""
-        attention = self.width * (self.query_width + 2 * self.kv_width) + self.query_width * self.width
-        if self.qkv_bias:
-            attention += self.query_width + 2 * self.kv_width
-        if self.output_bias:
-            attention += self.width
-        layer = attention + 3 * self.width * self.ffn_width + 2 * self.width
-        return self.vocabulary * self.width + self.layers * layer + self.width
+        norms = (2 * self.layers + 1) * self.width
+        return self.vocabulary * self.width + self.matrix_parameters + self.bias_parameters + norms
 
     def __str__(self) -> str:
         heads = f"{self.query_heads} heads"

@@ -164,8 +164,8 @@ def inspect(path: str, revision: str | None) -> None:
 def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     from lightrm.checkpoints.detect import listed, open_checkpoint
     from lightrm.checkpoints.hub import resolve
-    from lightrm.loading import check_tensors
-    from lightrm.schemes import DTYPES, size_text
+    from lightrm.checkpoints.inventory import check_tensors
+    from lightrm.schemes.grammar import DTYPES, size_text
     from lightrm.scorer import text_side
 
     checkpoint = open_checkpoint(resolve(path, revision))

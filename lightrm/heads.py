@@ -44,8 +44,10 @@ class ValueHead:
 
     @torch.inference_mode()
     def __call__(self, hidden_SD: torch.Tensor) -> torch.Tensor:
-        """float32 (S,)."""
-        x = hidden_SD.float()
+        """float32 (S,). Each row by itself: a product of S rows rounds otherwise for every S."""
+        return torch.cat([self.score(row[None]) for row in hidden_SD.float()])
+
+    def score(self, x: torch.Tensor) -> torch.Tensor:
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = torch.nn.functional.linear(x if k == 0 else x.relu(), weight, bias)
         score_S = (x.mean(-1) - self.post.mean) / self.post.std

@@ -1,30 +1,38 @@
-"""Checkpoint -> Decoder and ValueHead: read one tensor, check it, convert it on the device, place it, forget it.
+"""Checkpoint -> Decoder and ValueHead: read a tensor, check it, fold it, quantize it on the device, forget it.
 
-Shapes and names are checked before the first weight is read, so a wrong folder fails in a second.
+At no time is more of the model in float than about one tensor. Shapes and names are checked before the first weight
+is read, so a wrong folder fails in a second.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from lightrm.architecture import Alibi, Architecture
+from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint, listed
-from lightrm.errors import MissingHeadError, NumericsError, TensorMismatchError
+from lightrm.checkpoints.inventory import FUSED, check_tensors, part_rows, real_architecture
+from lightrm.errors import NumericsError, TensorMismatchError
+from lightrm.folding import Folding
 from lightrm.heads import ValueHead
-from lightrm.linear import Linear
+from lightrm.linear import FloatLinear, IntegerLinear, Linear
 from lightrm.ops import KernelChoice, kernels_for
-from lightrm.schemes import Scheme, size_text
+from lightrm.schemes.grammar import Scheme, size_text
+from lightrm.schemes.quality import energies, ratio_db
 from lightrm.transformer import Decoder, Layer
+from lightrm.weights import Int8Weight, Packer, PlainWeight
 
-FUSED = {"qkv": ("query", "key", "value"), "gate_up": ("gate", "up")}
+CHECKED_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What loading did. seconds: wall time; bytes: of the weights as held; ignored: tensors of the file left out."""
+    """What loading did. seconds: wall time; bytes: of the weights as held; ignored: tensors of the file left out;
+    sqnr_db: signal to quantization noise of each matrix under our names, in dB, inf where nothing was lost."""
 
     seconds: float
     bytes: int
@@ -32,77 +40,21 @@ class LoadReport:
     scheme: Scheme
     file_dtypes: tuple[str, ...]
     ignored: tuple[str, ...]
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> tuple[str, float] | None:
+        """The matrix that lost most; None if all are exact."""
+        lossy = {name: db for name, db in self.sqnr_db.items() if math.isfinite(db)}
+        return min(lossy.items(), key=lambda item: item[1]) if lossy else None
 
     def __str__(self) -> str:
         ignored = f"; ignored {listed(self.ignored, 3)}" if self.ignored else ""
+        worst = f"; least SQNR {self.worst[1]:.1f} dB, {self.worst[0]}" if self.worst else ""
         return (
             f"{size_text(self.bytes)} as {self.scheme} ({self.scheme.reason}) from {'/'.join(self.file_dtypes)} "
-            f"in {self.seconds:.1f} s; kernels: {self.kernels}{ignored}"
+            f"in {self.seconds:.1f} s; kernels: {self.kernels}{worst}{ignored}"
         )
-
-
-def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
-    """Our name -> shape of every tensor the decoder needs; fused weights by their parts."""
-    rows = part_rows(a)
-    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (a.vocabulary, a.width), "final_norm.weight": (a.width,)}
-    for i in range(a.layers):
-        prefix = f"layers.{i}."
-        shapes |= {f"{prefix}attention_norm.weight": (a.width,), f"{prefix}mlp_norm.weight": (a.width,)}
-        for part in ("query", "key", "value", "gate", "up"):
-            shapes[f"{prefix}{part}.weight"] = (rows[part], a.width)
-        shapes |= {f"{prefix}output.weight": (a.width, a.query_width), f"{prefix}down.weight": (a.width, a.ffn_width)}
-        if a.qkv_bias:
-            shapes |= {f"{prefix}{part}.bias": (rows[part],) for part in FUSED["qkv"]}
-        if a.output_bias:
-            shapes[f"{prefix}output.bias"] = (a.width,)
-    return shapes
-
-
-def part_rows(a: Architecture) -> dict[str, int]:
-    return {"query": a.query_width, "key": a.kv_width, "value": a.kv_width, "gate": a.ffn_width, "up": a.ffn_width}
-
-
-def real_architecture(checkpoint: Checkpoint) -> Architecture:
-    """The config's, with the embedding's own row count: trainers extend a vocabulary without telling config.json."""
-    if "embedding.weight" not in checkpoint.tensors:
-        return checkpoint.architecture
-    return replace(checkpoint.architecture, vocabulary=checkpoint.shape("embedding.weight")[0])
-
-
-def check_tensors(checkpoint: Checkpoint) -> None:
-    """Raises TensorMismatchError on missing, unexpected or misshapen tensors, MissingHeadError without a head."""
-    a = real_architecture(checkpoint)
-    expected = expected_shapes(a)
-    rows = part_rows(a)
-    for ours in checkpoint.tensors:
-        stem, _, kind = ours.rpartition(".")
-        if stem.endswith(".qkv"):  # one fused tensor in place of three
-            parts = [f"{stem.removesuffix('qkv')}{part}.{kind}" for part in FUSED["qkv"]]
-            if all(part in expected for part in parts):
-                total = sum(rows[part] for part in FUSED["qkv"])
-                expected[ours] = (total, a.width) if kind == "weight" else (total,)
-                for part in parts:
-                    del expected[part]
-    present = {ours for ours in checkpoint.tensors if not ours.startswith(("head.", "normalizer."))}
-    where = checkpoint.folder
-    missing = sorted(expected.keys() - present)
-    if missing:
-        raise TensorMismatchError(
-            f"{where}: {len(missing)} tensors are missing: {listed(missing)}; a shard is incomplete, or config.json "
-            "belongs to another model"
-        )
-    unexpected = sorted(present - expected.keys())
-    if unexpected:
-        foreign = [checkpoint.tensors[ours][1] for ours in unexpected]
-        raise TensorMismatchError(f"{where}: config.json leaves no place for {listed(foreign)}: is it another model's?")
-    for ours, shape in expected.items():
-        found = checkpoint.shape(ours)
-        if found != shape:
-            raise TensorMismatchError(
-                f"{where}: {checkpoint.tensors[ours][1]} has shape {found}, config.json asks for {shape}"
-            )
-    if "head.0.weight" not in checkpoint.tensors:
-        raise MissingHeadError(f"{where}: the value head has no weight, only {listed(checkpoint.tensors, 3)}")
 
 
 class Loader:
@@ -113,23 +65,28 @@ class Loader:
         self.architecture = real_architecture(checkpoint)
         if isinstance(self.architecture.positions, Alibi):
             self.architecture = replace(self.architecture, positions=alibi)
+        self.folding = Folding(self.architecture) if scheme.weights in ("int8", "int4") else None
         self.dtypes: set[str] = set()
+        self.sqnr_db: dict[str, float] = {}
 
     def load(self) -> tuple[Decoder, ValueHead, LoadReport]:
         started = time.perf_counter()
         a = self.architecture
         check_tensors(self.checkpoint)
-        head = self.head()
-        embedding = self.tensor("embedding.weight")
+        final_norm = self.read("final_norm.weight")
+        head = self.head(final_norm)
+        embedding = self.embedding()
         layers = [self.layer(i) for i in range(a.layers)]
-        decoder = Decoder(a, embedding, layers, self.tensor("final_norm.weight"))
+        norm = None if self.folding else self.vector(final_norm)
+        decoder = Decoder(a, embedding, layers, norm, self.scheme.dtype)
         report = LoadReport(
             seconds=time.perf_counter() - started,
-            bytes=a.parameters * self.scheme.dtype.itemsize,
-            kernels=kernels_for(self.device),
+            bytes=decoder.bytes,
+            kernels=kernels_for(self.device, self.scheme.integer),
             scheme=self.scheme,
             file_dtypes=tuple(sorted(self.dtypes)),
             ignored=self.checkpoint.ignored,
+            sqnr_db=self.sqnr_db,
         )
         return decoder, head, report
 
@@ -137,72 +94,126 @@ class Loader:
         """Raises NumericsError if the tensor is not finite."""
         tensor = self.checkpoint.read(ours)
         self.dtypes.add(str(tensor.dtype).removeprefix("torch."))
-        if not torch.isfinite(tensor).all():
-            count = int((~torch.isfinite(tensor)).sum())
+        parts = torch.split(tensor.reshape(-1), CHECKED_AT_ONCE)
+        count = sum(int((~torch.isfinite(part)).sum()) for part in parts)
+        if count:
             raise NumericsError(f"{self.checkpoint.tensors[ours][1]} holds {count} NaN or Inf values")
         return tensor
 
-    def tensor(self, ours: str) -> torch.Tensor:
-        return self.convert(self.read(ours), ours)
+    def vector(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, self.scheme.dtype, copy=True)
 
-    def convert(self, tensor: torch.Tensor, ours: str) -> torch.Tensor:
-        """On the device, in the compute dtype, in memory of its own (never a view of a mapped file)."""
-        placed = tensor.to(self.device, self.scheme.dtype, copy=True)
-        if self.scheme.dtype == torch.float16 and not torch.isfinite(placed).all():
-            raise NumericsError(f"{self.checkpoint.tensors[ours][1]} overflows fp16: load with bf16 or fp32")
+    def float_copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, torch.float32, copy=True)
+
+    def embedding(self) -> torch.Tensor:
+        """In the compute dtype, or rotated and in float16: a lookup needs no arithmetic in it."""
+        table_VD = self.read("embedding.weight")
+        dtype = torch.float16 if self.folding else self.scheme.dtype
+        placed = torch.empty(table_VD.shape, dtype=dtype, device=self.device)
+        signal = noise = 0.0
+        rows = max(1, CHECKED_AT_ONCE // table_VD.shape[1])
+        for part, source in zip(torch.split(placed, rows), torch.split(table_VD, rows), strict=True):
+            exact = self.float_copy(source)
+            part.copy_(self.folding.embedding(exact) if self.folding else exact)
+            energy, lost = energies(exact, part)
+            signal, noise = signal + energy, noise + lost
+        self.note("embedding", signal, noise)
         return placed
+
+    def note(self, name: str, signal: float, noise: float) -> None:
+        if not math.isfinite(noise):
+            raise NumericsError(f"{name} overflows half precision under {self.scheme}: load with bf16 or fp32")
+        self.sqnr_db[name] = ratio_db(signal, noise)
 
     def layer(self, i: int) -> Layer:
         prefix = f"layers.{i}."
+        norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
         return Layer(
-            attention_norm_D=self.tensor(f"{prefix}attention_norm.weight"),
-            qkv=self.fused(prefix, "qkv"),
-            output=self.linear(f"{prefix}output"),
-            mlp_norm_D=self.tensor(f"{prefix}mlp_norm.weight"),
-            gate_up=self.fused(prefix, "gate_up"),
-            down=self.linear(f"{prefix}down"),
+            attention_norm_D=None if self.folding else self.vector(norms[0]),
+            qkv=self.linear(prefix, "qkv", norms[0]),
+            output=self.linear(prefix, "output", None),
+            mlp_norm_D=None if self.folding else self.vector(norms[1]),
+            gate_up=self.linear(prefix, "gate_up", norms[1]),
+            down=self.linear(prefix, "down", None),
         )
 
-    def linear(self, stem: str) -> Linear:
-        bias = f"{stem}.bias"
-        return Linear(self.tensor(f"{stem}.weight"), self.tensor(bias) if bias in self.checkpoint.tensors else None)
-
-    def fused(self, prefix: str, fused: str) -> Linear:
-        if f"{prefix}{fused}.weight" in self.checkpoint.tensors:
-            return self.linear(f"{prefix}{fused}")
-        parts = FUSED[fused]
-        bias = None
-        if f"{prefix}{parts[0]}.bias" in self.checkpoint.tensors:
-            bias = self.stacked([f"{prefix}{part}.bias" for part in parts])
-        return Linear(self.stacked([f"{prefix}{part}.weight" for part in parts]), bias)
-
-    def stacked(self, names: list[str]) -> torch.Tensor:
-        """Parts one below the other, each converted straight into its rows."""
-        shapes = [self.checkpoint.shape(name) for name in names]
-        whole = torch.empty(sum(s[0] for s in shapes), *shapes[0][1:], dtype=self.scheme.dtype, device=self.device)
+    def linear(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Linear:
+        """One layer from its file's parts; norm_D: of the norm before it, where there is one."""
+        a = self.architecture
+        rows = part_rows(a)
+        outputs = sum(rows[part] for part in FUSED[name]) if name in FUSED else a.width
+        inputs = {"output": a.query_width, "down": a.ffn_width}.get(name, a.width)
+        packer = Packer(self.scheme, outputs, inputs, self.device)
         start = 0
-        for name, shape in zip(names, shapes, strict=True):
-            whole[start : start + shape[0]] = self.convert(self.read(name), name)
-            start += shape[0]
-        return whole
+        for part, weight in self.parts(prefix, name, "weight"):
+            folded = self.folded(part, weight, norm_D)
+            del weight
+            packer.put(start, folded)
+            start += len(folded)
+        self.note(f"{prefix}{name}", packer.signal, packer.noise)
+        biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
+        bias = torch.cat(biases) if biases else None
+        block = self.folding.gated_block if self.folding is not None and name == "down" else 1
+        held = packer.weight()
+        if self.scheme.integer:
+            assert not isinstance(held, PlainWeight)
+            return IntegerLinear(held, torch.zeros(outputs, device=self.device) if bias is None else bias, block)
+        assert not isinstance(held, Int8Weight)
+        return FloatLinear(held, None if bias is None else bias.to(self.scheme.dtype), block)
 
-    def head(self) -> ValueHead:
+    def parts(self, prefix: str, name: str, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The file's tensors behind one layer, by our part names; one fused tensor comes as its parts too."""
+        whole = f"{prefix}{name}.{kind}"
+        if whole in self.checkpoint.tensors:
+            tensor = self.read(whole)
+            sizes = [part_rows(self.architecture)[part] for part in FUSED.get(name, ())] or [len(tensor)]
+            yield from zip(FUSED.get(name, (name,)), torch.split(tensor, sizes), strict=True)
+            return
+        for part in FUSED.get(name, ()):
+            if f"{prefix}{part}.{kind}" in self.checkpoint.tensors:
+                yield part, self.read(f"{prefix}{part}.{kind}")
+
+    def folded(self, part: str, weight: torch.Tensor, norm_D: torch.Tensor | None) -> torch.Tensor:
+        """A part's weight as the packer shall hold it: on the device, rotated where the scheme asks for it."""
+        if self.folding is None:
+            return weight
+        placed = self.float_copy(weight)
+        if part == "output":
+            return self.folding.output(placed)
+        if part == "down":
+            return self.folding.down(placed)
+        assert norm_D is not None
+        self.folding.reads_residual(placed, self.float_copy(norm_D))
+        return self.folding.value(placed) if part == "value" else placed
+
+    def folded_bias(self, part: str, bias: torch.Tensor) -> torch.Tensor:
+        placed = self.float_copy(bias)
+        if self.folding is not None and part == "value":
+            return self.folding.value(placed)
+        if self.folding is not None and part == "output":
+            return self.folding.writes_residual(placed)
+        return placed
+
+    def head(self, final_norm_D: torch.Tensor) -> ValueHead:
         """The value head in float32. Raises TensorMismatchError if its layers do not fit together."""
         tensors, width = self.checkpoint.tensors, self.architecture.width
         weights: list[torch.Tensor] = []
         biases: list[torch.Tensor | None] = []
         while f"head.{len(weights)}.weight" in tensors:
             stem = f"head.{len(weights)}"
-            weight = self.read(f"{stem}.weight").to(self.device, torch.float32, copy=True)
+            weight = self.float_copy(self.read(f"{stem}.weight"))
             bias = None
             if f"{stem}.bias" in tensors:
-                bias = self.read(f"{stem}.bias").to(self.device, torch.float32, copy=True)
+                bias = self.float_copy(self.read(f"{stem}.bias"))
             if weight.ndim != 2 or weight.shape[1] != width or (bias is not None and bias.shape != weight.shape[:1]):
                 found = None if bias is None else tuple(bias.shape)
                 raise TensorMismatchError(
                     f"{tensors[f'{stem}.weight'][1]} has shape {tuple(weight.shape)} with bias {found}, "
                     f"expected (outputs, {width}) and (outputs,)"
                 )
+            if self.folding is not None and not weights:
+                self.folding.reads_residual(weight, self.float_copy(final_norm_D))
             weights.append(weight)
             biases.append(bias)
             width = weight.shape[0]

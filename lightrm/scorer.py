@@ -17,22 +17,28 @@ import torch
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
+from lightrm.checkpoints.inventory import real_architecture
 from lightrm.conversation import Prompt, kind, responses_of, turns_of
 from lightrm.errors import InputError, NumericsError, SchemeError, TokenizerError
 from lightrm.heads import ValueHead
 from lightrm.loading import Loader, LoadReport
 from lightrm.packing import batches, pack
+from lightrm.plan import choose_scheme
 from lightrm.progress import token_progress
-from lightrm.schemes import choose_scheme, size_text
+from lightrm.schemes.grammar import size_text
 from lightrm.templates import AnyTemplate, find_template
 from lightrm.tokens import Encoded, Tokens, read_tokens
 from lightrm.transformer import Decoder
 
-TOKEN_BUDGET = {"cpu": 4096, "cuda": 16384}  # tokens of one pack: enough to fill the units, little beside the weights
+TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}  # tokens of one pack: enough to fill the units, little beside the weights
 
 
 class TruncationWarning(UserWarning):
     """Some texts were longer than the model's limit and were cut."""
+
+
+class KernelWarning(UserWarning):
+    """A fast kernel that belongs on this machine cannot run, and a slow one does its work."""
 
 
 class Ranked(NamedTuple):
@@ -191,10 +197,21 @@ class RewardModel:
         if not np.isfinite(scores).all():
             first = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise NumericsError(
-                f"the score of sequence {first} is {scores[first]}: activations overflow {self.report.scheme}; "
-                "load with scheme='bf16' or 'fp32'"
+                f"the score of sequence {first} is {scores[first]}: {self.first_overflow(sequences[first])} under "
+                f"{self.report.scheme}; load with scheme='bf16' or 'fp32'; if those overflow too, the weights are bad"
             )
         return scores
+
+    def first_overflow(self, sequence: list[int]) -> str:
+        """Where NaN or Inf first shows while a sequence is computed again, in words."""
+        found: list[str] = []
+
+        def watch(name: str, x_TD: torch.Tensor) -> None:
+            if not found and not bool(torch.isfinite(x_TD).all()):
+                found.append(name)
+
+        self.decoder.last_hidden(pack([sequence]).to(self.device), watch)
+        return f"activations overflow in {found[0]}" if found else "the head overflows"
 
     def __repr__(self) -> str:
         template = self.template.name if self.template is not None else "none: score_ids only"
@@ -222,7 +239,8 @@ def load(
     """Load a reward model without running any of its code.
 
     path_or_id: a folder, a hub id such as "IDEA-CCNL/Ziya-LLaMA-7B-Reward", or "demo" for the bundled model.
-    scheme: "auto", "fp32", "bf16" or "fp16". device: "auto", "cpu", "cuda", "cuda:1".
+    scheme: "auto", or a name of `lightrm.schemes.grammar`: "w8a8", "w4a8", "bf16", ...
+    device: "auto", "cpu", "cuda", "cuda:1".
     template: a name of `lightrm.templates.TEMPLATES`, "chat" for the checkpoint's own; None takes the layout's.
     max_length: tokens of one text at most; None takes the template's. strict: raise where a text would be cut.
     parse_specials: let special tokens in user text act, as Hugging Face tokenizers do; for parity tests only.
@@ -235,13 +253,14 @@ def load(
     folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
     checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
     place = choose_device(device)
-    free = psutil.virtual_memory().available if place.type == "cpu" else None
-    chosen = choose_scheme(scheme, place, checkpoint.architecture.parameters, free)
-    tokens, form, no_text = text_side(checkpoint, template, parse_specials)
-    decoder, head, report = Loader(checkpoint, chosen, place, Alibi(alibi)).load()
     if token_budget is not None and token_budget < 1:
         raise InputError(f"token_budget must be positive, found {token_budget}")
     budget = token_budget or TOKEN_BUDGET[place.type]
+    chosen = choose_scheme(scheme, place, real_architecture(checkpoint), free_bytes(place), budget)
+    tokens, form, no_text = text_side(checkpoint, template, parse_specials)
+    decoder, head, report = Loader(checkpoint, chosen, place, Alibi(alibi)).load()
+    if report.kernels.slow:
+        warnings.warn(f"slow kernels: {report.kernels}", KernelWarning, stacklevel=2)
     return RewardModel(checkpoint, decoder, head, report, tokens, form, no_text, max_length, budget, strict)
 
 
@@ -268,6 +287,13 @@ def text_side(
             f"layout {checkpoint.layout.name} does not say how its prompts look: pass template=... to load",
         )
     return tokens, tokens.own_template() if name == "chat" else find_template(name), ""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a model could take on a device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,25 +9,31 @@ Shapes: T tokens in a pack, S sequences, D width, H query heads, J key/value hea
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from lightrm import ops
 from lightrm.architecture import Alibi, Architecture, Rope
-from lightrm.linear import Linear
+from lightrm.linear import Linear, Rotation
 from lightrm.packing import PackedBatch
 from lightrm.positions import alibi_slopes, inverse_frequencies, rope_tables
+
+Watch = Callable[[str, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block's weights; `qkv` is query, key, value rows in this order, `gate_up` gate rows, then up rows."""
+    """One block's weights; `qkv` is query, key, value rows in this order, `gate_up` gate rows, then up rows.
 
-    attention_norm_D: torch.Tensor
+    A norm is None where its weight was folded into the layer that reads it.
+    """
+
+    attention_norm_D: torch.Tensor | None
     qkv: Linear
     output: Linear
-    mlp_norm_D: torch.Tensor
+    mlp_norm_D: torch.Tensor | None
     gate_up: Linear
     down: Linear
 
@@ -40,12 +46,14 @@ class Decoder:
         architecture: Architecture,
         embedding_VD: torch.Tensor,
         layers: list[Layer],
-        final_norm_D: torch.Tensor,
+        final_norm_D: torch.Tensor | None,
+        dtype: torch.dtype,
     ) -> None:
         self.architecture = architecture
         self.embedding_VD = embedding_VD
         self.layers = layers
         self.final_norm_D = final_norm_D
+        self.dtype = dtype
         positions, device = architecture.positions, embedding_VD.device
         self.frequency = self.slopes_H = None
         if isinstance(positions, Rope):
@@ -54,34 +62,41 @@ class Decoder:
             self.slopes_H = alibi_slopes(architecture.query_heads).to(device)
         self.absolute_bias = isinstance(positions, Alibi) and positions.table == "absolute"
 
-    @torch.inference_mode()
-    def last_hidden(self, batch: PackedBatch) -> torch.Tensor:
-        """Normed hidden state at the end of each sequence, (S, D), in the compute dtype."""
-        rotation = None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
-        x_TD = self.embedding_VD[batch.token_ids_T]
-        for layer in self.layers:
-            x_TD = x_TD + self.attend(layer, x_TD, batch, rotation)
-            x_TD = x_TD + self.think(layer, x_TD)
-        return ops.rms_norm(x_TD[batch.last_S], self.final_norm_D, self.architecture.norm_eps)
+    @property
+    def bytes(self) -> int:
+        """Of the weights as held."""
+        vectors = [self.embedding_VD, self.final_norm_D]
+        vectors += [norm for layer in self.layers for norm in (layer.attention_norm_D, layer.mlp_norm_D)]
+        linears = [linear for layer in self.layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        return sum(v.nbytes for v in vectors if v is not None) + sum(linear.bytes for linear in linears)
 
-    def attend(
-        self,
-        layer: Layer,
-        x_TD: torch.Tensor,
-        batch: PackedBatch,
-        rotation: tuple[torch.Tensor, torch.Tensor] | None,
-    ) -> torch.Tensor:
-        a, tokens = self.architecture, len(x_TD)
-        normed_TD = ops.rms_norm(x_TD, layer.attention_norm_D, a.norm_eps)
-        query, key, value = torch.split(layer.qkv(normed_TD), [a.query_width, a.kv_width, a.kv_width], dim=1)
-        query_THE = query.view(tokens, a.query_heads, a.head_width)
-        key_TJE = key.view(tokens, a.kv_heads, a.head_width)
-        value_TJE = value.view(tokens, a.kv_heads, a.head_width)
-        if rotation is not None:
-            query_THE, key_TJE = ops.rotate(query_THE, *rotation), ops.rotate(key_TJE, *rotation)
+    @torch.inference_mode()
+    def last_hidden(self, batch: PackedBatch, watch: Watch | None = None) -> torch.Tensor:
+        """Normed hidden state at the end of each sequence, (S, D), in the compute dtype.
+
+        watch: called with a name and the residual stream after each half of each layer, to find where it broke.
+        """
+        rotation = None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
+        x_TD = self.embedding_VD[batch.token_ids_T].to(self.dtype)
+        for i, layer in enumerate(self.layers):
+            x_TD = self.attend(layer, x_TD, batch, rotation)
+            if watch is not None:
+                watch(f"layers.{i}.attention", x_TD)
+            x_TD = self.think(layer, x_TD)
+            if watch is not None:
+                watch(f"layers.{i}.mlp", x_TD)
+        last = [ops.rms_norm(row[None], self.final_norm_D, self.architecture.norm_eps) for row in x_TD[batch.last_S]]
+        return torch.cat(last)  # row by row: a mean over S rows may round otherwise for every S
+
+    def attend(self, layer: Layer, x_TD: torch.Tensor, batch: PackedBatch, rotation: Rotation) -> torch.Tensor:
+        """x + o(attention(qkv(norm(x))))"""
+        a = self.architecture
+        product = layer.qkv(layer.qkv.normed(x_TD, layer.attention_norm_D, a.norm_eps))
+        query_THE, key_TJE, value_TJE = product.heads((a.query_width, a.kv_width), a.head_width, rotation)
         mixed_THE = ops.attention(query_THE, key_TJE, value_TJE, batch.segments, self.slopes_H, self.absolute_bias)
-        return layer.output(mixed_THE.reshape(tokens, a.query_width))
+        return layer.output(layer.output.rows(mixed_THE.flatten(1))).added_to(x_TD)
 
     def think(self, layer: Layer, x_TD: torch.Tensor) -> torch.Tensor:
-        normed_TD = ops.rms_norm(x_TD, layer.mlp_norm_D, self.architecture.norm_eps)
-        return layer.down(ops.silu_mul(layer.gate_up(normed_TD)))
+        """x + down(silu(gate(h)) * up(h)), h = norm(x)"""
+        gate_up = layer.gate_up(layer.gate_up.normed(x_TD, layer.mlp_norm_D, self.architecture.norm_eps))
+        return layer.down(layer.down.gated(gate_up)).added_to(x_TD)

@@ -29,10 +29,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoints",),
     ("transformer",),
     ("linear", "heads"),
-    ("positions", "schemes"),
+    ("weights", "folding", "positions", "plan"),
     ("architecture",),
     ("ops",),
     ("kernels",),
+    ("schemes",),
     ("packing",),
     ("errors",),
 )
@@ -105,7 +106,7 @@ def test_remote_code_is_never_asked_for() -> None:
 
 def test_public_names() -> None:
     assert sorted(lightrm.__all__) == [
-        "CheckpointError", "InputError", "LightRMError", "NumericsError", "RewardModel", "SchemeError",
+        "CheckpointError", "InputError", "KernelWarning", "LightRMError", "NumericsError", "RewardModel", "SchemeError",
         "TemplateError", "TokenizerError", "TruncationWarning", "load",
     ]  # fmt: skip
     for name in lightrm.__all__:
@@ -144,5 +145,6 @@ print(json.dumps(sorted({n.split(".")[0] for n in sys.modules})))
 
 def test_readme_draws_every_room() -> None:
     readme = (PACKAGE.parent / "README.md").read_text()
-    for name in {room(path) for path in FILES} | {p.stem for p in (PACKAGE / "checkpoints").glob("[a-z]*.py")}:
+    inside = (p.stem for folder in ("checkpoints", "schemes", "kernels") for p in (PACKAGE / folder).glob("[a-z]*.py"))
+    for name in {room(path) for path in FILES} | set(inside):
         assert name in readme, f"README's file tree lacks {name}"

@@ -1,7 +1,8 @@
 """Tensors of a folder, by name, read one at a time: safetensors or pickle shards, with or without an index.
 
 Pickles are opened with `weights_only=True` and memory-mapped; a pickle that asks for more than tensors is refused.
-Nothing is read until a tensor is asked for, except the list of names.
+Nothing is read until a tensor is asked for, except the list of names. A tensor is read into memory of its own: pages
+of a mapped file would stay resident after it is forgotten, until the whole file is in memory.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.pt", "model.pt")
 PICKLES = (".bin", ".pt", ".pth")
 LFS_POINTER = b"version https://git-lfs"
+SAFETENSORS_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8,
+}  # fmt: skip
 
 
 class TensorSource:
@@ -30,6 +35,8 @@ class TensorSource:
     def __init__(self, files: Iterable[Path]) -> None:
         self.names: dict[str, Path] = {}
         self.opened: dict[Path, Any] = {}
+        self.headers: dict[Path, dict[str, tuple[int, dict[str, Any]]]] = {}
+        self.places: dict[Path, dict[str, int]] = {}
         for path in files:
             for name in self.open(path):
                 self.names[name] = path
@@ -56,15 +63,39 @@ class TensorSource:
         return list(self.opened[path].keys())
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, in the dtype of the file; memory-mapped where the format allows it."""
+        """One tensor on the CPU, in the dtype of the file, in memory of its own."""
         path = self.names[name]
-        if path.suffix in PICKLES:
-            tensor: torch.Tensor = self.opened[path][name]
-            return tensor
         try:
-            return self.opened[path].get_tensor(name)  # type: ignore[no-any-return]
-        except Exception as error:
+            if path.suffix in PICKLES:
+                return self.read_pickled(path, name)
+            start, entry = self.header(path)[name]
+            dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
+            if dtype is None:
+                return self.opened[path].get_tensor(name)  # type: ignore[no-any-return]
+            first, last = entry["data_offsets"]
+            return read_bytes(path, start + first, last - first).view(dtype).view(entry["shape"])
+        except (OSError, EOFError, safetensors.SafetensorError) as error:
             raise CorruptFileError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+
+    def read_pickled(self, path: Path, name: str) -> torch.Tensor:
+        """Through the tensor's place in the file, where this PyTorch tells it; else copied out of the mapped file."""
+        tensor: torch.Tensor = self.opened[path][name]
+        if path not in self.places:
+            self.places[path] = pickle_places(path)
+        place = self.places[path].get(name)
+        if place is None:
+            return tensor.clone()
+        storage = read_bytes(path, place, tensor.untyped_storage().nbytes()).view(tensor.dtype)
+        return torch.as_strided(storage, tensor.shape, tensor.stride(), tensor.storage_offset())
+
+    def header(self, path: Path) -> dict[str, tuple[int, dict[str, Any]]]:
+        """A safetensors file's tensors: where its data starts, and what the header says of the tensor."""
+        if path not in self.headers:
+            with path.open("rb") as file:
+                size = int.from_bytes(file.read(8), "little")
+                entries = json.loads(file.read(size))
+            self.headers[path] = {name: (8 + size, entry) for name, entry in entries.items() if name != "__metadata__"}
+        return self.headers[path]
 
     def shape(self, name: str) -> tuple[int, ...]:
         path = self.names[name]
@@ -102,6 +133,32 @@ def open_pickle(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(state, dict):
         raise CorruptFileError(f"{path}: expected a dictionary of tensors, found {type(state).__name__}")
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def pickle_places(path: Path) -> dict[str, int]:
+    """Where each tensor's storage starts in a zip-format file; empty where this PyTorch does not tell."""
+    try:
+        state = torch.load(path, map_location="meta", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError):
+        return {}
+    state = state["state_dict"] if isinstance(state.get("state_dict"), dict) else state
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    places = {name: getattr(t.untyped_storage(), "_checkpoint_offset", None) for name, t in tensors.items()}
+    return {name: place for name, place in places.items() if place is not None}
+
+
+def read_bytes(path: Path, start: int, count: int) -> torch.Tensor:
+    """uint8 (count,), read straight into its own memory. Raises EOFError if the file ends too soon."""
+    buffer = torch.empty(count, dtype=torch.uint8)
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        view, filled = memoryview(buffer.numpy().data), 0
+        while filled < count:
+            got = file.readinto(view[filled:])
+            if not got:
+                raise EOFError(f"{count} bytes were expected at {start}, the file has {filled}")
+            filled += got
+    return buffer
 
 
 def names_code(error: Exception) -> bool:

@@ -13,13 +13,14 @@ from torch.nn import functional
 
 from lightrm.kernels import reference
 from lightrm.packing import Segment, key_ranges
+from lightrm.schemes.hadamard import hadamard as hadamard_rows
 
 QUERY_BLOCK = 128  # rows of an explicit bias held at once: H x 128 x K floats
 
 
-def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
     if x_TD.dtype == torch.float32:
-        return functional.rms_norm(x_TD, weight_D.shape, weight_D, eps)
+        return functional.rms_norm(x_TD, x_TD.shape[-1:], weight_D, eps)
     return reference.rms_norm(x_TD, weight_D, eps)
 
 
@@ -33,6 +34,10 @@ rotate = reference.rotate
 def silu_mul(gate_up_TF2: torch.Tensor) -> torch.Tensor:
     gate, up = gate_up_TF2.chunk(2, dim=-1)
     return functional.silu(gate) * up
+
+
+def hadamard(x_TF: torch.Tensor, block: int) -> torch.Tensor:
+    return hadamard_rows(x_TF, block).to(x_TF.dtype)
 
 
 def attention(

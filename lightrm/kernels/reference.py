@@ -12,11 +12,11 @@ import torch
 from lightrm.packing import Segment, key_ranges
 
 
-def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor, eps: float) -> torch.Tensor:
+def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467): float32 inside, the input's dtype out."""
     x = x_TD.float()
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
-    return normed.to(x_TD.dtype) * weight_D
+    return normed.to(x_TD.dtype) if weight_D is None else normed.to(x_TD.dtype) * weight_D
 
 
 def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:

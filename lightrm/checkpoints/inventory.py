@@ -1,0 +1,78 @@
+"""What tensors a decoder needs, and of which shape: checked before the first weight is read.
+
+A wrong folder fails in a second, and names what is wrong with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from lightrm.architecture import Architecture
+from lightrm.checkpoints.detect import Checkpoint, listed
+from lightrm.errors import MissingHeadError, TensorMismatchError
+
+FUSED = {"qkv": ("query", "key", "value"), "gate_up": ("gate", "up")}
+
+
+def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
+    """Our name -> shape of every tensor the decoder needs; fused weights by their parts."""
+    rows = part_rows(a)
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (a.vocabulary, a.width), "final_norm.weight": (a.width,)}
+    for i in range(a.layers):
+        prefix = f"layers.{i}."
+        shapes |= {f"{prefix}attention_norm.weight": (a.width,), f"{prefix}mlp_norm.weight": (a.width,)}
+        for part in ("query", "key", "value", "gate", "up"):
+            shapes[f"{prefix}{part}.weight"] = (rows[part], a.width)
+        shapes |= {f"{prefix}output.weight": (a.width, a.query_width), f"{prefix}down.weight": (a.width, a.ffn_width)}
+        if a.qkv_bias:
+            shapes |= {f"{prefix}{part}.bias": (rows[part],) for part in FUSED["qkv"]}
+        if a.output_bias:
+            shapes[f"{prefix}output.bias"] = (a.width,)
+    return shapes
+
+
+def part_rows(a: Architecture) -> dict[str, int]:
+    return {"query": a.query_width, "key": a.kv_width, "value": a.kv_width, "gate": a.ffn_width, "up": a.ffn_width}
+
+
+def real_architecture(checkpoint: Checkpoint) -> Architecture:
+    """The config's, with the embedding's own row count: trainers extend a vocabulary without telling config.json."""
+    if "embedding.weight" not in checkpoint.tensors:
+        return checkpoint.architecture
+    return replace(checkpoint.architecture, vocabulary=checkpoint.shape("embedding.weight")[0])
+
+
+def check_tensors(checkpoint: Checkpoint) -> None:
+    """Raises TensorMismatchError on missing, unexpected or misshapen tensors, MissingHeadError without a head."""
+    a = real_architecture(checkpoint)
+    expected = expected_shapes(a)
+    rows = part_rows(a)
+    for ours in checkpoint.tensors:
+        stem, _, kind = ours.rpartition(".")
+        if stem.endswith(".qkv"):  # one fused tensor in place of three
+            parts = [f"{stem.removesuffix('qkv')}{part}.{kind}" for part in FUSED["qkv"]]
+            if all(part in expected for part in parts):
+                total = sum(rows[part] for part in FUSED["qkv"])
+                expected[ours] = (total, a.width) if kind == "weight" else (total,)
+                for part in parts:
+                    del expected[part]
+    present = {ours for ours in checkpoint.tensors if not ours.startswith(("head.", "normalizer."))}
+    where = checkpoint.folder
+    missing = sorted(expected.keys() - present)
+    if missing:
+        raise TensorMismatchError(
+            f"{where}: {len(missing)} tensors are missing: {listed(missing)}; a shard is incomplete, or config.json "
+            "belongs to another model"
+        )
+    unexpected = sorted(present - expected.keys())
+    if unexpected:
+        foreign = [checkpoint.tensors[ours][1] for ours in unexpected]
+        raise TensorMismatchError(f"{where}: config.json leaves no place for {listed(foreign)}: is it another model's?")
+    for ours, shape in expected.items():
+        found = checkpoint.shape(ours)
+        if found != shape:
+            raise TensorMismatchError(
+                f"{where}: {checkpoint.tensors[ours][1]} has shape {found}, config.json asks for {shape}"
+            )
+    if "head.0.weight" not in checkpoint.tensors:
+        raise MissingHeadError(f"{where}: the value head has no weight, only {listed(checkpoint.tensors, 3)}")

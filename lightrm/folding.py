@@ -1,0 +1,81 @@
+"""Norm weights and rotations folded into the matrices around them, one tensor at a time, while it is in float32.
+
+int8 activations lose what hides beside an outlier. A rotation spreads outliers over many channels, and most of it
+costs nothing at run time: where a rotation R meets the next matrix, that matrix takes R's inverse.
+
+    residual stream   x R, R = spread of `schemes.hadamard`. RMSNorm commutes with R once its weight sits in the matrix
+                      that reads it. The embedding, o and down write rotated rows; qkv, gate, up and the head read them
+    value and o       each head's values are rotated; o's columns undo it, for attention only mixes tokens
+    gate * up         the only rotation at run time, in `silu_mul_quantize`; down's columns undo it
+
+Exact in real numbers; tests compare in float32. D width, F feed-forward width, E head width, O x I a weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lightrm.architecture import Architecture
+from lightrm.schemes.hadamard import block_of, hadamard, spread
+
+MOST_GATED = 256  # at run time a row is rotated in blocks of at most this, to bound its cost
+TURNED_AT_ONCE = 2**20  # numbers
+CHUNK = 256  # columns turned at once where a rotation runs along the rows
+
+
+@dataclass(frozen=True, slots=True)
+class Folding:
+    """The rotations of one architecture. Every method changes a float32 tensor in place and returns it."""
+
+    architecture: Architecture
+
+    @property
+    def gated_block(self) -> int:
+        """Block of the transform that `down` expects of its input."""
+        return block_of(self.architecture.ffn_width, MOST_GATED)
+
+    def reads_residual(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+        """qkv, gate, up, the first layer of the head: the norm's weight and the rotation, along the columns."""
+        return turn(weight_OD.mul_(norm_D))
+
+    def writes_residual(self, weight_DI: torch.Tensor) -> torch.Tensor:
+        """o and down along their rows; a vector (a bias) as it is."""
+        if weight_DI.ndim == 1:
+            return turn(weight_DI[None])[0]
+        return turn_rows(weight_DI, self.architecture.width)
+
+    def embedding(self, rows_VD: torch.Tensor) -> torch.Tensor:
+        return turn(rows_VD)
+
+    def value(self, weight: torch.Tensor) -> torch.Tensor:
+        """Rows of value heads, (J * E, D), or their bias (J * E,)."""
+        width = self.architecture.head_width
+        if weight.ndim == 1:
+            return turn(weight.view(-1, width)).view(-1)
+        return turn_rows(weight, width)
+
+    def output(self, weight_DI: torch.Tensor) -> torch.Tensor:
+        """o: undo each head's rotation along the columns, then write rotated rows."""
+        width = self.architecture.head_width
+        turn(weight_DI.view(-1, width))
+        return self.writes_residual(weight_DI)
+
+    def down(self, weight_DF: torch.Tensor) -> torch.Tensor:
+        return self.writes_residual(turn(weight_DF, self.gated_block))
+
+
+def turn(x: torch.Tensor, block: int | None = None) -> torch.Tensor:
+    """spread(x) along the last axis, or hadamard(x) in blocks; in place, rows in groups that stay in cache."""
+    for rows in x.split(max(1, TURNED_AT_ONCE // x.shape[-1])):
+        rows.copy_(spread(rows) if block is None else hadamard(rows, block))
+    return x
+
+
+def turn_rows(weight_OI: torch.Tensor, width: int) -> torch.Tensor:
+    """spread along the rows, in place: each run of `width` rows is one rotated space."""
+    for columns in weight_OI.split(CHUNK, 1):
+        turned = turn(columns.T.reshape(-1, width))
+        columns.copy_(turned.view(columns.shape[1], -1).T)
+    return weight_OI

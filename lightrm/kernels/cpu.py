@@ -1,0 +1,71 @@
+"""The integer path's passes on a CPU: tensors in, tensors out, numba's compiled rows between. Twins of `integer`."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+from lightrm.kernels import rows
+
+ONE_AT_A_TIME = threading.Lock()  # not every threading layer of numba bears two callers
+
+
+def launch(kernel: Callable[..., None], *arguments: Any) -> None:
+    """Run a kernel on as many threads as PyTorch uses; tensors are lent, never copied."""
+    with ONE_AT_A_TIME:
+        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        kernel(*(a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments))
+
+
+def norm_quantize(x_TD: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    values, scale_T = torch.empty_like(x_TD, dtype=torch.int8), x_TD.new_empty(len(x_TD))
+    launch(rows.norm_quantize_rows, x_TD, np.float32(eps), values, scale_T)
+    return values, scale_T
+
+
+def quantize(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    values, scale_T = torch.empty_like(x_TI, dtype=torch.int8), x_TI.new_empty(len(x_TI))
+    launch(rows.quantize_rows, x_TI, values, scale_T)
+    return values, scale_T
+
+
+def split_heads(
+    acc_TO: torch.Tensor,
+    row_scale_T: torch.Tensor,
+    scale_O: torch.Tensor,
+    bias_O: torch.Tensor,
+    widths: tuple[int, int],
+    rotation: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    query, key, value = (row_scale_T.new_empty(len(acc_TO), n) for n in (widths[0], widths[1], widths[1]))
+    cos_TE, sin_TE = rotation if rotation is not None else (row_scale_T.new_empty(len(acc_TO), 0),) * 2
+    launch(rows.split_rows, acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query, key, value)
+    return query, key, value
+
+
+def add_product(
+    x_TD: torch.Tensor, acc_TD: torch.Tensor, row_scale_T: torch.Tensor, scale_D: torch.Tensor, bias_D: torch.Tensor
+) -> None:
+    launch(rows.add_rows, x_TD, acc_TD, row_scale_T, scale_D, bias_D)
+
+
+def silu_mul_quantize(
+    acc_TF2: torch.Tensor, row_scale_T: torch.Tensor, scale_F2: torch.Tensor, block: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    values = torch.empty(len(acc_TF2), acc_TF2.shape[1] // 2, dtype=torch.int8)
+    scale_T = torch.empty_like(row_scale_T)
+    launch(rows.silu_mul_quantize_rows, acc_TF2, row_scale_T, scale_F2, block, values, scale_T)
+    return values, scale_T
+
+
+def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
+    outputs, groups = multiplier_OG.shape
+    half = packed.shape[1] // groups
+    out = torch.empty(outputs, groups, 2, half, dtype=torch.int8)
+    launch(rows.widen_rows(half), packed.view(outputs, groups, half), multiplier_OG, out)
+    return out.view(outputs, -1)

@@ -1,0 +1,45 @@
+"""int8 x int8 -> int32 matrix products that add up exactly, and the choice between them.
+
+`torch._int_mm` is the fast one where PyTorch has oneDNN. It is asked to prove itself once: on old CPUs without VNNI,
+instructions that saturate at 16 bits have given wrong sums. The other one holds everywhere: a float32 product of at
+most 1024 terms of size 127 * 128 stays below 2^24, where float32 still counts by ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+
+import torch
+
+EXACT_TERMS = 2**24 // 2**14  # |int8 * int8| is at most 2^14
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def int_mm(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    return torch._int_mm(x_TI, weight_OI.T)
+
+
+def float_blocks(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """Exact by blocks of 1024 inputs."""
+    acc_TO = torch.zeros(len(x_TI), len(weight_OI), dtype=torch.int32, device=x_TI.device)
+    for x, weight in zip(x_TI.split(EXACT_TERMS, 1), weight_OI.split(EXACT_TERMS, 1), strict=True):
+        acc_TO += (x.float() @ weight.float().T).to(torch.int32)
+    return acc_TO
+
+
+@lru_cache(maxsize=1)
+def cpu_product() -> tuple[Product, str]:
+    """The int8 product that a CPU runs, and why."""
+    if not torch.backends.mkldnn.is_available():
+        return float_blocks, "float32 blocks, exact, because this PyTorch has no oneDNN"
+    generator = torch.Generator().manual_seed(0)
+    x = torch.where(torch.rand(33, 1200, generator=generator) < 0.5, 127, -128).to(torch.int8)
+    weight = torch.cat([x[:16], -127 * torch.ones(17, 1200, dtype=torch.int8)])
+    try:
+        found = int_mm(x, weight)
+    except RuntimeError as error:
+        return float_blocks, f"float32 blocks, exact, because torch._int_mm says: {str(error).splitlines()[0]}"
+    if not torch.equal(found, float_blocks(x, weight)):
+        return float_blocks, "float32 blocks, exact, because torch._int_mm saturates on this CPU"
+    return int_mm, f"torch._int_mm, {torch.backends.cpu.get_cpu_capability()}"

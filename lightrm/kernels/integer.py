@@ -1,0 +1,75 @@
+"""The truth of the integer path: int8 activations and weights, int32 sums, in plain PyTorch on any device. Slow.
+
+An int8 row stands for `values * scale`; a product `acc` of such rows with an int8 weight stands for
+`acc * row_scale_T * scale_O + bias_O`. T tokens, D width, F feed-forward width, O x I a weight, G groups along I.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lightrm.kernels import reference
+from lightrm.schemes import int4
+from lightrm.schemes.hadamard import hadamard
+from lightrm.schemes.int8 import quantize_rows
+
+quantize = quantize_rows
+
+
+def norm_quantize(x_TD: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm without a weight, then int8: the norm only scales a row, so it goes into the scale."""
+    values, scale_T = quantize_rows(x_TD)
+    return values, scale_T * torch.rsqrt(x_TD.float().square().mean(-1) + eps)
+
+
+def product(values_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """int8 x int8 -> int32 (T, O): float64 holds every such sum exactly."""
+    return (values_TI.double() @ weight_OI.double().T).to(torch.int32)
+
+
+def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
+    """int4 in groups -> int8 (O, I), the channel's scale left out."""
+    group = 2 * packed.shape[1] // multiplier_OG.shape[1]
+    return int4.unpack(packed, group) * multiplier_OG.repeat_interleave(group, 1)
+
+
+def dequantize(
+    acc_TO: torch.Tensor, row_scale_T: torch.Tensor, scale_O: torch.Tensor, bias_O: torch.Tensor
+) -> torch.Tensor:
+    """float32 (T, O)."""
+    return acc_TO.float() * (row_scale_T[:, None] * scale_O) + bias_O
+
+
+def split_heads(
+    acc_TO: torch.Tensor,
+    row_scale_T: torch.Tensor,
+    scale_O: torch.Tensor,
+    bias_O: torch.Tensor,
+    widths: tuple[int, int],
+    rotation: tuple[torch.Tensor, torch.Tensor] | None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Query, key and value of a fused product, float32; query and key turned by RoPE where there is one.
+
+    widths: of the query, and of key and value; rotation: cos and sin, float32 (T, E / 2).
+    """
+    y_TO = dequantize(acc_TO, row_scale_T, scale_O, bias_O)
+    query, key, value = y_TO.split([widths[0], widths[1], widths[1]], dim=1)
+    if rotation is not None:
+        width = 2 * rotation[0].shape[1]
+        query, key = (reference.rotate(x.reshape(len(x), -1, width), *rotation).flatten(1) for x in (query, key))
+    return query.contiguous(), key.contiguous(), value.contiguous()
+
+
+def add_product(
+    x_TD: torch.Tensor, acc_TD: torch.Tensor, row_scale_T: torch.Tensor, scale_D: torch.Tensor, bias_D: torch.Tensor
+) -> None:
+    """x += product, in place."""
+    x_TD += dequantize(acc_TD, row_scale_T, scale_D, bias_D)
+
+
+def silu_mul_quantize(
+    acc_TF2: torch.Tensor, row_scale_T: torch.Tensor, scale_F2: torch.Tensor, block: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """silu(gate) * up, the block Hadamard transform along the row (none for block 1), int8."""
+    gate_up = acc_TF2.float() * (row_scale_T[:, None] * scale_F2)
+    return quantize_rows(hadamard(reference.silu_mul(gate_up), block))

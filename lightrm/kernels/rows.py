@@ -1,0 +1,208 @@
+# mypy: ignore-errors
+"""The passes between the integer products on a CPU, compiled by numba: each reads and writes a row once.
+
+Threads share the rows; a row is computed by one thread in one order, so its result does not depend on the others.
+A row's largest magnitude is found on the bits of its floats, as integers: that vectorizes, and NaN, whose bits are
+larger than those of every number, is found too. Compiled code is kept beside this file for the next process.
+
+The truth is in `integer`, the typed door in `cpu`. T tokens, D width, F feed-forward width, E head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+
+import numpy as np
+from numba import float32, int32, njit, prange
+
+from lightrm.schemes.int8 import LEVELS, TINY
+
+# Divisions by zero give inf instead of raising, without which nothing below vectorizes. Only sums may be reordered.
+PLAIN = {"nogil": True, "error_model": "numpy", "cache": True, "fastmath": {"contract"}}
+SUMS = PLAIN | {"fastmath": {"contract", "reassoc"}}
+PARALLEL = PLAIN | {"parallel": True}
+
+LOG2_E = np.float32(1 / math.log(2))
+C1, C2, C3, C4, C5, C6, C7 = (np.float32(math.log(2) ** k / math.factorial(k)) for k in range(1, 8))
+ROUNDER = np.float32(1.5 * 2**23)  # adding and taking away rounds to a whole number
+FAR = np.float32(87.0)  # exp(87) is near the end of float32
+LEVELS_F, TINY_F, EXPONENT_BIAS, MANTISSA = np.float32(LEVELS), np.float32(TINY), np.int32(127), np.int32(23)
+ABSOLUTE = np.int32(0x7FFFFFFF)
+
+
+@njit(**PLAIN)
+def exponential(x):
+    """e^x = 2^n 2^f, n whole, |f| <= 1/2: Taylor to the seventh power, error below 1e-8."""
+    z = min(max(x, -FAR), FAR) * LOG2_E
+    whole = (z + ROUNDER) - ROUNDER
+    f = z - whole
+    p = C6 + f * C7
+    p = C5 + f * p
+    p = C4 + f * p
+    p = C3 + f * p
+    p = C2 + f * p
+    p = C1 + f * p
+    power = np.int32((int32(whole) + EXPONENT_BIAS) << MANTISSA).view(np.float32)
+    return (float32(1) + f * p) * power
+
+
+@njit(**PLAIN)
+def peak(x):
+    bits = x.view(np.int32)
+    most = np.int32(0)
+    for k in range(bits.shape[0]):
+        most = max(most, int32(bits[k] & ABSOLUTE))
+    return np.int32(most).view(np.float32)
+
+
+@njit(**PLAIN)
+def at_least_tiny(most):
+    return TINY_F if most < TINY_F else most  # NaN stays NaN
+
+
+@njit(**PLAIN)
+def round_to(values, x, factor):
+    for k in range(x.shape[0]):
+        values[k] = np.int8(int32(np.rint(x[k] * factor)))
+
+
+@njit(**SUMS)
+def sum_of_squares(x):
+    total = float32(0)
+    for k in range(x.shape[0]):
+        total += x[k] * x[k]
+    return total
+
+
+@njit(**PARALLEL)
+def norm_quantize_rows(x_TD, eps, values_TD, scale_T):
+    for t in prange(x_TD.shape[0]):
+        most = at_least_tiny(peak(x_TD[t]))
+        round_to(values_TD[t], x_TD[t], LEVELS_F / most)
+        mean = sum_of_squares(x_TD[t]) / float32(x_TD.shape[1])
+        scale_T[t] = most / LEVELS_F / np.sqrt(mean + eps)
+
+
+@njit(**PARALLEL)
+def quantize_rows(x_TI, values_TI, scale_T):
+    for t in prange(x_TI.shape[0]):
+        most = at_least_tiny(peak(x_TI[t]))
+        round_to(values_TI[t], x_TI[t], LEVELS_F / most)
+        scale_T[t] = most / LEVELS_F
+
+
+@njit(**PLAIN)
+def dequantize(out, acc, row_scale, scale, bias):
+    for k in range(out.shape[0]):
+        out[k] = float32(acc[k]) * (row_scale * scale[k]) + bias[k]
+
+
+@njit(**PLAIN)
+def turn(a, b, cos, sin):
+    for e in range(a.shape[0]):
+        x, y = a[e], b[e]
+        a[e] = x * cos[e] - y * sin[e]
+        b[e] = y * cos[e] + x * sin[e]
+
+
+@njit(**PARALLEL)
+def split_rows(acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query, key, value):
+    first, second, half = query.shape[1], query.shape[1] + key.shape[1], cos_TE.shape[1]
+    for t in prange(acc_TO.shape[0]):
+        row = row_scale_T[t]
+        dequantize(query[t], acc_TO[t, :first], row, scale_O[:first], bias_O[:first])
+        dequantize(key[t], acc_TO[t, first:second], row, scale_O[first:second], bias_O[first:second])
+        dequantize(value[t], acc_TO[t, second:], row, scale_O[second:], bias_O[second:])
+        if half:
+            for b in range(0, query.shape[1], 2 * half):
+                turn(query[t, b : b + half], query[t, b + half : b + 2 * half], cos_TE[t], sin_TE[t])
+            for b in range(0, key.shape[1], 2 * half):
+                turn(key[t, b : b + half], key[t, b + half : b + 2 * half], cos_TE[t], sin_TE[t])
+
+
+@njit(**PARALLEL)
+def add_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D):
+    for t in prange(x_TD.shape[0]):
+        row = row_scale_T[t]
+        for d in range(x_TD.shape[1]):
+            x_TD[t, d] += float32(acc_TD[t, d]) * (row * scale_D[d]) + bias_D[d]
+
+
+@njit(**PLAIN)
+def silu_mul(out, gate, up, row_scale, gate_scale, up_scale):
+    for k in range(out.shape[0]):
+        g = float32(gate[k]) * (row_scale * gate_scale[k])
+        u = float32(up[k]) * (row_scale * up_scale[k])
+        out[k] = g * u / (float32(1) + exponential(-g))
+
+
+@njit(inline="always", **PLAIN)
+def butterfly(a, b):
+    for k in range(a.shape[0]):
+        x, y = a[k], b[k]
+        a[k], b[k] = x + y, x - y
+
+
+@njit(inline="always", **PLAIN)
+def two_butterflies(a, b, c, d):
+    for k in range(a.shape[0]):
+        w, x, y, z = a[k] + b[k], a[k] - b[k], c[k] + d[k], c[k] - d[k]
+        a[k], b[k], c[k], d[k] = w + y, x + z, w - y, x - z
+
+
+@njit(**PLAIN)
+def hadamard(x, block):
+    """Unscaled, in place; two levels at a time where there are two left."""
+    step = x.shape[0] // block
+    while 4 * step <= x.shape[0]:
+        for k in range(0, x.shape[0], 4 * step):
+            two_butterflies(
+                x[k : k + step],
+                x[k + step : k + 2 * step],
+                x[k + 2 * step : k + 3 * step],
+                x[k + 3 * step : k + 4 * step],
+            )
+        step *= 4
+    if step < x.shape[0]:
+        butterfly(x[:step], x[step:])
+
+
+@njit(**PLAIN)
+def silu_mul_quantize_row(acc_F2, row_scale, scale_F2, block, values_F, hidden_F):
+    width = values_F.shape[0]
+    silu_mul(hidden_F, acc_F2[:width], acc_F2[width:], row_scale, scale_F2[:width], scale_F2[width:])
+    hadamard(hidden_F, block)
+    spread = float32(1) / np.sqrt(float32(block))
+    most = at_least_tiny(peak(hidden_F) * spread)
+    round_to(values_F, hidden_F, spread * (LEVELS_F / most))
+    return most / LEVELS_F
+
+
+@njit(**PARALLEL)
+def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, block, values_TF, scale_T):
+    for t in prange(acc_TF2.shape[0]):
+        hidden_F = np.empty(values_TF.shape[1], np.float32)
+        scale_T[t] = silu_mul_quantize_row(acc_TF2[t], row_scale_T[t], scale_F2, block, values_TF[t], hidden_F)
+
+
+@cache
+def widen_rows(half: int) -> Callable[..., None]:
+    """The kernel that widens int4 in groups of 2 * half: a trip count known to the compiler is ten times faster."""
+
+    @njit(**PLAIN)
+    def widen_row(packed, multiplier_G, out):
+        for g in range(multiplier_G.shape[0]):
+            multiplier = int32(multiplier_G[g])
+            for k in range(half):
+                out[g, 0, k] = np.int8((int32(packed[g, k] & 15) - int32(8)) * multiplier)
+            for k in range(half):
+                out[g, 1, k] = np.int8((int32(packed[g, k] >> 4) - int32(8)) * multiplier)
+
+    @njit(**PARALLEL)
+    def widen(packed, multiplier_OG, out):
+        for o in prange(out.shape[0]):
+            widen_row(packed[o], multiplier_OG[o], out[o])
+
+    return widen

@@ -1,0 +1,113 @@
+"""How much memory each scheme needs, what fits, and what `scheme="auto"` therefore takes.
+
+Bytes follow from the architecture alone, so a plan needs a config.json and no weights. They are of tensors: a Python
+process with PyTorch takes some 0.3 GiB beside them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lightrm.architecture import Architecture
+from lightrm.errors import SchemeError
+from lightrm.ops import kernels_for
+from lightrm.schemes.grammar import NAMES, Scheme, parse_scheme, size_text
+
+SMALL = 10**9  # parameters up to which fp32 is quick enough on a CPU to be the default
+SHARE = 0.9  # of the free memory that a model may take
+NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64 weights, a float for 256 of those
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """Bytes that a scheme takes: of weights, and of activations at the token budget."""
+
+    scheme: Scheme
+    weights: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.activations
+
+
+def weight_bytes(a: Architecture, scheme: Scheme) -> int:
+    """The decoder's weights as held. The value head, some kilobytes, is left out."""
+    outputs = a.layers * (a.query_width + 2 * a.kv_width + 2 * a.width + 2 * a.ffn_width)
+    norms = 0 if scheme.weights in ("int8", "int4") else (2 * a.layers + 1) * a.width
+    biases = a.bias_parameters
+    half = scheme.dtype.itemsize
+    table = a.vocabulary * a.width
+    if scheme.weights == "float":
+        return (a.matrix_parameters + table + norms + biases) * half
+    if scheme.weights in ("nf4", "bnb-int8"):
+        matrices = a.matrix_parameters * NF4_BYTES if scheme.weights == "nf4" else a.matrix_parameters + 4 * outputs
+        return int(matrices) + (table + norms + biases) * half
+    each = 1.0 if scheme.weights == "int8" else 1 / 2 + 1 / scheme.group
+    added = 4 * outputs if scheme.integer else biases * half
+    return int(a.matrix_parameters * each) + 4 * outputs + added + 2 * table
+
+
+def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
+    """The widest moment of a pass over a pack: in a layer's attention or in its MLP."""
+    qkv = a.query_width + 2 * a.kv_width
+    if scheme.integer:
+        stream, attention = 4 * a.width, a.width + 8 * qkv
+        mlp = a.width + 8 * a.ffn_width + a.ffn_width
+        widened = 0 if scheme.weights == "int8" else 1024 * (max(a.width, a.ffn_width) + 4 * tokens)
+        return tokens * (stream + max(attention, mlp)) + widened
+    size = scheme.dtype.itemsize
+    attention = size * (a.width + 2 * qkv)
+    mlp = size * (a.width + 4 * a.ffn_width)
+    widest = max(a.width * max(a.ffn_width * 2, qkv), 1)
+    widened = 0 if scheme.weights == "float" else size * widest
+    return tokens * (size * a.width + max(attention, mlp)) + widened
+
+
+def needs(a: Architecture, device: torch.device, tokens: int) -> list[Need]:
+    """What every scheme of this device would take, the most exact first."""
+    found = []
+    for name in NAMES:
+        if name == "fp16" and device.type == "cpu":
+            continue
+        scheme = parse_scheme(name, device)
+        found.append(Need(scheme, weight_bytes(a, scheme), activation_bytes(a, scheme, tokens)))
+    return found
+
+
+def choose_scheme(text: str, device: torch.device, a: Architecture, free_bytes: int | None, tokens: int) -> Scheme:
+    """Parse a scheme; "auto" takes the first that fits of a list that depends on the device, and says why.
+
+    free_bytes: memory at hand, None if it cannot be told. Raises SchemeError on an unknown scheme, and on "auto"
+    where nothing fits.
+    """
+    if text != "auto":
+        return parse_scheme(text, device)
+    tried: list[str] = []
+    for name, why in preferred(a, device):
+        scheme = parse_scheme(name, device)
+        need = weight_bytes(a, scheme) + activation_bytes(a, scheme, tokens)
+        if free_bytes is None or need <= SHARE * free_bytes:
+            before = f"; {', '.join(tried)} would not fit" if tried else ""
+            free = "" if free_bytes is None else f" of {size_text(free_bytes)} free"
+            return parse_scheme(name, device, f"{why}: {size_text(need)}{free}{before}")
+        tried.append(f"{name} ({size_text(need)})")
+    assert free_bytes is not None
+    raise SchemeError(
+        f"nothing fits into {size_text(free_bytes)} free on {device}: {', '.join(tried)}; free some memory, lower "
+        "token_budget, or ask for a scheme by name to try all the same"
+    )
+
+
+def preferred(a: Architecture, device: torch.device) -> list[tuple[str, str]]:
+    """Schemes that "auto" tries, with the reason for each."""
+    small = [("w8a8", "8 bits, the most that fits"), ("w4a8", "4 bits, the most that fits")]
+    if device.type == "cuda":
+        return [("fp16", "as published"), *small]
+    if a.parameters <= SMALL:
+        return [("fp32", "exact, and small enough to be quick"), *small]
+    if kernels_for(device, integer_path=True).slow_products:
+        return [("fp32", "exact, and no slower than int8 on this CPU"), ("bf16", "half of fp32"), *small]
+    return [("w8a8", "8 bits, the quickest on a CPU"), small[1]]

@@ -1,0 +1,69 @@
+"""The grammar of schemes: one string, one parser.
+
+    fp32 bf16 fp16     weights as they are
+    w8a8               int8 weights per output channel, int8 activations per token, int32 accumulation
+    w4a8[-gN]          int4 weights with an integer multiplier for each group of N inputs, widened to int8; as w8a8
+    w4a16[-gN]         int4 weights, of w4a8's kind or of a GPTQ file, with 16-bit activations
+    nf4 bnb-int8       bitsandbytes' own kinds and kernels
+
+N is 128 if it is not given; 64 and 32 cost more memory and err less.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lightrm.errors import SchemeError
+
+Weights = Literal["float", "int8", "int4", "nf4", "bnb-int8"]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+NAMES = (*DTYPES, "w8a8", "w4a8", "w4a16", "nf4", "bnb-int8")
+GROUPS = (128, 64, 32)
+PATTERN = re.compile(r"(w4a8|w4a16)(?:-g(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """weights: how they are stored; integer: whether activations are int8; dtype: of everything that stays in float;
+    group: inputs that share a multiplier, 0 where there are no groups; reason: why it was chosen."""
+
+    name: str
+    weights: Weights
+    integer: bool
+    dtype: torch.dtype
+    group: int = 0
+    reason: str = "asked for"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def parse_scheme(text: str, device: torch.device, reason: str = "asked for") -> Scheme:
+    """Raises SchemeError on an unknown scheme, or one that this device should not run."""
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    if text in DTYPES:
+        if text == "fp16" and device.type == "cpu":
+            raise SchemeError(
+                "fp16 on a CPU is many times slower than bf16 and no more exact than fp32: use bf16 or fp32"
+            )
+        return Scheme(text, "float", False, DTYPES[text], reason=reason)
+    if text == "w8a8":
+        return Scheme(text, "int8", True, torch.float32, reason=reason)
+    if text in ("nf4", "bnb-int8"):
+        return Scheme(text, "nf4" if text == "nf4" else "bnb-int8", False, half, reason=reason)
+    found = PATTERN.fullmatch(text)
+    if found is None or int(found[2] or GROUPS[0]) not in GROUPS:
+        groups = ", ".join(map(str, GROUPS))
+        raise SchemeError(f"no scheme {text!r}; there are auto, {', '.join(NAMES)}; -gN with N = {groups} after w4")
+    integer = found[1] == "w4a8"
+    return Scheme(
+        text, "int4", integer, torch.float32 if integer else half, group=int(found[2] or GROUPS[0]), reason=reason
+    )
+
+
+def size_text(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

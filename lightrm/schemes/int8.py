@@ -1,0 +1,27 @@
+"""int8: symmetric, one float scale a row. Of weights, a row is an output channel; of activations, a token.
+
+    scale = max |x| / 127        q = round(x / scale), half to even        x ~ q * scale
+
+A row of zeros has scale TINY / 127 and stays zeros. NaN or Inf in a row makes its scale NaN or Inf: what is multiplied
+by it shows, and is never a plausible number.
+"""
+
+from __future__ import annotations
+
+import torch
+
+LEVELS = 2**7 - 1
+TINY = 1e-30  # keeps 127 / peak finite in float32
+
+
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(R, C) of any float dtype -> int8 (R, C) and the float32 scale of each row (R,)."""
+    x = x.float()
+    peak = x.abs().amax(-1).clamp(min=TINY)
+    values = (x * (LEVELS / peak)[:, None]).round_().nan_to_num_(0, LEVELS, -LEVELS)
+    return values.to(torch.int8), peak / LEVELS
+
+
+def dequantize_rows(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """float32 (R, C)."""
+    return values.float() * scale[:, None]

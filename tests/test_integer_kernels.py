@@ -1,0 +1,214 @@
+"""The integer path against its truth in plain PyTorch: whole numbers by equality, floats by the 2x rule."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from lightrm import ops
+from lightrm.kernels import cpu, gemm, integer, reference
+from lightrm.schemes.hadamard import hadamard
+from tests.test_kernels import assert_twice
+
+TOKENS = (1, 2, 17, 65)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def int8s(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(-127, 128, shape, generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
+
+
+def product_of(tokens: int, outputs: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """acc, row scale and channel scale as a layer would leave them; some rows are zeros."""
+    acc = torch.randint(-(2**20), 2**20, (tokens, outputs), generator=torch.Generator().manual_seed(seed))
+    acc[::7] = 0
+    row_scale, scale = normal(tokens, seed=seed + 1).abs(), normal(outputs, seed=seed + 2).abs() * 1e-6
+    return acc.to(torch.int32), row_scale, scale
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("width", [1, 63, 64, 1000])
+def test_quantize(tokens: int, width: int) -> None:
+    x = normal(tokens, width) * torch.logspace(-6, 6, tokens)[:, None]
+    x[0] = 0
+    for found, truth in zip(cpu.quantize(x), integer.quantize(x), strict=True):
+        assert torch.equal(found, truth)
+    values, scale = cpu.norm_quantize(x, 1e-5)
+    expected, expected_scale = integer.norm_quantize(x, 1e-5)
+    assert torch.equal(values, expected)
+    wide = x.double()
+    exact = wide.abs().amax(1).clamp(min=1e-30) / 127 * (wide.square().mean(1) + 1e-5).rsqrt()
+    assert_twice(scale, expected_scale, exact)
+
+
+def test_bad_numbers_show() -> None:
+    """NaN and Inf make the scale of their row NaN or Inf, and of no other row."""
+    x = normal(4, 64)
+    x[1, 3], x[2, 5] = float("nan"), float("-inf")
+    for kernel in (cpu.quantize, integer.quantize, lambda y: cpu.norm_quantize(y, 1e-6)):
+        assert torch.isfinite(kernel(x)[1]).tolist() == [True, False, False, True]
+    acc, row_scale, scale = product_of(4, 64)
+    row_scale[3] = float("nan")
+    for module in (cpu, integer):
+        assert torch.isfinite(module.silu_mul_quantize(acc, row_scale, scale, 32)[1]).tolist() == [True] * 3 + [False]
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(("inputs", "outputs"), [(8, 3), (1024, 24), (1025, 17), (4096, 65)])
+def test_products_are_exact(tokens: int, inputs: int, outputs: int) -> None:
+    values, weight = int8s(tokens, inputs), int8s(outputs, inputs, seed=1)
+    values[0], weight[0] = 127, -127  # the largest sums there are
+    truth = integer.product(values, weight)
+    assert int(truth[0, 0]) == -127 * 127 * inputs
+    assert torch.equal(gemm.float_blocks(values, weight), truth)
+    assert torch.equal(ops.int8_product(values, weight), truth)
+
+
+@pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX512_CORE", "DEFAULT"])
+def test_products_are_exact_on_older_cpus(isa: str) -> None:
+    """oneDNN restricted to an older instruction set, some of which saturate: the probe must see it."""
+    program = """
+import json, torch
+from lightrm import ops
+from lightrm.kernels import gemm, integer
+x = torch.full((40, 3000), 127, dtype=torch.int8); x[::3] = -128
+w = torch.full((24, 3000), -127, dtype=torch.int8); w[::2] = 127
+print(json.dumps([torch.equal(ops.int8_product(x, w), integer.product(x, w)), gemm.cpu_product()[1]]))
+"""
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    exact, why = json.loads(done.stdout)
+    assert exact, why
+
+
+@pytest.mark.parametrize("group", [8, 16, 32, 64, 128])
+@pytest.mark.parametrize("outputs", [1, 5, 1024, 1100])
+def test_widening_is_exact(group: int, outputs: int) -> None:
+    packed = torch.randint(0, 256, (outputs, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    multiplier = int8s(outputs, 256 // group, seed=2) % 16
+    truth = integer.widen(packed, multiplier)
+    assert torch.equal(cpu.widen(packed, multiplier), truth)
+    values = int8s(9, 256)
+    assert torch.equal(ops.int4_product(values, packed, multiplier), integer.product(values, truth))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (6, 2, 10), (5, 1, 80)])
+@pytest.mark.parametrize("rope", [True, False])
+def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: bool) -> None:
+    widths = (heads * width, kv_heads * width)
+    acc, row_scale, scale = product_of(tokens, widths[0] + 2 * widths[1])
+    bias = normal(len(scale), seed=5)
+    angle = normal(tokens, width // 2, seed=6)
+    rotation = (angle.cos(), angle.sin()) if rope else None
+    found = cpu.split_heads(acc, row_scale, scale, bias, widths, rotation)
+    slow = integer.split_heads(acc, row_scale, scale, bias, widths, rotation)
+    wide = acc.double() * (row_scale.double()[:, None] * scale.double()) + bias.double()
+    exact = list(wide.split([widths[0], widths[1], widths[1]], 1))
+    if rotation is not None:
+        cos, sin = (table.double()[:, None] for table in rotation)
+        for k in (0, 1):
+            a, b = exact[k].view(tokens, -1, width).chunk(2, -1)
+            exact[k] = torch.cat([a * cos - b * sin, b * cos + a * sin], -1).flatten(1)
+    for fast_part, slow_part, exact_part in zip(found, slow, exact, strict=True):
+        assert_twice(fast_part, slow_part, exact_part)
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+def test_add_product(tokens: int) -> None:
+    acc, row_scale, scale = product_of(tokens, 100)
+    x, bias = normal(tokens, 100, seed=7), normal(100, seed=8)
+    found, slow = x.clone(), x.clone()
+    cpu.add_product(found, acc, row_scale, scale, bias)
+    integer.add_product(slow, acc, row_scale, scale, bias)
+    assert_twice(found, slow, x.double() + acc.double() * row_scale.double()[:, None] * scale.double() + bias.double())
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize(("width", "block"), [(48, 16), (48, 1), (1536, 256), (344, 8), (256, 256), (129, 1)])
+def test_silu_mul_quantize(tokens: int, width: int, block: int) -> None:
+    acc, row_scale, scale = product_of(tokens, 2 * width)
+    scale = scale * 30  # gates far from zero on both sides
+    values, found_scale = cpu.silu_mul_quantize(acc, row_scale, scale, block)
+    slow_values, slow_scale = integer.silu_mul_quantize(acc, row_scale, scale, block)
+    gate, up = (acc.double() * (row_scale.double()[:, None] * scale.double())).chunk(2, 1)
+    hidden = torch.nn.functional.silu(gate) * up
+    turned = hidden if block == 1 else (hidden @ torch.kron(hadamard_matrix(block), torch.eye(width // block).double()))
+    assert_twice(found_scale, slow_scale, turned.abs().amax(1).clamp(min=1e-30) / 127)
+    assert (values.int() - slow_values.int()).abs().max() <= 1, "a rounding may tip over, no more"
+    assert (values != slow_values).float().mean() < 2e-3
+
+
+def hadamard_matrix(block: int) -> torch.Tensor:
+    return hadamard(torch.eye(block), block).double()
+
+
+def test_exponential_is_that_of_float32() -> None:
+    """Through the gate alone: silu(x) over the whole range against float64."""
+    gate = torch.linspace(-100, 100, 4001)[None]
+    acc = torch.cat([torch.round(gate * 1000), torch.full_like(gate, 1000.0)], 1).to(torch.int32)
+    ones, scale = torch.ones(1), torch.full((acc.shape[1],), 1e-3)
+    for column in range(0, 4001, 500):
+        picked = acc[:, [column, 4001 + column]].contiguous()
+        values, found = cpu.silu_mul_quantize(picked, ones, scale[:2], 1)
+        exact = torch.nn.functional.silu(gate[0, column].double())
+        assert abs(float(values[0, 0]) * float(found[0]) - float(exact)) <= 1e-6 * max(1, abs(float(exact)))
+
+
+def test_a_row_does_not_see_its_neighbours() -> None:
+    """Bit for bit: each pass gives a row the same numbers alone and among others."""
+    acc, row_scale, scale = product_of(37, 96)
+    x = normal(37, 48, seed=3)
+    together = (*cpu.norm_quantize(x, 1e-6), *cpu.silu_mul_quantize(acc, row_scale, scale, 16))
+    for t in (0, 1, 20, 36):
+        rows = slice(t, t + 1)
+        alone = (*cpu.norm_quantize(x[rows], 1e-6), *cpu.silu_mul_quantize(acc[rows], row_scale[rows], scale, 16))
+        assert all(torch.equal(a[rows], b) for a, b in zip(together, alone, strict=True))
+
+
+def test_reference_silu_is_its_formula() -> None:
+    x = normal(3, 10)
+    gate, up = x.chunk(2, 1)
+    torch.testing.assert_close(reference.silu_mul(x), gate * torch.sigmoid(gate) * up)
+
+
+def test_without_numba() -> None:
+    """The same scores through plain PyTorch, slower, and said so once."""
+    program = """
+import sys, json, warnings
+if sys.argv[1] == "without": sys.modules["numba"] = None
+import lightrm
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    rm = lightrm.load("demo", scheme="w4a8")
+scores = rm.score("What is the capital of France?", ["Paris, on the Seine.", "Paris, Paris, Paris, Paris"]).tolist()
+print(json.dumps([scores, repr(rm), [str(w.message) for w in caught if w.category is lightrm.KernelWarning]]))
+"""
+    runs = {}
+    for how in ("with", "without"):
+        done = subprocess.run([sys.executable, "-c", program, how], capture_output=True, text=True, check=True)
+        runs[how] = json.loads(done.stdout.strip().splitlines()[-1])
+    # Where the last bit of a float differs, a rounding to int8 may tip over: that moves a score by thousandths.
+    torch.testing.assert_close(torch.tensor(runs["with"][0]), torch.tensor(runs["without"][0]), atol=0.02, rtol=0)
+    assert runs["with"][2] == []
+    assert len(runs["without"][2]) == 1
+    assert "numba cannot be imported" in runs["without"][2][0]
+    assert "numba" in runs["with"][1]
+    assert "plain PyTorch" in runs["without"][1]
+
+
+def test_shapes_that_do_not_fit_are_named() -> None:
+    with pytest.raises(ValueError, match=r"ops\.int8_product.*values \(3, 4\) int8, weight \(2, 5\) int8"):
+        ops.int8_product(int8s(3, 4), int8s(2, 5))
+    with pytest.raises(ValueError, match=r"ops\.norm_quantize.*x \(3, 4\) bfloat16"):
+        ops.norm_quantize(torch.zeros(3, 4, dtype=torch.bfloat16), 1e-6)
+    with pytest.raises(ValueError, match=r"ops\.silu_mul_quantize"):
+        ops.silu_mul_quantize(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), 8)
