@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+# Tests run side by side: OpenMP threads of several processes on few cores wait for each other in every small operation.
+# Set before PyTorch starts its threads, and for the processes that tests start.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
+
 import pytest
 import torch
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
-torch.set_num_threads(1)  # tests run side by side; tiny tensors gain nothing from more
+torch.set_num_threads(1)
 
 DATA = Path(__file__).parent / "data"
 

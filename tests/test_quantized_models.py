@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from lightrm.folding import Folding
 from lightrm.loading import Loader
 from lightrm.packing import pack
 from lightrm.schemes.grammar import parse_scheme
-from tests.zoo import LLAMA_CONFIG, VOCABULARY, WIDTH, Specimen, llama_weights, normal, specimens
+from tests.zoo import LLAMA_CONFIG, WIDTH, Specimen, llama_weights, normal, specimens
 
 IDS = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 90)), [7] * 40]
 FLOAT = parse_scheme("fp32", torch.device("cpu"))
@@ -102,9 +101,8 @@ def test_report() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
-def test_the_batch_does_not_matter_bit_for_bit(scheme: str, shared: Path) -> None:
-    """Scores of real text: alone, together, reversed, and under other budgets."""
-    del shared
+def test_the_batch_does_not_matter_bit_for_bit(scheme: str) -> None:
+    """Alone, together, reversed, and under other budgets."""
     rm = lightrm.load("demo", scheme=scheme)
     generator = np.random.default_rng(0)
     lengths = [1, 2, 3, 17, 64, 65, 127, 128, 200, 333, 512, 5, 5, 40]
@@ -114,6 +112,16 @@ def test_the_batch_does_not_matter_bit_for_bit(scheme: str, shared: Path) -> Non
         rm.token_budget = budget
         assert np.array_equal(rm.score_ids(sequences), alone), budget
         assert np.array_equal(rm.score_ids(sequences[::-1])[::-1], alone), budget
+
+
+def test_threads_do_not_matter() -> None:
+    rm = lightrm.load("demo", scheme="w4a8")
+    one = rm.score_ids([list(range(3, 300)), [5] * 70])
+    torch.set_num_threads(2)
+    try:
+        assert np.array_equal(rm.score_ids([list(range(3, 300)), [5] * 70]), one)
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "fp32"])
@@ -191,11 +199,3 @@ def test_loading_never_holds_the_whole_model(file: str, dtype: torch.dtype, sche
     slack = 24 * 2**20  # allocator and thread buffers, which do not grow with the model
     assert held + 1.5 * largest + slack < 0.9 * (held + whole), "the bound would not notice a loader that keeps all"
     assert grown <= held + 1.5 * largest + slack, f"{grown >> 20} MiB for {held >> 20} + 1.5 x {largest >> 20} MiB"
-
-
-def test_plain_products_stay_what_they_were() -> None:
-    """A frozen record, so that no layer can be changed behind another's back."""
-    rm = lightrm.load("demo", scheme="w8a8")
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        rm.decoder.layers[0].qkv.block = 2  # type: ignore[misc]
-    assert rm.decoder.architecture.vocabulary > VOCABULARY
