@@ -1,4 +1,4 @@
-"""The command line: score, demo, inspect. Parses, prints, and leaves the work to the scorer."""
+"""The command line: score, demo, inspect, plan, quantize, doctor. Parses, prints, and leaves the work to the scorer."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def main() -> None:
 @click.argument("source", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
 @click.option("-o", "--output", default="-", show_default=True, type=SINK, help="JSONL file to write.")
-@click.option("--scheme", default="auto", show_default=True, help="auto, fp32, bf16 or fp16.")
+@click.option(
+    "--scheme", default="auto", show_default=True, help="auto, fp32, bf16, fp16, w8a8, w4a8, w4a8-g32, w4a16, ..."
+)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--template", default=None, help="Prompt template; the model's own if not given.")
 @click.option("--strict", is_flag=True, help="Refuse texts that are too long instead of cutting them.")
@@ -191,3 +193,109 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     yield "in memory", ", ".join(f"{name} {size_text(a.parameters * dtype.itemsize)}" for name, dtype in DTYPES.items())
     if checkpoint.ignored:
         yield "ignored", listed(checkpoint.ignored)
+
+
+@main.command()
+@click.argument("source")
+@click.argument("destination", type=click.Path(path_type=Path))
+@click.option("--scheme", default="w4a8", show_default=True, help="w8a8, w4a8, w4a16; -g64 or -g32 after w4.")
+@click.option("--calibrate", type=click.Path(exists=True, dir_okay=False), help="JSONL of prompts and responses.")
+@click.option("--tokens", default=16384, show_default=True, help="Tokens of calibration text to use.")
+@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
+def quantize(
+    source: str,
+    destination: Path,
+    scheme: str,
+    calibrate: str | None,
+    tokens: int,
+    template: str | None,
+    device: str,
+    revision: str | None,
+) -> None:
+    """Write the model at SOURCE, a folder or hub id, as a quantized folder that loads at once.
+
+    With --calibrate, 4-bit rounding compensates its own error on the texts of a file in `lightrm score`'s format:
+    slower to make, closer to the original.
+    """
+    from lightrm import native
+
+    pairs = list(calibration_pairs(calibrate, tokens)) if calibrate else None
+    rm = lightrm.load(source, scheme=scheme, device=device, template=template, revision=revision, calibration=pairs)
+    form = rm.template.name if rm.template is not None else None
+    native.write(destination, rm.checkpoint, rm.decoder, rm.head, rm.report, form)
+    click.echo(f"{destination}: {rm.report}")
+
+
+def calibration_pairs(path: str, tokens: int) -> Iterator[tuple[Any, str]]:
+    """Prompts with responses until there is text enough, at four characters a token at most."""
+    characters = 0
+    with open(path, encoding="utf-8") as lines:
+        for line in lines:
+            record = parse(line)
+            for response in record["responses"]:
+                yield record["prompt"], response
+                characters += len(response) + len(str(record["prompt"]))
+            if characters > 4 * tokens:
+                return
+
+
+@main.command()
+@click.argument("path")
+@click.option("--vram", default=None, help="Memory to plan for, such as 8GiB; what is free now if not given.")
+@click.option("--token-budget", default=None, type=int, help="Tokens computed at once.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
+def plan(path: str, vram: str | None, token_budget: int | None, device: str, revision: str | None) -> None:
+    """Say what each scheme would need for the model at PATH, what fits, and what 'auto' takes. Reads no weights."""
+    from lightrm.checkpoints.config import read_architecture, read_config
+    from lightrm.checkpoints.hub import resolve_config
+    from lightrm.plan import SHARE, choose_scheme, needs
+    from lightrm.schemes.grammar import parse_size, size_text
+    from lightrm.scorer import TOKEN_BUDGET, choose_device, free_bytes
+
+    place = choose_device(device)
+    a = read_architecture(read_config(resolve_config(path, revision)))
+    free = parse_size(vram) if vram is not None else free_bytes(place)
+    budget = token_budget or TOKEN_BUDGET[place.type]
+    table = Table(title=f"{a}, {size_text(free)} on {place}, {budget} tokens at once", title_justify="left")
+    for column in ("scheme", "weights", "activations", "together", "fits"):
+        table.add_column(column, justify="right" if column != "scheme" else "left")
+    for need in needs(a, place, budget):
+        sizes = (need.weights, need.activations, need.total)
+        fits = "yes" if need.total <= SHARE * free else "no"
+        table.add_row(str(need.scheme), *map(size_text, sizes), fits)
+    Console().print(table)
+    chosen = choose_scheme("auto", place, a, free, budget)
+    click.echo(f"auto takes {chosen}: {chosen.reason}")
+
+
+@main.command()
+def doctor() -> None:
+    """Say which kernels run on this machine, and why."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from lightrm.ops import kernels_for
+    from lightrm.schemes.grammar import size_text
+    from lightrm.scorer import choose_device, free_bytes
+
+    table = Table(show_header=False, box=None)
+    table.add_row("lightrm", f"{lightrm.__version__} on Python {platform.python_version()}, {platform.platform()}")
+    for name in ("torch", "numba", "triton", "transformers", "bitsandbytes"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "not installed"
+        table.add_row(name, found)
+    table.add_row(
+        "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    for device in dict.fromkeys((choose_device("cpu"), choose_device("auto"))):
+        table.add_row(f"{device}, free", size_text(free_bytes(device)))
+        table.add_row(f"{device}, fp32 bf16 fp16", str(kernels_for(device)))
+        table.add_row(f"{device}, w8a8 w4a8", str(kernels_for(device, integer_path=True)))
+    Console().print(table, markup=False)

@@ -31,6 +31,9 @@ class Product(Protocol):
     def added_to(self, x_TD: torch.Tensor) -> torch.Tensor:
         """x + product; x itself is used up."""
 
+    def float(self) -> torch.Tensor:
+        """What it stands for, float32 (T, O): for calibration, not for the hot path."""
+
 
 class Linear(Protocol):
     """rows: this layer's own form of its input, to be passed back to it."""
@@ -63,6 +66,9 @@ class FloatProduct:
 
     def added_to(self, x_TD: torch.Tensor) -> torch.Tensor:
         return x_TD + self.y_TO
+
+    def float(self) -> torch.Tensor:
+        return self.y_TO.float()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +120,9 @@ class IntegerProduct:
     def added_to(self, x_TD: torch.Tensor) -> torch.Tensor:
         ops.add_product(x_TD, self.acc_TO, self.row_scale_T, self.scale_O, self.bias_O)
         return x_TD
+
+    def float(self) -> torch.Tensor:
+        return self.acc_TO.float() * (self.row_scale_T[:, None] * self.scale_O) + self.bias_O
 
 
 @dataclass(frozen=True, slots=True)

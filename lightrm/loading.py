@@ -24,7 +24,7 @@ from lightrm.ops import KernelChoice, kernels_for
 from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.schemes.quality import energies, ratio_db
 from lightrm.transformer import Decoder, Layer
-from lightrm.weights import Int8Weight, Packer, PlainWeight
+from lightrm.weights import Int4Weight, Int8Weight, Packer, PlainWeight
 
 CHECKED_AT_ONCE = 2**22
 
@@ -76,7 +76,7 @@ class Loader:
         final_norm = self.read("final_norm.weight")
         head = self.head(final_norm)
         embedding = self.embedding()
-        layers = [self.layer(i) for i in range(a.layers)]
+        layers = self.layers(embedding)
         norm = None if self.folding else self.vector(final_norm)
         decoder = Decoder(a, embedding, layers, norm, self.scheme.dtype)
         report = LoadReport(
@@ -126,6 +126,9 @@ class Loader:
             raise NumericsError(f"{name} overflows half precision under {self.scheme}: load with bf16 or fp32")
         self.sqnr_db[name] = ratio_db(signal, noise)
 
+    def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
+        return [self.layer(i) for i in range(self.architecture.layers)]
+
     def layer(self, i: int) -> Layer:
         prefix = f"layers.{i}."
         norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
@@ -152,13 +155,16 @@ class Loader:
             packer.put(start, folded)
             start += len(folded)
         self.note(f"{prefix}{name}", packer.signal, packer.noise)
+        return self.linear_of(prefix, name, packer.weight())
+
+    def linear_of(self, prefix: str, name: str, held: PlainWeight | Int8Weight | Int4Weight) -> Linear:
+        """A held weight with the file's bias, as the layer that the scheme runs."""
         biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
         bias = torch.cat(biases) if biases else None
         block = self.folding.gated_block if self.folding is not None and name == "down" else 1
-        held = packer.weight()
         if self.scheme.integer:
             assert not isinstance(held, PlainWeight)
-            return IntegerLinear(held, torch.zeros(outputs, device=self.device) if bias is None else bias, block)
+            return IntegerLinear(held, torch.zeros_like(held.scale_O) if bias is None else bias, block)
         assert not isinstance(held, Int8Weight)
         return FloatLinear(held, None if bias is None else bias.to(self.scheme.dtype), block)
 

@@ -1,4 +1,4 @@
-"""One progress bar, in tokens a second, for terminals and notebooks; silent unless asked for."""
+"""Progress bars for terminals and notebooks, on standard error: tokens a second, or things done of all."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Protocol
 
 
 class Advance(Protocol):
-    """Called with the number of tokens just scored."""
+    """Called with the number of tokens, or of things, just done."""
 
-    def __call__(self, tokens: int) -> None: ...
+    def __call__(self, done: int, /) -> None: ...
 
 
 @contextmanager
@@ -31,3 +31,15 @@ def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         task = bar.add_task("scoring", total=total)
         yield lambda tokens: bar.advance(task, tokens)
+
+
+@contextmanager
+def item_progress(total: int, what: str) -> Iterator[Advance]:
+    """A bar over `total` things, for work that takes minutes."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)

@@ -14,15 +14,17 @@ import numpy as np
 import psutil
 import torch
 
+from lightrm import native
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import real_architecture
+from lightrm.compensating import loader_for
 from lightrm.conversation import Prompt, kind, responses_of, turns_of
 from lightrm.errors import InputError, NumericsError, SchemeError, TokenizerError
 from lightrm.heads import ValueHead
-from lightrm.loading import Loader, LoadReport
-from lightrm.packing import batches, pack
+from lightrm.loading import LoadReport
+from lightrm.packing import PackedBatch, batches, pack
 from lightrm.plan import choose_scheme
 from lightrm.progress import token_progress
 from lightrm.schemes.grammar import size_text
@@ -235,6 +237,7 @@ def load(
     revision: str | None = None,
     base: str | os.PathLike[str] | None = None,
     token_budget: int | None = None,
+    calibration: Sequence[tuple[Prompt, str]] | None = None,
 ) -> RewardModel:
     """Load a reward model without running any of its code.
 
@@ -247,21 +250,47 @@ def load(
     alibi: "absolute" repeats the half-precision position table of Baichuan's published code.
     revision: commit, tag or branch of a hub id. base: the base model of a LoRA adapter, if it has moved.
     token_budget: tokens computed at once.
+    calibration: prompts with responses on which 4-bit rounding compensates its own error; some 10,000 tokens serve.
 
     Raises a CheckpointError for the files, SchemeError for scheme or device, TemplateError for the template.
     """
     folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
-    checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
     place = choose_device(device)
     if token_budget is not None and token_budget < 1:
         raise InputError(f"token_budget must be positive, found {token_budget}")
     budget = token_budget or TOKEN_BUDGET[place.type]
-    chosen = choose_scheme(scheme, place, real_architecture(checkpoint), free_bytes(place), budget)
-    tokens, form, no_text = text_side(checkpoint, template, parse_specials)
-    decoder, head, report = Loader(checkpoint, chosen, place, Alibi(alibi)).load()
+    if native.is_native(folder):
+        manifest, checkpoint = native.open_native(folder)
+        chosen = native.chosen_scheme(manifest, scheme, place)
+        tokens, form, no_text = text_side(checkpoint, template, parse_specials)
+        decoder, head, report = native.restore(manifest, checkpoint, chosen, place, Alibi(alibi))
+    else:
+        checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
+        chosen = choose_scheme(scheme, place, real_architecture(checkpoint), free_bytes(place), budget)
+        tokens, form, no_text = text_side(checkpoint, template, parse_specials)
+        packs = calibration_packs(tokens, form, no_text, calibration, max_length, budget)
+        decoder, head, report = loader_for(checkpoint, chosen, place, Alibi(alibi), packs).load()
     if report.kernels.slow:
         warnings.warn(f"slow kernels: {report.kernels}", KernelWarning, stacklevel=2)
     return RewardModel(checkpoint, decoder, head, report, tokens, form, no_text, max_length, budget, strict)
+
+
+def calibration_packs(
+    tokens: Tokens | None,
+    template: AnyTemplate | None,
+    no_text: str,
+    calibration: Sequence[tuple[Prompt, str]] | None,
+    max_length: int | None,
+    budget: int,
+) -> list[PackedBatch]:
+    """Calibration text in the model's own template, packed as scoring would pack it."""
+    if not calibration:
+        return []
+    if tokens is None or template is None:
+        raise TokenizerError(f"calibration needs text: {no_text}")
+    longest = max_length or template.max_length or tokens.max_length or budget
+    ids = [tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids for p, r in calibration]
+    return [pack([ids[i] for i in group]) for group in batches([len(i) for i in ids], budget)]
 
 
 def text_side(

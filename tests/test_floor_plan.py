@@ -21,10 +21,11 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("demonstration",),
     ("scorer",),
-    ("conversation", "progress"),
+    ("conversation",),
     ("tokens",),
     ("chat",),
     ("templates", "vocabulary"),
+    ("compensating", "native"),
     ("loading",),
     ("checkpoints",),
     ("transformer",),
@@ -35,6 +36,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("kernels",),
     ("schemes",),
     ("packing",),
+    ("progress",),
     ("errors",),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

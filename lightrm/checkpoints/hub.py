@@ -34,6 +34,22 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     return fetch(name, revision)
 
 
+def resolve_config(path_or_id: str, revision: str | None = None) -> Path:
+    """As `resolve`, but of a hub id only config.json is fetched."""
+    if path_or_id == DEMO or Path(path_or_id).expanduser().exists() or not HUB_ID.fullmatch(path_or_id):
+        return resolve(path_or_id, revision)
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.hf_hub_download(path_or_id, "config.json", revision=revision)).parent
+    except Exception as error:  # the HTTP client's own errors too, which change between versions of the library
+        line = str(error).strip().splitlines() or ["no details"]
+        raise DownloadError(
+            f"config.json of {path_or_id} is not in the cache and could not be fetched: "
+            f"{type(error).__name__}: {line[0]}"
+        ) from error
+
+
 def fetch(repo_id: str, revision: str | None) -> Path:
     """Snapshot of a hub repository, from the cache where the network or HF_HUB_OFFLINE says so."""
     import huggingface_hub

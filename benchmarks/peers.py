@@ -1,0 +1,185 @@
+"""One scorer in a process of its own, for `benchmarks.scoring`: load, say what it is, then score when told to.
+
+    python -m benchmarks.peers NAME FOLDER THREADS
+
+Reads one JSON line a run: {"lengths": [...], "seed": n}, token ids follow from both. Answers with the seconds that
+scoring took, the scores, and the peak memory of the process so far. All peers get the same checkpoint, the same ids,
+length-sorted batches, and return head(last hidden state) in input order.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+Score = Callable[[list[np.ndarray]], np.ndarray]
+PADDED_TOKENS = 2048  # of one padded batch, as many as lightrm packs
+
+
+def sequences(lengths: list[int], seed: int, vocabulary: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(3, vocabulary, length) for length in lengths]
+
+
+def ours(scheme: str) -> Callable[[Path], tuple[Score, str]]:
+    def load(folder: Path) -> tuple[Score, str]:
+        import lightrm
+
+        rm = lightrm.load(folder, scheme=scheme)
+        return rm.score_ids, rm.report.kernels.name
+
+    return load
+
+
+def hugging_face(dtype: torch.dtype, change: Callable | None = None, kernel: str = "PyTorch") -> Callable:
+    def load(folder: Path) -> tuple[Score, str]:
+        import transformers
+
+        model = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=dtype, attn_implementation="sdpa"
+        ).eval()
+        head = model.score.weight.float()
+        body = model.model if change is None else change(model.model)
+
+        @torch.inference_mode()
+        def score(texts: list[np.ndarray]) -> np.ndarray:
+            order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+            scores = np.empty(len(texts), np.float32)
+            while order:
+                size = max(1, PADDED_TOKENS // len(texts[order[0]]))
+                group, order = order[:size], order[size:]
+                longest = len(texts[group[0]])
+                ids, mask = torch.zeros(len(group), longest, dtype=torch.long), torch.zeros(len(group), longest).long()
+                for row, i in enumerate(group):  # right padding: what a scorer of last tokens needs
+                    ids[row, : len(texts[i])] = torch.from_numpy(texts[i])
+                    mask[row, : len(texts[i])] = 1
+                states = body(ids, attention_mask=mask if int(mask.min()) == 0 else None).last_hidden_state
+                last = states[torch.arange(len(group)), torch.tensor([len(texts[i]) - 1 for i in group])]
+                scores[group] = (last.float() @ head.T)[:, 0].numpy()
+            return scores
+
+        return score, kernel
+
+    return load
+
+
+def bitsandbytes_4bit(model: torch.nn.Module) -> torch.nn.Module:
+    import bitsandbytes as bnb
+
+    def make(linear: torch.nn.Linear) -> torch.nn.Module:
+        new = bnb.nn.Linear4bit(
+            linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
+        )
+        new.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
+        return new.to("cpu")
+
+    return replaced(model, make)
+
+
+def bitsandbytes_8bit(model: torch.nn.Module) -> torch.nn.Module:
+    import bitsandbytes as bnb
+
+    def make(linear: torch.nn.Linear) -> torch.nn.Module:
+        new = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False)
+        new.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        return new.to("cpu")
+
+    return replaced(model, make)
+
+
+def replaced(model: torch.nn.Module, make: Callable[[torch.nn.Linear], torch.nn.Module]) -> torch.nn.Module:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is torch.nn.Linear:
+                setattr(parent, name, make(child))
+    return model
+
+
+def torchao_int8(model: torch.nn.Module) -> torch.nn.Module:
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return model
+
+
+def torch_dynamic(model: torch.nn.Module) -> torch.nn.Module:
+    return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+
+
+def llama_cpp(kind: str) -> Callable:
+    def load(folder: Path) -> tuple[Score, str]:
+        from benchmarks.llama import LlamaScorer
+
+        scorer = LlamaScorer(folder, kind, torch.get_num_threads())
+        return scorer.score, scorer.kernel
+
+    return load
+
+
+PEERS: dict[str, Callable[[Path], tuple[Score, str]]] = {
+    "lightrm w8a8": ours("w8a8"),
+    "lightrm w4a8": ours("w4a8"),
+    "lightrm bf16": ours("bf16"),
+    "lightrm fp32": ours("fp32"),
+    "transformers fp32": hugging_face(torch.float32),
+    "transformers bf16": hugging_face(torch.bfloat16),
+    "bitsandbytes nf4": hugging_face(torch.bfloat16, bitsandbytes_4bit, "bitsandbytes"),
+    "bitsandbytes int8": hugging_face(torch.bfloat16, bitsandbytes_8bit, "bitsandbytes"),
+    "torchao int8": hugging_face(torch.float32, torchao_int8, "torchao, eager"),
+    "torch quantize_dynamic": hugging_face(torch.float32, torch_dynamic, "FBGEMM"),
+    "llama.cpp Q8_0": llama_cpp("Q8_0"),
+    "llama.cpp Q4_0": llama_cpp("Q4_0"),
+    "llama.cpp Q4_K_M": llama_cpp("Q4_K_M"),
+}
+
+
+def gemms_alone(folder: Path) -> tuple[Score, str]:
+    """The int8 products of w8a8 and nothing between them: the ceiling. Its "scores" are zeros."""
+    from lightrm.kernels import gemm
+
+    config = json.loads((folder / "config.json").read_text())
+    width, ffn, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+    shapes = [(3 * width, width), (width, width), (2 * ffn, width), (width, ffn)] * layers
+    weights = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in shapes]
+    product, why = gemm.cpu_product()
+
+    def score(texts: list[np.ndarray]) -> np.ndarray:
+        tokens = sum(len(text) for text in texts)
+        for start in range(0, tokens, PADDED_TOKENS):
+            rows = min(PADDED_TOKENS, tokens - start)
+            for weight in weights:
+                product(inputs[weight.shape[1]][:rows], weight)
+        return np.zeros(len(texts), np.float32)
+
+    inputs = {n: torch.randint(-127, 128, (PADDED_TOKENS, n), dtype=torch.int8) for n in (width, ffn)}
+    return score, why
+
+
+PEERS["int8 GEMMs alone"] = gemms_alone
+
+
+def main() -> None:
+    name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    torch.set_num_threads(threads)
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    score, kernel = PEERS[name](folder)
+    print(json.dumps({"kernel": kernel}), flush=True)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        texts = sequences(asked["lengths"], asked["seed"], vocabulary)
+        started = time.perf_counter()
+        scores = score(texts)
+        seconds = time.perf_counter() - started
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        print(json.dumps({"seconds": seconds, "peak": peak, "scores": scores.tolist()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

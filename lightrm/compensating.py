@@ -1,0 +1,101 @@
+"""Loading with error-compensating rounding: calibration text flows through the layers as they are quantized.
+
+Each layer's inputs come from the layers before it in the form in which they will run, so that a layer also makes up
+for what the earlier ones lost. One layer is in float at a time; the calibration rows are kept between layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from lightrm import ops
+from lightrm.architecture import Alibi
+from lightrm.checkpoints.detect import Checkpoint
+from lightrm.errors import SchemeError
+from lightrm.linear import Linear, Product
+from lightrm.loading import Loader
+from lightrm.packing import PackedBatch
+from lightrm.positions import rope_tables
+from lightrm.progress import item_progress
+from lightrm.schemes.compensation import compensated
+from lightrm.schemes.grammar import Scheme
+from lightrm.schemes.int4 import dequantize, group_for
+from lightrm.schemes.quality import energies
+from lightrm.transformer import Decoder, Layer
+from lightrm.weights import Int4Weight
+
+
+def loader_for(
+    checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi, packs: Sequence[PackedBatch]
+) -> Loader:
+    """The loader that a scheme needs. Raises SchemeError if packs are given for one that does not calibrate."""
+    if not packs:
+        return Loader(checkpoint, scheme, device, alibi)
+    if scheme.weights != "int4":
+        raise SchemeError(f"calibration compensates the rounding of 4-bit weights: {scheme} has nothing to calibrate")
+    return CompensatingLoader(checkpoint, scheme, device, alibi, packs)
+
+
+class CompensatingLoader(Loader):
+    """A Loader whose matrices are rounded under the second moment of their calibration inputs."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi, packs: Sequence[PackedBatch]
+    ) -> None:
+        super().__init__(checkpoint, scheme, device, alibi)
+        self.packs = [pack.to(device) for pack in packs]
+
+    @torch.inference_mode()
+    def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
+        eps = self.architecture.norm_eps
+        decoder = Decoder(self.architecture, embedding_VD, [], None, torch.float32)
+        streams = [embedding_VD[pack.token_ids_T].float() for pack in self.packs]
+        with item_progress(self.architecture.layers, "layers rounded") as advance:
+            for i in range(self.architecture.layers):
+                prefix = f"layers.{i}."
+                norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
+                qkv = self.rounded(prefix, "qkv", norms[0], [ops.rms_norm(x, None, eps) for x in streams])
+                mixed = [self.mixed(decoder, qkv, x, pack) for x, pack in zip(streams, self.packs, strict=True)]
+                output = self.rounded(prefix, "output", None, mixed)
+                streams = [
+                    self.added(x, output(output.rows(self.cast(m)))) for x, m in zip(streams, mixed, strict=True)
+                ]
+                gate_up = self.rounded(prefix, "gate_up", norms[1], [ops.rms_norm(x, None, eps) for x in streams])
+                products = [gate_up(gate_up.normed(self.cast(x), None, eps)) for x in streams]
+                down = self.rounded(prefix, "down", None, [self.gated(product) for product in products])
+                streams = [self.added(x, down(down.gated(p))) for x, p in zip(streams, products, strict=True)]
+                decoder.layers.append(Layer(None, qkv, output, None, gate_up, down))
+                advance(1)
+        return decoder.layers
+
+    def cast(self, x: torch.Tensor) -> torch.Tensor:
+        return x.to(self.scheme.dtype)
+
+    def added(self, x_TD: torch.Tensor, product: Product) -> torch.Tensor:
+        return product.added_to(self.cast(x_TD)).float()
+
+    def mixed(self, decoder: Decoder, qkv: Linear, x_TD: torch.Tensor, pack: PackedBatch) -> torch.Tensor:
+        """Attention's output, what `output` reads, float32."""
+        a = self.architecture
+        rotation = None if decoder.frequency is None else rope_tables(decoder.frequency, pack.position_ids_T)
+        product = qkv(qkv.normed(self.cast(x_TD), None, a.norm_eps))
+        query, key, value = product.heads((a.query_width, a.kv_width), a.head_width, rotation)
+        found = ops.attention(query, key, value, pack.segments, decoder.slopes_H, decoder.absolute_bias)
+        return found.flatten(1).float()
+
+    def gated(self, product: Product) -> torch.Tensor:
+        """silu(gate) * up, rotated, what `down` reads, float32."""
+        assert self.folding is not None
+        return ops.hadamard(ops.silu_mul(product.float()), self.folding.gated_block)
+
+    def rounded(self, prefix: str, name: str, norm_D: torch.Tensor | None, inputs: list[torch.Tensor]) -> Linear:
+        assert self.folding is not None
+        moment = torch.zeros(inputs[0].shape[1], inputs[0].shape[1], device=self.device)
+        for rows in inputs:
+            moment.addmm_(rows.T, rows)
+        weight = torch.cat([self.folded(part, w, norm_D) for part, w in self.parts(prefix, name, "weight")])
+        held = compensated(weight, moment, group_for(weight.shape[1], self.scheme.group))
+        self.note(f"{prefix}{name}", *energies(weight, dequantize(held)))
+        return self.linear_of(prefix, name, Int4Weight(held))

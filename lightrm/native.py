@@ -1,0 +1,250 @@
+"""lightrm's own folder of a quantized model: written once, mapped into memory afterwards.
+
+    lightrm.json          the manifest, written last: format, scheme, layout, template, checksums, where it came from
+    lightrm.safetensors   the decoder's tensors as held, and the value head with what was folded into it
+    config.json, tokenizer files: copied
+
+A folder is written beside its destination and renamed when it is whole. Loading maps the tensors and adds up each one:
+the sum of its 64-bit words is in the manifest, so a cut or altered file is refused. It guards against accidents; the
+sha256 of the sources, also in the manifest, says what the weights were made from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from lightrm.architecture import Alibi, Architecture
+from lightrm.checkpoints.config import read_architecture, read_config
+from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
+from lightrm.checkpoints.stored import write_safetensors
+from lightrm.errors import CheckpointError, CorruptFileError, SchemeError
+from lightrm.folding import Folding
+from lightrm.heads import PostStep, ValueHead
+from lightrm.linear import FloatLinear, IntegerLinear, Linear
+from lightrm.loading import LoadReport
+from lightrm.ops import kernels_for
+from lightrm.schemes.grammar import Scheme, parse_scheme
+from lightrm.schemes.int4 import Int4
+from lightrm.transformer import Decoder, Layer
+from lightrm.weights import Int4Weight, Int8Weight, PlainWeight
+
+MANIFEST, WEIGHTS, FORMAT = "lightrm.json", "lightrm.safetensors", 1
+UNFINISHED = ".unfinished"
+TEXT_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
+LINEARS = ("qkv", "output", "gate_up", "down")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """lightrm.json, read and checked."""
+
+    folder: Path
+    scheme: str
+    layout: str
+    template: str | None
+    post: PostStep
+    sums: dict[str, int]
+    sqnr_db: dict[str, float]
+    bytes: int
+
+
+def is_native(folder: Path) -> bool:
+    return (folder / MANIFEST).exists() or (folder / WEIGHTS).exists()
+
+
+def write(
+    folder: Path, checkpoint: Checkpoint, decoder: Decoder, head: ValueHead, report: LoadReport, template: str | None
+) -> None:
+    """Write a loaded model. Raises CheckpointError if the destination is taken, SchemeError if it is not quantized."""
+    if report.scheme.weights not in ("int8", "int4"):
+        raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty: remove it or choose another destination")
+    draft = folder.with_name(folder.name + UNFINISHED)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    tensors = dict(tensors_of(decoder, head))
+    write_safetensors(draft / WEIGHTS, tensors)
+    config = dict(checkpoint.config.raw)
+    config.pop("quantization_config", None)
+    (draft / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
+    for name in TEXT_FILES:
+        if (checkpoint.tokenizer_folder() / name).is_file():
+            shutil.copyfile(checkpoint.tokenizer_folder() / name, draft / name)
+    manifest = {
+        "format": FORMAT,
+        "lightrm": version("lightrm"),
+        "scheme": report.scheme.name,
+        "layout": checkpoint.layout.name,
+        "template": template,
+        "head": {"mean": head.post.mean, "std": head.post.std, "negate": head.post.negate},
+        "sqnr_db": report.sqnr_db,
+        "bytes": (draft / WEIGHTS).stat().st_size,
+        "sums": {name: word_sum(tensor) for name, tensor in tensors.items()},
+        "sources": {path.name: sha256(path) for source in checkpoint.sources for path in source.opened},
+    }
+    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+    if folder.exists():
+        folder.rmdir()
+    os.replace(draft, folder)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def word_sum(tensor: torch.Tensor) -> int:
+    """Sum of a tensor's 64-bit words, the rest bytes added, modulo 2^64 and signed: any one change shows."""
+    flat = tensor.contiguous().view(-1).view(torch.uint8)
+    whole = len(flat) // 8 * 8
+    words = flat[:whole]
+    if words.storage_offset() % 8 or words.data_ptr() % 8:
+        words = words.clone()
+    total = int(words.view(torch.int64).sum()) + int(flat[whole:].sum())
+    return (total + 2**63) % 2**64 - 2**63
+
+
+def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a quantized model, by the name it has in the file."""
+    yield "embedding", decoder.embedding_VD
+    for i, layer in enumerate(decoder.layers):
+        for name in LINEARS:
+            linear = getattr(layer, name)
+            for part, tensor in parts_of(linear.weight).items():
+                yield f"layers.{i}.{name}.{part}", tensor
+            if linear.bias_O is not None and bool(linear.bias_O.any()):
+                yield f"layers.{i}.{name}.bias", linear.bias_O.float()
+    for k, (weight, bias) in enumerate(zip(head.weights, head.biases, strict=True)):
+        yield f"head.{k}.weight", weight
+        if bias is not None:
+            yield f"head.{k}.bias", bias
+
+
+def parts_of(weight: PlainWeight | Int8Weight | Int4Weight) -> dict[str, torch.Tensor]:
+    if isinstance(weight, Int8Weight):
+        return {"values": weight.values_OI, "scale": weight.scale_O}
+    assert isinstance(weight, Int4Weight)
+    held = weight.held
+    return {"packed": held.packed, "multiplier": held.multiplier_OG, "scale": held.scale_O}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises CorruptFileError on anything but a whole folder of a format that this version knows."""
+    if folder.name.endswith(UNFINISHED):
+        raise CorruptFileError(f"{folder} was left by a run that did not finish: remove it and quantize again")
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CorruptFileError(f"{folder} holds {WEIGHTS} but no {MANIFEST}: a copy is incomplete, or writing stopped")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw["format"] > FORMAT:
+            raise CorruptFileError(
+                f"{folder} was written by lightrm {raw.get('lightrm')} in format {raw['format']}, this version reads "
+                f"up to {FORMAT}: update lightrm"
+            )
+        post = PostStep(raw["head"]["mean"], raw["head"]["std"], raw["head"]["negate"])
+        sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
+        return Manifest(
+            folder, raw["scheme"], raw["layout"], raw["template"], post, raw["sums"], sqnr, int(raw["bytes"])
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptFileError(f"{path} is not a manifest of lightrm: {error!r}; copy or quantize it again") from error
+
+
+def open_native(folder: Path) -> tuple[Manifest, Checkpoint]:
+    """The manifest, and the folder in the form that the text side and the repr ask for."""
+    manifest = read_manifest(folder)
+    layout = next((layout for layout in LAYOUTS if layout.name == manifest.layout), None)
+    if layout is None:
+        raise CorruptFileError(f"{folder}: no layout {manifest.layout!r}: update lightrm")
+    config = read_config(folder)
+    own = replace(layout, template=lambda config: manifest.template)
+    return manifest, Checkpoint(folder, folder, config, read_architecture(config), own, {}, ())
+
+
+def chosen_scheme(manifest: Manifest, text: str, device: torch.device) -> Scheme:
+    """The folder's own for "auto". int4 runs with int8 or 16-bit activations, whichever it was written for."""
+    own = parse_scheme(manifest.scheme, device, f"the folder holds {manifest.scheme}")
+    if text == "auto":
+        return own
+    asked = parse_scheme(text, device)
+    if (asked.weights, asked.group) != (own.weights, own.group):
+        raise SchemeError(f"{manifest.folder} holds {own}, which cannot become {asked}: load its source with {asked}")
+    return asked
+
+
+def restore(
+    manifest: Manifest, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi
+) -> tuple[Decoder, ValueHead, LoadReport]:
+    """Map the tensors, check their sums, and put the model together. Raises CorruptFileError."""
+    started = time.perf_counter()
+    tensors = read_tensors(manifest, device)
+    a = replace(checkpoint.architecture, vocabulary=len(tensors["embedding"]))
+    if isinstance(a.positions, Alibi):
+        a = replace(a, positions=alibi)
+    try:
+        layers = [layer_of(tensors, i, a, scheme) for i in range(a.layers)]
+        count = sum(name.startswith("head.") and name.endswith(".weight") for name in tensors)
+        weights = tuple(tensors[f"head.{k}.weight"] for k in range(count))
+        head = ValueHead(weights, tuple(tensors.get(f"head.{k}.bias") for k in range(count)), manifest.post)
+    except KeyError as error:
+        raise CorruptFileError(f"{manifest.folder / WEIGHTS} lacks tensor {error}: quantize it again") from error
+    decoder = Decoder(a, tensors["embedding"], layers, None, scheme.dtype)
+    kernels = kernels_for(device, scheme.integer)
+    seconds = time.perf_counter() - started
+    return decoder, head, LoadReport(seconds, decoder.bytes, kernels, scheme, (scheme.weights,), (), manifest.sqnr_db)
+
+
+def read_tensors(manifest: Manifest, device: torch.device) -> dict[str, torch.Tensor]:
+    path = manifest.folder / WEIGHTS
+    size = path.stat().st_size if path.is_file() else 0
+    if size != manifest.bytes:
+        raise CorruptFileError(f"{path} has {size} bytes, its manifest says {manifest.bytes}: copy it again")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CorruptFileError(f"{path} cannot be read: {error}; copy or quantize it again") from error
+    if tensors.keys() != manifest.sums.keys():
+        raise CorruptFileError(f"{path} holds other tensors than its manifest lists: copy or quantize it again")
+    for name, tensor in tensors.items():
+        if word_sum(tensor) != manifest.sums[name]:
+            raise CorruptFileError(f"{path}: tensor {name!r} was altered: copy or quantize it again")
+    return tensors if device.type == "cpu" else {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def layer_of(tensors: dict[str, Any], i: int, a: Architecture, scheme: Scheme) -> Layer:
+    def linear(name: str) -> Linear:
+        stem = f"layers.{i}.{name}."
+        block = Folding(a).gated_block if name == "down" else 1
+        weight: Int8Weight | Int4Weight
+        if scheme.weights == "int8":
+            weight = Int8Weight(tensors[stem + "values"], tensors[stem + "scale"])
+        else:
+            weight = Int4Weight(Int4(*(tensors[stem + part] for part in ("packed", "multiplier", "scale"))))
+        bias = tensors.get(stem + "bias")
+        if scheme.integer:
+            return IntegerLinear(weight, torch.zeros_like(weight.scale_O) if bias is None else bias, block)
+        assert isinstance(weight, Int4Weight)
+        return FloatLinear(weight, None if bias is None else bias.to(scheme.dtype), block)
+
+    return Layer(None, linear("qkv"), linear("output"), None, linear("gate_up"), linear("down"))

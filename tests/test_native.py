@@ -1,0 +1,215 @@
+"""lightrm's own folders: the same scores bit for bit, written whole or not at all, and every damage noticed."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors import safe_open
+
+import lightrm
+from lightrm import errors, native
+from lightrm.checkpoints.stored import write_safetensors
+from lightrm.cli import main
+from tests.zoo import specimens
+
+IDS = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 90))]
+TEXTS = ("怎样才能睡得更好？", ["每天在固定的时间睡觉和起床，睡前不看手机。", "长城是中国古代的军事防御工程。"])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled model in w4a8, as the command line writes it."""
+    target = tmp_path_factory.mktemp("native") / "demo-w4a8"
+    done = CliRunner().invoke(main, ["quantize", "demo", str(target), "--scheme", "w4a8"])
+    assert done.exit_code == 0, done.output
+    assert "least SQNR" in done.output
+    return target
+
+
+def copy(folder: Path, target: Path) -> Path:
+    target.mkdir()
+    for path in folder.iterdir():
+        (target / path.name).write_bytes(path.read_bytes())
+    return target
+
+
+def test_same_scores_from_text(folder: Path) -> None:
+    fresh, stored = lightrm.load("demo", scheme="w4a8"), lightrm.load(folder)
+    assert np.array_equal(fresh.score(*TEXTS), stored.score(*TEXTS))
+    assert stored.template is not None
+    assert stored.template.name == "ziya"
+    assert stored.report.sqnr_db == fresh.report.sqnr_db
+    assert "the folder holds w4a8" in repr(stored)
+    assert not folder.with_name(folder.name + native.UNFINISHED).exists()
+    manifest = json.loads((folder / native.MANIFEST).read_text())
+    assert set(manifest["sources"]) == {f"pytorch_model-0000{k}-of-00002.bin" for k in (1, 2)}
+    assert all(len(digest) == 64 for digest in manifest["sources"].values())
+
+
+@pytest.mark.parametrize("name", ["beaver", "internlm2", "trl 1: value_head.bin", "openrlhf new"])
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a16"])
+def test_every_head_and_scheme(name: str, scheme: str, tmp_path: Path) -> None:
+    source = specimens()[name].write(tmp_path / "source")
+    fresh = lightrm.load(source, scheme=scheme)
+    native.write(tmp_path / "out", fresh.checkpoint, fresh.decoder, fresh.head, fresh.report, None)
+    stored = lightrm.load(tmp_path / "out")
+    assert np.array_equal(fresh.score_ids(IDS), stored.score_ids(IDS))
+    assert stored.report.scheme.name == scheme
+    assert stored.report.bytes == fresh.report.bytes
+
+
+def test_schemes_of_a_folder(folder: Path) -> None:
+    assert lightrm.load(folder, scheme="w4a8").report.scheme.integer
+    sixteen = lightrm.load(folder, scheme="w4a16")
+    assert not sixteen.report.scheme.integer
+    close = lightrm.load(folder).score(*TEXTS)
+    assert np.abs(sixteen.score(*TEXTS) - close).max() < 0.3
+    with pytest.raises(errors.SchemeError, match="holds w4a8, which cannot become w8a8: load its source"):
+        lightrm.load(folder, scheme="w8a8")
+    with pytest.raises(errors.SchemeError, match="cannot become w4a8-g32"):
+        lightrm.load(folder, scheme="w4a8-g32")
+
+
+def test_damage_is_noticed(folder: Path, tmp_path: Path) -> None:
+    weights = (folder / native.WEIGHTS).read_bytes()
+
+    def damaged(name: str) -> Path:
+        return copy(folder, tmp_path / name)
+
+    cut = damaged("cut")
+    (cut / native.WEIGHTS).write_bytes(weights[:-1])
+    empty = damaged("empty")
+    (empty / native.WEIGHTS).write_bytes(b"")
+    gone = damaged("gone")
+    (gone / native.WEIGHTS).unlink()
+    for bad in (cut, empty, gone):
+        with pytest.raises(errors.CorruptFileError, match=r"lightrm\.safetensors has \d+ bytes, its manifest says"):
+            lightrm.load(bad)
+    for at in (len(weights) - 1, len(weights) // 2, len(weights) // 3):
+        altered = damaged(f"altered {at}")
+        (altered / native.WEIGHTS).write_bytes(weights[:at] + bytes([weights[at] ^ 1]) + weights[at + 1 :])
+        with pytest.raises(errors.CorruptFileError, match="was altered"):
+            lightrm.load(altered)
+    half = damaged("half")
+    (half / native.MANIFEST).unlink()
+    with pytest.raises(errors.CorruptFileError, match=r"but no lightrm\.json: a copy is incomplete"):
+        lightrm.load(half)
+    for content in (b"", b"[]", b'{"format": 1}', b"\xff"):
+        (half / native.MANIFEST).write_bytes(content)
+        with pytest.raises(errors.CorruptFileError, match="not a manifest"):
+            lightrm.load(half)
+    newer = damaged("newer")
+    manifest = json.loads((newer / native.MANIFEST).read_text()) | {"format": 2, "lightrm": "9.0"}
+    (newer / native.MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(errors.CorruptFileError, match=r"written by lightrm 9\.0 in format 2.*update lightrm"):
+        lightrm.load(newer)
+
+
+def test_a_stopped_run_leaves_nothing_that_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out"
+
+    def stop(*arguments: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    rm = lightrm.load("demo", scheme="w8a8")
+    parts = (rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
+    with monkeypatch.context() as patch:
+        patch.setattr(native, "word_sum", stop)
+        with pytest.raises(KeyboardInterrupt):
+            native.write(target, *parts)
+    assert not target.exists()
+    draft = target.with_name(target.name + native.UNFINISHED)
+    assert draft.exists()
+    with pytest.raises(errors.CheckpointError):
+        lightrm.load(draft)
+    native.write(target, *parts)
+    assert not draft.exists(), "the next run clears it away"
+    with pytest.raises(errors.CheckpointError, match="exists and is not empty"):
+        native.write(target, *parts)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(errors.CheckpointError, match="exists and is not empty"):
+        native.write(tmp_path / "file", *parts)
+    plain = lightrm.load("demo", scheme="fp32")
+    with pytest.raises(errors.SchemeError, match="fp32 is not a scheme of lightrm's own folders"):
+        native.write(tmp_path / "x", plain.checkpoint, plain.decoder, plain.head, plain.report, None)
+
+
+def test_our_safetensors_are_everyones(tmp_path: Path) -> None:
+    tensors = {
+        "bytes": torch.arange(7, dtype=torch.uint8),
+        "half": torch.randn(3, 5).half(),
+        "wide": torch.randn(2, 3).T,
+        "none": torch.empty(0, 4),
+        "one": torch.tensor(3.5),
+    }
+    write_safetensors(tmp_path / "x.safetensors", tensors)
+    with safe_open(tmp_path / "x.safetensors", framework="pt") as file:
+        for name, tensor in tensors.items():
+            assert torch.equal(file.get_tensor(name), tensor)
+
+
+def test_word_sum_sees_every_byte() -> None:
+    for count in (0, 1, 8, 15, 64):
+        tensor = torch.arange(count, dtype=torch.uint8)
+        for at in range(count):
+            changed = tensor.clone()
+            changed[at] += 1
+            assert native.word_sum(changed) != native.word_sum(tensor)
+
+
+def test_calibration_comes_closer(tmp_path: Path) -> None:
+    """Compensated rounding moves scores less than plain rounding; the texts are the demo's own."""
+    from lightrm.demonstration import EXAMPLES
+
+    file = tmp_path / "texts.jsonl"
+    rows = [{"prompt": p, "responses": [text for _, text in answers]} for p, answers in EXAMPLES]
+    file.write_text("\n".join(json.dumps(row) for row in rows))
+    target = tmp_path / "out"
+    started = time.perf_counter()
+    done = CliRunner().invoke(main, ["quantize", "demo", str(target), "--scheme", "w4a8", "--calibrate", str(file)])
+    assert done.exit_code == 0, done.output
+    assert time.perf_counter() - started < 300
+    exact, plain, better = (lightrm.load("demo", scheme=s) for s in ("fp32", "w4a8", "fp32"))
+    better = lightrm.load(target)
+    off = {
+        name: np.mean(
+            [np.abs(rm.score(p, [t for _, t in a]) - exact.score(p, [t for _, t in a])).mean() for p, a in EXAMPLES]
+        )
+        for name, rm in (("plain", plain), ("better", better))
+    }
+    assert off["better"] < 0.8 * off["plain"], off
+    with pytest.raises(errors.SchemeError, match="w8a8 has nothing to calibrate"):
+        lightrm.load("demo", scheme="w8a8", calibration=[("a", "b")])
+
+
+def test_plan_and_doctor(tmp_path: Path) -> None:
+    config = json.loads((Path(lightrm.__file__).parent / "demo_model" / "config.json").read_text())
+    config |= {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "vocab_size": 32000}
+    config |= {"num_attention_heads": 32, "num_key_value_heads": 32, "head_dim": 128}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    seven = CliRunner().invoke(main, ["plan", str(tmp_path), "--vram", "8GiB"])
+    assert seven.exit_code == 0, seven.output
+    assert "auto takes w8a8" in seven.output
+    assert "auto takes w4a8" in CliRunner().invoke(main, ["plan", str(tmp_path), "--vram", "5 GB"]).output
+    small = CliRunner().invoke(main, ["plan", str(tmp_path), "--vram", "1g"])
+    assert small.exit_code == 1
+    assert "nothing fits into 1.0 GiB free on cpu: w8a8 (6." in small.output
+    assert "is not a size" in CliRunner().invoke(main, ["plan", str(tmp_path), "--vram", "much"]).output
+    told = CliRunner().invoke(main, ["doctor"])
+    assert told.exit_code == 0, told.output
+    assert "int8 products" in told.output
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "bf16", "w8a8", "w4a8", "w4a8-g32", "w4a16"])
+def test_planned_weights_are_the_loaded_ones(scheme: str) -> None:
+    from lightrm.plan import weight_bytes
+
+    report = lightrm.load("demo", scheme=scheme).report
+    planned = weight_bytes(lightrm.load("demo").decoder.architecture, report.scheme)
+    assert planned == report.bytes
