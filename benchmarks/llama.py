@@ -80,7 +80,9 @@ class LlamaScorer:
         settings.pooling_type = c.LLAMA_POOLING_TYPE_LAST
         self.context = c.llama_init_from_model(self.model, settings)
         self.head = load_file(folder / "model.safetensors")["score.weight"].astype(np.float32)[0]
-        self.kernel = f"llama.cpp {kind}"
+        built = c.llama_print_system_info().decode()
+        features = [name for name in ("AMX_INT8", "AVX512_VNNI", "AVX_VNNI", "NEON") if f"{name} = 1" in built]
+        self.kernel = f"llama.cpp, {', '.join(features) or 'plain'}"
 
     def score(self, texts: list[np.ndarray]) -> np.ndarray:
         order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
