@@ -14,7 +14,7 @@ NAMES = {
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
-TOKENS = 2048  # of one batch
+TOKENS = 2048  # of the longest sequence
 
 
 def write_gguf(folder: Path) -> Path:
@@ -73,10 +73,8 @@ class LlamaScorer:
         self.model = c.llama_model_load_from_file(str(file).encode(), c.llama_model_default_params())
         settings = c.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = TOKENS
-        settings.n_seq_max = 64
         settings.n_threads = settings.n_threads_batch = threads
         settings.embeddings = True
-        settings.kv_unified = True
         settings.pooling_type = c.LLAMA_POOLING_TYPE_LAST
         self.context = c.llama_init_from_model(self.model, settings)
         self.head = load_file(folder / "model.safetensors")["score.weight"].astype(np.float32)[0]
@@ -85,35 +83,20 @@ class LlamaScorer:
         self.kernel = f"llama.cpp, {', '.join(features) or 'plain'}"
 
     def score(self, texts: list[np.ndarray]) -> np.ndarray:
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-        scores, group, used = np.empty(len(texts), np.float32), [], 0
-        for i in [*order, -1]:
-            if group and (i < 0 or used + len(texts[i]) > TOKENS or len(group) == 64):
-                scores[group] = self.batch([texts[k] for k in group])
-                group, used = [], 0
-            if i >= 0:
-                group.append(i)
-                used += len(texts[i])
-        return scores
+        """One sequence after the other: in a batch of several, its attention runs over the cells of all."""
+        return np.array([self.one(ids) for ids in texts], np.float32)
 
-    def batch(self, texts: list[np.ndarray]) -> np.ndarray:
+    def one(self, ids: np.ndarray) -> float:
         c = self.c
-        batch = c.llama_batch_init(sum(map(len, texts)), 0, 1)
-        at = 0
-        for sequence, ids in enumerate(texts):
-            for position, token in enumerate(ids):
-                batch.token[at], batch.pos[at] = int(token), position
-                batch.n_seq_id[at], batch.seq_id[at][0] = 1, sequence
-                batch.logits[at] = True
-                at += 1
-        batch.n_tokens = at
+        batch = c.llama_batch_init(len(ids), 0, 1)
+        for position, token in enumerate(ids):
+            batch.token[position], batch.pos[position] = int(token), position
+            batch.n_seq_id[position], batch.seq_id[position][0] = 1, 0
+            batch.logits[position] = True
+        batch.n_tokens = len(ids)
         c.llama_memory_clear(c.llama_get_memory(self.context), True)
         if c.llama_decode(self.context, batch):
             raise RuntimeError("llama_decode failed")
-        width = len(self.head)
-        found = []
-        for sequence in range(len(texts)):
-            state = np.ctypeslib.as_array(c.llama_get_embeddings_seq(self.context, sequence), (width,))
-            found.append(float(state @ self.head))
+        state = np.ctypeslib.as_array(c.llama_get_embeddings_seq(self.context, 0), (len(self.head),))
         c.llama_batch_free(batch)
-        return np.array(found, np.float32)
+        return float(state @ self.head)

@@ -164,14 +164,23 @@ def inspect(path: str, revision: str | None) -> None:
 
 
 def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
+    import torch
+
+    from lightrm import native
     from lightrm.checkpoints.detect import listed, open_checkpoint
     from lightrm.checkpoints.hub import resolve
     from lightrm.checkpoints.inventory import check_tensors
-    from lightrm.schemes.grammar import DTYPES, size_text
+    from lightrm.plan import needs
+    from lightrm.schemes.grammar import size_text
     from lightrm.scorer import text_side
 
-    checkpoint = open_checkpoint(resolve(path, revision))
-    check_tensors(checkpoint)
+    folder = resolve(path, revision)
+    if native.is_native(folder):
+        manifest, checkpoint = native.open_native(folder)
+        yield "quantized", f"{manifest.scheme}, by lightrm; {size_text(manifest.bytes)}"
+    else:
+        checkpoint = open_checkpoint(folder)
+        check_tensors(checkpoint)
     a = checkpoint.architecture
     tokens, template, no_text = text_side(checkpoint, None, parse_specials=False)
     heads = {name: checkpoint.shape(name) for name in checkpoint.tensors if name.startswith("head.")}
@@ -181,7 +190,8 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
         yield "adapter", f"LoRA on {len(checkpoint.adapter.pairs)} weights of {checkpoint.base_folder}"
     yield "architecture", str(a)
     yield "positions", f"{a.positions}, at most {a.max_positions}"
-    yield "head", ", ".join(f"{checkpoint.tensors[name][1]} {shape}" for name, shape in heads.items())
+    if heads:
+        yield "head", ", ".join(f"{checkpoint.tensors[name][1]} {shape}" for name, shape in heads.items())
     yield "template", template.name if template is not None else f"none: {no_text}"
     if tokens is not None:
         yield (
@@ -189,8 +199,10 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
             f"{type(tokens.vocabulary).__name__}, {tokens.vocabulary.size} ids, bos {tokens.bos!r}, eos {tokens.eos!r}",
         )
     yield "parameters", f"{a.parameters:,} (without output layer)"
-    yield "on disk", size_text(checkpoint.bytes())
-    yield "in memory", ", ".join(f"{name} {size_text(a.parameters * dtype.itemsize)}" for name, dtype in DTYPES.items())
+    if checkpoint.sources:
+        yield "on disk", size_text(checkpoint.bytes())
+    planned = needs(a, torch.device("cpu"), tokens=1)
+    yield "in memory", ", ".join(f"{need.scheme} {size_text(need.weights)}" for need in planned)
     if checkpoint.ignored:
         yield "ignored", listed(checkpoint.ignored)
 
@@ -221,6 +233,7 @@ def quantize(
     """
     from lightrm import native
 
+    native.check_free(destination)  # before the minutes of work, not after
     pairs = list(calibration_pairs(calibrate, tokens)) if calibrate else None
     rm = lightrm.load(source, scheme=scheme, device=device, template=template, revision=revision, calibration=pairs)
     form = rm.template.name if rm.template is not None else None

@@ -73,8 +73,7 @@ def write(
     """Write a loaded model. Raises CheckpointError if the destination is taken, SchemeError if it is not quantized."""
     if report.scheme.weights not in ("int8", "int4"):
         raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not empty: remove it or choose another destination")
+    check_free(folder)
     draft = folder.with_name(folder.name + UNFINISHED)
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
@@ -102,6 +101,12 @@ def write(
     if folder.exists():
         folder.rmdir()
     os.replace(draft, folder)
+
+
+def check_free(folder: Path) -> None:
+    """Raises CheckpointError if there is something at the destination already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty: remove it or choose another destination")
 
 
 def sha256(path: Path) -> str:

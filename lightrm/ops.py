@@ -23,7 +23,7 @@ import torch
 from lightrm.kernels import gemm, integer, library
 from lightrm.packing import Segment
 
-WIDENED_ROWS = 1024  # output channels of an int4 weight that are int8 at one time
+WIDENED_ROWS = 1024  # output channels of a 4-bit weight that are widened at one time
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,12 @@ import torch
 
 from lightrm.architecture import Architecture
 from lightrm.errors import SchemeError
-from lightrm.ops import kernels_for
+from lightrm.ops import WIDENED_ROWS, kernels_for
 from lightrm.schemes.grammar import NAMES, Scheme, parse_scheme, size_text
+from lightrm.schemes.int4 import group_for
 
 SMALL = 10**9  # parameters up to which fp32 is quick enough on a CPU to be the default
 SHARE = 0.9  # of the free memory that a model may take
-NF4_BYTES = 1 / 2 + 1 / 64 + 4 / (64 * 256)  # 4 bits, an 8-bit scale for 64 weights, a float for 256 of those
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +42,17 @@ def weight_bytes(a: Architecture, scheme: Scheme) -> int:
     table = a.vocabulary * a.width
     if scheme.weights == "float":
         return (a.matrix_parameters + table + norms + biases) * half
-    if scheme.weights in ("nf4", "bnb-int8"):
-        matrices = a.matrix_parameters * NF4_BYTES if scheme.weights == "nf4" else a.matrix_parameters + 4 * outputs
-        return int(matrices) + (table + norms + biases) * half
-    each = 1.0 if scheme.weights == "int8" else 1 / 2 + 1 / scheme.group
+    matrices = a.matrix_parameters if scheme.weights == "int8" else a.matrix_parameters // 2 + multipliers(a, scheme)
     added = 4 * outputs if scheme.integer else biases * half
-    return int(a.matrix_parameters * each) + 4 * outputs + added + 2 * table
+    return matrices + 4 * outputs + added + 2 * table
+
+
+def multipliers(a: Architecture, scheme: Scheme) -> int:
+    """One byte for each group of each output channel."""
+    readers = {a.width: a.query_width + 2 * a.kv_width + 2 * a.ffn_width}
+    for inputs in (a.query_width, a.ffn_width):
+        readers[inputs] = readers.get(inputs, 0) + a.width
+    return a.layers * sum(outputs * inputs // group_for(inputs, scheme.group) for inputs, outputs in readers.items())
 
 
 def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
@@ -56,13 +61,12 @@ def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
     if scheme.integer:
         stream, attention = 4 * a.width, a.width + 8 * qkv
         mlp = a.width + 8 * a.ffn_width + a.ffn_width
-        widened = 0 if scheme.weights == "int8" else 1024 * (max(a.width, a.ffn_width) + 4 * tokens)
+        widened = 0 if scheme.weights == "int8" else WIDENED_ROWS * (max(a.width, a.ffn_width) + 4 * tokens)
         return tokens * (stream + max(attention, mlp)) + widened
     size = scheme.dtype.itemsize
     attention = size * (a.width + 2 * qkv)
     mlp = size * (a.width + 4 * a.ffn_width)
-    widest = max(a.width * max(a.ffn_width * 2, qkv), 1)
-    widened = 0 if scheme.weights == "float" else size * widest
+    widened = 0 if scheme.weights == "float" else WIDENED_ROWS * max(a.width, a.ffn_width) * (1 + 2 * size)
     return tokens * (size * a.width + max(attention, mlp)) + widened
 
 

@@ -3,7 +3,6 @@
     PlainWeight   a float tensor
     Int8Weight    int8 with a float scale for each output channel
     Int4Weight    int4 in groups with integer multipliers (`schemes.int4`), widened block by block
-    GroupedWeight int4 or int8 in groups with float scales and zero points: a GPTQ file's own values
 
 Each knows its size in memory; nothing here knows layers, files or models. A `Packer` makes one of them from float rows
 that arrive a few at a time. O x I a weight, T tokens.
@@ -21,7 +20,6 @@ from lightrm.schemes import int4, int8
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.quality import energies
 
-WIDENED_ROWS = 1024  # output channels that are float at one time
 PACKED_AT_ONCE = 2**20  # numbers that a packer rounds at one time
 
 
@@ -73,8 +71,8 @@ class Int4Weight:
     def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         """Widened to the dtype of x: exact in int8, rounded once by the channel's scale."""
         y_TO = x_TI.new_empty(len(x_TI), len(self.scale_O))
-        for start in range(0, len(self.scale_O), WIDENED_ROWS):
-            rows = slice(start, start + WIDENED_ROWS)
+        for start in range(0, len(self.scale_O), ops.WIDENED_ROWS):
+            rows = slice(start, start + ops.WIDENED_ROWS)
             widened = ops.widen(self.held.packed[rows], self.held.multiplier_OG[rows])
             weight_OI = widened.to(x_TI.dtype) * self.scale_O[rows, None].to(x_TI.dtype)
             y_TO[:, rows] = ops.linear(x_TI, weight_OI, None if bias_O is None else bias_O[rows])

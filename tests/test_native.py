@@ -64,6 +64,19 @@ def test_every_head_and_scheme(name: str, scheme: str, tmp_path: Path) -> None:
     assert stored.report.bytes == fresh.report.bytes
 
 
+def test_inspect(folder: Path) -> None:
+    told = CliRunner().invoke(main, ["inspect", str(folder)])
+    assert told.exit_code == 0, told.output
+    assert "w4a8, by lightrm" in told.output
+    assert "ziya" in told.output
+
+
+def test_a_taken_destination_is_refused_before_the_work(folder: Path) -> None:
+    done = CliRunner().invoke(main, ["quantize", "no/such-model", str(folder)])
+    assert done.exit_code == 1
+    assert "exists and is not empty" in done.output
+
+
 def test_schemes_of_a_folder(folder: Path) -> None:
     assert lightrm.load(folder, scheme="w4a8").report.scheme.integer
     sixteen = lightrm.load(folder, scheme="w4a16")

@@ -3,8 +3,7 @@
     fp32 bf16 fp16     weights as they are
     w8a8               int8 weights per output channel, int8 activations per token, int32 accumulation
     w4a8[-gN]          int4 weights with an integer multiplier for each group of N inputs, widened to int8; as w8a8
-    w4a16[-gN]         int4 weights, of w4a8's kind or of a GPTQ file, with 16-bit activations
-    nf4 bnb-int8       bitsandbytes' own kinds and kernels
+    w4a16[-gN]         int4 weights of the same kind, 16-bit activations
 
 N is 128 if it is not given; 64 and 32 cost more memory and err less.
 """
@@ -19,9 +18,9 @@ import torch
 
 from lightrm.errors import SchemeError
 
-Weights = Literal["float", "int8", "int4", "nf4", "bnb-int8"]
+Weights = Literal["float", "int8", "int4"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NAMES = (*DTYPES, "w8a8", "w4a8", "w4a16", "nf4", "bnb-int8")
+NAMES = (*DTYPES, "w8a8", "w4a8", "w4a16")
 GROUPS = (128, 64, 32)
 PATTERN = re.compile(r"(w4a8|w4a16)(?:-g(\d+))?")
 
@@ -53,8 +52,6 @@ def parse_scheme(text: str, device: torch.device, reason: str = "asked for") -> 
         return Scheme(text, "float", False, DTYPES[text], reason=reason)
     if text == "w8a8":
         return Scheme(text, "int8", True, torch.float32, reason=reason)
-    if text in ("nf4", "bnb-int8"):
-        return Scheme(text, "nf4" if text == "nf4" else "bnb-int8", False, half, reason=reason)
     found = PATTERN.fullmatch(text)
     if found is None or int(found[2] or GROUPS[0]) not in GROUPS:
         groups = ", ".join(map(str, GROUPS))

@@ -1,0 +1,131 @@
+"""One linear layer at a time: every scheme, the shapes of LLaMA-7B and Baichuan-13B, packs of 256 to 8192 tokens.
+
+    python -m benchmarks.linear [--device cuda] [--rounds 5]
+
+A layer is timed as it runs: rows made from a float input, the product, and the product added to a stream. The ceiling
+is the bare product of the same kind: int8 x int8 for integer schemes, the float product of the scheme's dtype for the
+others. In each round every scheme runs once after its ceiling; shares are taken within a round, medians reported.
+Writes results/linear_DEVICE.json and, for the CPU, the table of the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from lightrm import ops
+from lightrm.linear import FloatLinear, IntegerLinear, Linear
+from lightrm.ops import kernels_for
+from lightrm.schemes.grammar import parse_scheme
+from lightrm.weights import Int4Weight, Int8Weight, Packer, PlainWeight
+
+SHAPES = {
+    "7B qkv": (12288, 4096), "7B o": (4096, 4096), "7B gate_up": (22016, 4096), "7B down": (4096, 11008),
+    "13B qkv": (15360, 5120), "13B o": (5120, 5120), "13B gate_up": (27392, 5120), "13B down": (5120, 13696),
+}  # fmt: skip
+TOKENS = (256, 1024, 2048, 8192)
+SCHEMES = {"cpu": ("fp32", "bf16", "w8a8", "w4a8", "w4a16"), "cuda": ("fp16", "bf16", "w8a8", "w4a8", "w4a16")}
+
+
+def build(scheme_name: str, outputs: int, inputs: int, device: torch.device) -> Linear:
+    """A layer with random weights, the quantized parts drawn directly: their values do not matter for time."""
+    scheme = parse_scheme(scheme_name, device)
+    packer = Packer(scheme, outputs, inputs, device)
+    for held in packer.held:
+        held.copy_(torch.randn(held.shape) * 0.02 if held.is_floating_point() else torch.randint(1, 8, held.shape))
+    weight = packer.weight()
+    if scheme.integer:
+        assert isinstance(weight, Int8Weight | Int4Weight)
+        return IntegerLinear(weight, torch.zeros(outputs, device=device))
+    assert isinstance(weight, PlainWeight | Int4Weight)
+    return FloatLinear(weight)
+
+
+def timed(run: Callable[[], object], device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def measure(device: torch.device, rounds: int, shapes: list[str], tokens: list[int]) -> dict[str, Any]:
+    rows = []
+    for shape in shapes:
+        outputs, inputs = SHAPES[shape]
+        layers = {name: build(name, outputs, inputs, device) for name in SCHEMES[device.type]}
+        values_OI = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, device=device)
+        floats = {d: torch.randn(outputs, inputs, device=device, dtype=d) for d in (torch.float32, torch.bfloat16)}
+        for count in tokens:
+            x_TI = torch.randn(count, inputs, device=device)
+            values_TI = torch.randint(-127, 128, (count, inputs), dtype=torch.int8, device=device)
+            times: dict[str, list[tuple[float, float]]] = {name: [] for name in layers}
+            for k in range(rounds + 1):
+                for name, layer in layers.items():
+                    dtype = parse_scheme(name, device).dtype
+                    x, stream = x_TI.to(dtype), torch.zeros(count, outputs, dtype=dtype, device=device)
+                    if isinstance(layer, IntegerLinear):
+                        bare = timed(lambda: ops.int8_product(values_TI, values_OI), device)  # noqa: B023
+                    else:
+                        weight = floats[dtype if dtype in floats else torch.bfloat16].to(dtype)
+                        bare = timed(lambda: ops.linear(x, weight), device)  # noqa: B023
+                    whole = timed(lambda: layer(layer.rows(x)).added_to(stream), device)  # noqa: B023
+                    if k:
+                        times[name].append((bare, whole))
+            work = 2 * count * outputs * inputs / 1e9
+            for name, pairs in times.items():
+                rows.append(
+                    {
+                        "shape": shape,
+                        "tokens": count,
+                        "scheme": name,
+                        "GFLOP/s": work / statistics.median(whole for _, whole in pairs),
+                        "ceiling GFLOP/s": work / statistics.median(bare for bare, _ in pairs),
+                        "share": statistics.median(bare / whole for bare, whole in pairs),
+                    }
+                )
+                print(rows[-1], flush=True)
+    kernels = str(kernels_for(device, integer_path=True))
+    return {**provenance(), "device": str(device), "kernels": kernels, "rounds": rounds, "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    """Share of the ceiling: the median over the shapes, by scheme and tokens."""
+    rows = result["rows"]
+    counts, schemes = sorted({r["tokens"] for r in rows}), list(dict.fromkeys(r["scheme"] for r in rows))
+    lines = ["| share of the bare product | " + " | ".join(f"{n} tokens" for n in counts) + " |"]
+    lines.append("| --- |" + " ---: |" * len(counts))
+    for scheme in schemes:
+        shares = [
+            statistics.median(r["share"] for r in rows if (r["scheme"], r["tokens"]) == (scheme, n)) for n in counts
+        ]
+        lines.append(f"| {scheme} | " + " | ".join(f"{share:.2f}" for share in shares) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
+    parser.add_argument("--tokens", nargs="*", type=int, default=list(TOKENS))
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    result = measure(device, arguments.rounds, arguments.shapes, arguments.tokens)
+    write_result(f"linear_{device.type}", result)
+    if device.type == "cpu":
+        readme = ROOT / "README.md"
+        quoted = with_table(readme.read_text(encoding="utf-8"), "linear_cpu", table(read_result("linear_cpu")))
+        readme.write_text(quoted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

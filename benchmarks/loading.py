@@ -1,0 +1,111 @@
+"""Loading: time and peak memory by scheme and source format, each in a process of its own.
+
+    python -m benchmarks.loading [--layers 4]
+
+The checkpoint has LLaMA-7B's layer shapes and random weights. `peak` is the growth of the process's resident memory
+during the load, over the bytes of the model as held; the bound is 1.5 x the largest tensor of the file. A native folder
+is mapped: what it grows by is the file itself. `scoring` is the growth after 2048 tokens were scored too, beside what
+`lightrm plan` says of weights and activations together. Writes results/loading.json and the table of the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from benchmarks.scoring import build
+
+SCHEMES = ("fp32", "bf16", "w8a8", "w4a8")
+WORKER = """
+import json, resource, sys, time
+import lightrm
+lightrm.load("demo", scheme=sys.argv[2])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+started = time.perf_counter()
+rm = lightrm.load(sys.argv[1], scheme=sys.argv[2])
+found = {"seconds": time.perf_counter() - started, "grown": peak() - before, "held": rm.report.bytes}
+from lightrm.plan import activation_bytes, weight_bytes
+rm.score_ids([[5] * 256] * 8)
+a = rm.decoder.architecture
+planned = weight_bytes(a, rm.report.scheme) + activation_bytes(a, rm.report.scheme, 2048)
+print(json.dumps({**found, "scoring": peak() - before, "planned": planned}))
+"""
+
+
+def sources(root: Path, layers: int) -> dict[str, Path]:
+    """The same weights as fp16 and fp32 safetensors and as fp16 pickles."""
+    folders = {name: root / name for name in ("fp16 safetensors", "fp32 safetensors", "fp16 .bin")}
+    for folder in folders.values():
+        folder.mkdir()
+    build(folders["fp16 safetensors"], layers)
+    weights = load_file(folders["fp16 safetensors"] / "model.safetensors")
+    save_file({n: t.float() for n, t in weights.items()}, folders["fp32 safetensors"] / "model.safetensors")
+    torch.save(weights, folders["fp16 .bin"] / "pytorch_model.bin")
+    for name in ("fp32 safetensors", "fp16 .bin"):
+        shutil.copy(folders["fp16 safetensors"] / "config.json", folders[name] / "config.json")
+    return folders
+
+
+def run(folder: Path, scheme: str) -> dict[str, Any]:
+    command = [sys.executable, "-c", WORKER, str(folder), scheme]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+
+
+def measure(layers: int) -> dict[str, Any]:
+    rows = []
+    with tempfile.TemporaryDirectory() as root:
+        for source, folder in sources(Path(root), layers).items():
+            size = 4 if source.startswith("fp32") else 2
+            for scheme in SCHEMES:
+                rows.append({"source": source, "scheme": scheme, "largest": 11008 * 4096 * size, **run(folder, scheme)})
+                print(rows[-1], flush=True)
+        for scheme in ("w8a8", "w4a8"):
+            target, folder = Path(root) / f"native {scheme}", Path(root) / "fp16 safetensors"
+            enter = "from lightrm.cli import main; main()"
+            command = [sys.executable, "-c", enter, "quantize", str(folder), str(target), "--scheme", scheme]
+            subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+            rows.append({"source": "native folder", "scheme": scheme, "largest": 0, **run(target, scheme)})
+            print(rows[-1], flush=True)
+    return {**provenance(), "layers": layers, "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    rows = result["rows"]
+    quantizing = {r["scheme"]: r["seconds"] for r in rows if r["source"] == "fp16 safetensors"}
+    lines = ["| source | scheme | time | held | peak over held | bound | after 2048 tokens | planned |"]
+    lines.append("| --- | --- |" + " ---: |" * 6)
+    for r in rows:
+        native = r["source"] == "native folder"
+        against = f" ({quantizing[r['scheme']] / r['seconds']:.0f} x faster than quantizing)" if native else ""
+        over = f"{(r['grown'] - r['held']) / 2**20:.0f} MiB"
+        bound = "-" if native else f"{1.5 * r['largest'] / 2**20:.0f} MiB"
+        lines.append(
+            f"| {r['source']} | {r['scheme']} | {r['seconds']:.1f} s{against} | {r['held'] / 2**20:.0f} MiB "
+            f"| {over} | {bound} | {r['scoring'] / 2**20:.0f} MiB | {r['planned'] / 2**20:.0f} MiB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4)
+    arguments = parser.parse_args()
+    write_result("loading", measure(arguments.layers))
+    readme = ROOT / "README.md"
+    quoted = with_table(readme.read_text(encoding="utf-8"), "loading", table(read_result("loading")))
+    readme.write_text(quoted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""What each scheme, and each part of it, does to the scores: the bundled model and SmolLM2-135M, against float32.
+
+    python -m benchmarks.schemes DATA [--smollm2 FOLDER]       FOLDER is built if it is not there (benchmarks.smollm2)
+
+`error` is the standard deviation of the score's error over that of the scores; `tau` is Kendall's tau-b between the two
+orders of all answers. The last rows leave out one part of w8a8 or w4a8 each: a part that does not help does not stay. Writes results/schemes.json and the table of the README.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+import lightrm
+from benchmarks.bundled_model import prompt_of
+from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from lightrm import loading
+from lightrm.folding import Folding, turn
+from training.records import read_jsonl
+
+LONGEST, PAIRS, CALIBRATION = 256, 75, 60
+
+
+class NormsOnly(Folding):
+    """Norm weights folded, nothing rotated."""
+
+    gated_block = 1  # type: ignore[assignment]
+
+    def reads_residual(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+        return weight_OD.mul_(norm_D)
+
+    def writes_residual(self, weight_DI: torch.Tensor) -> torch.Tensor:
+        return weight_DI
+
+    def embedding(self, rows_VD: torch.Tensor) -> torch.Tensor:
+        return rows_VD
+
+    def value(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+    def output(self, weight_DI: torch.Tensor) -> torch.Tensor:
+        return weight_DI
+
+    def down(self, weight_DF: torch.Tensor) -> torch.Tensor:
+        return weight_DF
+
+
+class WithoutGated(Folding):
+    gated_block = 1  # type: ignore[assignment]
+
+    def down(self, weight_DF: torch.Tensor) -> torch.Tensor:
+        return self.writes_residual(weight_DF)
+
+
+class WithoutHeads(Folding):
+    def value(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight
+
+    def output(self, weight_DI: torch.Tensor) -> torch.Tensor:
+        return self.writes_residual(weight_DI)
+
+
+class WithoutResidual(Folding):
+    def reads_residual(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+        return weight_OD.mul_(norm_D)
+
+    def writes_residual(self, weight_DI: torch.Tensor) -> torch.Tensor:
+        return weight_DI
+
+    def embedding(self, rows_VD: torch.Tensor) -> torch.Tensor:
+        return rows_VD
+
+    def output(self, weight_DI: torch.Tensor) -> torch.Tensor:
+        width = self.architecture.head_width
+        turn(weight_DI.view(-1, width))
+        return weight_DI
+
+
+# (row, scheme, folding, calibrated)
+ROWS: tuple[tuple[str, str, type[Folding], bool], ...] = (
+    ("bf16", "bf16", Folding, False),
+    ("w8a8", "w8a8", Folding, False),
+    ("w4a8", "w4a8", Folding, False),
+    ("w4a8-g32", "w4a8-g32", Folding, False),
+    ("w4a8, calibrated", "w4a8", Folding, True),
+    ("w4a8-g32, calibrated", "w4a8-g32", Folding, True),
+    ("w4a16, calibrated", "w4a16", Folding, True),
+    ("w8a8 without any rotation", "w8a8", NormsOnly, False),
+    ("w8a8 without rotated residual stream", "w8a8", WithoutResidual, False),
+    ("w8a8 without rotated values", "w8a8", WithoutHeads, False),
+    ("w8a8 without rotated down_proj input", "w8a8", WithoutGated, False),
+    ("w4a8 without any rotation", "w4a8", NormsOnly, False),
+)
+
+
+def measure(path: str, data: Path, languages: tuple[str, ...]) -> dict[str, Any]:
+    def some(file: str, count: int) -> list[dict]:
+        records = [r for r in read_jsonl(data / file) if r["lang"] in languages]
+        return records[:: len(records) // count][:count]
+
+    exact = lightrm.load(path, scheme="fp32", max_length=LONGEST)
+    dev, train = some("pairs_dev.jsonl.gz", PAIRS), some("pairs_train.jsonl.gz", CALIBRATION)
+    texts = [exact.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
+    calibration = [(prompt_of(r), r["chosen"]) for r in train]
+    truth = exact.score_ids(texts)
+    rows = {}
+    for row, scheme, folding, calibrated in ROWS:
+        with patch.object(loading, "Folding", folding):
+            rm = lightrm.load(path, scheme=scheme, max_length=LONGEST, calibration=calibration if calibrated else None)
+        scores = rm.score_ids(texts)
+        worst = rm.report.worst
+        rows[row] = {
+            "error": float(np.std(scores - truth) / np.std(truth)),
+            "tau": float(kendalltau(scores, truth).statistic),
+            "worst SQNR dB": None if worst is None else worst[1],
+            "bytes": rm.report.bytes,
+        }
+        print(f"{path} {row}: error {rows[row]['error']:.4f}, tau {rows[row]['tau']:.3f}", flush=True)
+    return {"answers": len(texts), "rows": rows}
+
+
+def table(result: dict[str, Any]) -> str:
+    models = result["models"]
+    lines = ["| | " + " | ".join(f"{name}: error | tau-b" for name in models) + " |"]
+    lines.append("| --- |" + " ---: |" * 2 * len(models))
+    for row, *_ in ROWS:
+        found = [model["rows"][row] for model in models.values()]
+        cells = [f"{100 * one['error']:.1f} % | {one['tau']:.3f}" for one in found]
+        lines.append(f"| {row} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--smollm2", type=Path, default=None, help="folder of the SmolLM2 checkpoint")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", lightrm.TruncationWarning)
+    models = {"bundled": measure("demo", arguments.data, ("zh", "en"))}
+    if arguments.smollm2 is not None:
+        if not (arguments.smollm2 / "model.safetensors").is_file():
+            from benchmarks.smollm2 import build
+
+            build(arguments.smollm2, arguments.data)
+        models["SmolLM2-135M"] = measure(str(arguments.smollm2), arguments.data, ("en",))
+    write_result("schemes", {**provenance(("torch", "numpy", "numba", "scipy")), "models": models})
+    readme = ROOT / "README.md"
+    quoted = with_table(readme.read_text(encoding="utf-8"), "schemes", table(read_result("schemes")))
+    readme.write_text(quoted, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

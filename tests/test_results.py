@@ -1,0 +1,52 @@
+"""The README quotes its result files, and every benchmark's matching check holds before its figures are believed."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from benchmarks import bundled_model, linear, loading, schemes, scoring
+from benchmarks.record import RESULTS, ROOT, read_result, with_table
+
+TABLES = {
+    "bundled_model": bundled_model.table,
+    "scoring_cpu": scoring.table,
+    "schemes": schemes.table,
+    "linear_cpu": linear.table,
+    "loading": loading.table,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_readme_quotes_the_result_file(name: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_table(text, name, TABLES[name](read_result(name))) == text
+
+
+def test_no_table_without_a_result() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"<!-- generated: (\w+) -->", text)) == set(TABLES)
+
+
+def test_results_say_where_they_come_from() -> None:
+    for path in RESULTS.glob("*.json"):
+        result = read_result(path.stem)
+        assert {"commit", "date", "versions", "machine"} <= result.keys(), path.name
+
+
+def test_peers_compute_the_same_model() -> None:
+    """In the committed comparison, unquantized peers agree with float32: all really scored the same weights."""
+    rows = next(iter(read_result("scoring_cpu")["workloads"].values()))
+    assert rows["lightrm fp32"]["error"] == 0
+    assert rows["transformers fp32"]["error"] < 1e-3
+    assert rows["transformers bf16"]["error"] < 0.03
+    assert all(row["error"] is None or row["error"] < 0.3 for row in rows.values())
+
+
+def test_every_part_of_a_scheme_earns_its_place() -> None:
+    models = read_result("schemes")["models"]
+    for rows in (model["rows"] for model in models.values()):
+        assert rows["w8a8"]["error"] < rows["w8a8 without any rotation"]["error"]
+        for plain in ("w4a8", "w4a8-g32"):
+            assert rows[f"{plain}, calibrated"]["error"] < 0.7 * rows[plain]["error"]
