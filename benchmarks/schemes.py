@@ -3,7 +3,8 @@
     python -m benchmarks.schemes DATA [--smollm2 FOLDER]       FOLDER is built if it is not there (benchmarks.smollm2)
 
 `error` is the standard deviation of the score's error over that of the scores; `tau` is Kendall's tau-b between the two
-orders of all answers. The last rows leave out one part of w8a8 or w4a8 each: a part that does not help does not stay. Writes results/schemes.json and the table of the README.
+orders of all answers. The last rows leave out one part of w8a8 or w4a8 each: a part that does not help does not stay.
+Writes results/schemes.json and the table of the README.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from lightrm.ops import KernelChoice, kernels_for
 from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.schemes.quality import energies, ratio_db
 from lightrm.transformer import Decoder, Layer
-from lightrm.weights import Int4Weight, Int8Weight, Packer, PlainWeight
+from lightrm.weights import FileWeight, Int4Weight, Int8Weight, Packer, PlainWeight
 
 CHECKED_AT_ONCE = 2**22
 
@@ -65,7 +65,9 @@ class Loader:
         self.architecture = real_architecture(checkpoint)
         if isinstance(self.architecture.positions, Alibi):
             self.architecture = replace(self.architecture, positions=alibi)
-        self.folding = Folding(self.architecture) if scheme.weights in ("int8", "int4") else None
+        self.keeps_file = checkpoint.grouped and scheme.weights == "int4" and not scheme.integer
+        folds = scheme.weights in ("int8", "int4") and not self.keeps_file
+        self.folding = Folding(self.architecture) if folds else None
         self.dtypes: set[str] = set()
         self.sqnr_db: dict[str, float] = {}
 
@@ -145,9 +147,12 @@ class Loader:
         """One layer from its file's parts; norm_D: of the norm before it, where there is one."""
         a = self.architecture
         rows = part_rows(a)
+        if self.keeps_file and (kept := self.file_weight(prefix, name)) is not None:
+            return self.linear_of(prefix, name, kept)
         outputs = sum(rows[part] for part in FUSED[name]) if name in FUSED else a.width
         inputs = {"output": a.query_width, "down": a.ffn_width}.get(name, a.width)
-        packer = Packer(self.scheme, outputs, inputs, self.device)
+        scheme = replace(self.scheme, weights="float") if self.keeps_file else self.scheme
+        packer = Packer(scheme, outputs, inputs, self.device)
         start = 0
         for part, weight in self.parts(prefix, name, "weight"):
             folded = self.folded(part, weight, norm_D)
@@ -157,13 +162,27 @@ class Loader:
         self.note(f"{prefix}{name}", packer.signal, packer.noise)
         return self.linear_of(prefix, name, packer.weight())
 
-    def linear_of(self, prefix: str, name: str, held: PlainWeight | Int8Weight | Int4Weight) -> Linear:
+    def file_weight(self, prefix: str, name: str) -> FileWeight | None:
+        """A GPTQ file's own values of one layer; None if it does not pack all parts of it."""
+        whole = f"{prefix}{name}.weight"
+        names = [whole] if whole in self.checkpoint.tensors else [f"{prefix}{part}.weight" for part in FUSED[name]]
+        parts = [self.checkpoint.file_weight(ours) for ours in names]
+        if any(part is None for part in parts):
+            return None
+        for ours, part in zip(names, parts, strict=True):
+            if part is not None and not bool(torch.isfinite(part.scale_GO).all()):
+                raise NumericsError(f"the scales of {self.checkpoint.tensors[ours][1]} hold NaN or Inf")
+        self.dtypes.add("gptq")
+        self.sqnr_db[f"{prefix}{name}"] = math.inf
+        return FileWeight(tuple(part.to(self.device) for part in parts if part is not None))
+
+    def linear_of(self, prefix: str, name: str, held: PlainWeight | Int8Weight | Int4Weight | FileWeight) -> Linear:
         """A held weight with the file's bias, as the layer that the scheme runs."""
         biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
         bias = torch.cat(biases) if biases else None
         block = self.folding.gated_block if self.folding is not None and name == "down" else 1
         if self.scheme.integer:
-            assert not isinstance(held, PlainWeight)
+            assert isinstance(held, Int8Weight | Int4Weight)
             return IntegerLinear(held, torch.zeros_like(held.scale_O) if bias is None else bias, block)
         assert not isinstance(held, Int8Weight)
         return FloatLinear(held, None if bias is None else bias.to(self.scheme.dtype), block)

@@ -81,14 +81,18 @@ def needs(a: Architecture, device: torch.device, tokens: int) -> list[Need]:
     return found
 
 
-def choose_scheme(text: str, device: torch.device, a: Architecture, free_bytes: int | None, tokens: int) -> Scheme:
+def choose_scheme(
+    text: str, device: torch.device, a: Architecture, free_bytes: int | None, tokens: int, grouped: bool = False
+) -> Scheme:
     """Parse a scheme; "auto" takes the first that fits of a list that depends on the device, and says why.
 
-    free_bytes: memory at hand, None if it cannot be told. Raises SchemeError on an unknown scheme, and on "auto"
-    where nothing fits.
+    free_bytes: memory at hand, None if it cannot be told; grouped: the weights are a GPTQ file's.
+    Raises SchemeError on an unknown scheme, and on "auto" where nothing fits.
     """
     if text != "auto":
         return parse_scheme(text, device)
+    if grouped:
+        return parse_scheme("w4a16", device, "the GPTQ file's own values")
     tried: list[str] = []
     for name, why in preferred(a, device):
         scheme = parse_scheme(name, device)

@@ -260,13 +260,17 @@ def load(
         raise InputError(f"token_budget must be positive, found {token_budget}")
     budget = token_budget or TOKEN_BUDGET[place.type]
     if native.is_native(folder):
+        if calibration:
+            raise InputError(f"{folder} is quantized already: pass calibration when loading its source")
         manifest, checkpoint = native.open_native(folder)
         chosen = native.chosen_scheme(manifest, scheme, place)
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
         decoder, head, report = native.restore(manifest, checkpoint, chosen, place, Alibi(alibi))
     else:
         checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
-        chosen = choose_scheme(scheme, place, real_architecture(checkpoint), free_bytes(place), budget)
+        chosen = choose_scheme(
+            scheme, place, real_architecture(checkpoint), free_bytes(place), budget, checkpoint.grouped
+        )
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
         packs = calibration_packs(tokens, form, no_text, calibration, max_length, budget)
         decoder, head, report = loader_for(checkpoint, chosen, place, Alibi(alibi), packs).load()

@@ -3,6 +3,7 @@
     PlainWeight   a float tensor
     Int8Weight    int8 with a float scale for each output channel
     Int4Weight    int4 in groups with integer multipliers (`schemes.int4`), widened block by block
+    FileWeight    a GPTQ file's own 4- or 8-bit values (`schemes.grouped`), widened block by block
 
 Each knows its size in memory; nothing here knows layers, files or models. A `Packer` makes one of them from float rows
 that arrive a few at a time. O x I a weight, T tokens.
@@ -18,6 +19,7 @@ import torch
 from lightrm import ops
 from lightrm.schemes import int4, int8
 from lightrm.schemes.grammar import Scheme
+from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.quality import energies
 
 PACKED_AT_ONCE = 2**20  # numbers that a packer rounds at one time
@@ -84,6 +86,29 @@ class Int4Weight:
     @property
     def bytes(self) -> int:
         return self.held.packed.nbytes + self.held.multiplier_OG.nbytes + self.held.scale_O.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class FileWeight:
+    """Matrices one below the other: a fused layer's parts may have groups of their own."""
+
+    parts: tuple[Grouped, ...]
+
+    def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+        y_TO = x_TI.new_empty(len(x_TI), sum(part.shape[0] for part in self.parts))
+        at = 0
+        for part in self.parts:
+            for start in range(0, part.shape[0], ops.WIDENED_ROWS):
+                weight_OI = part.rows(start, min(start + ops.WIDENED_ROWS, part.shape[0])).to(x_TI.dtype)
+                rows = slice(at, at + len(weight_OI))
+                y_TO[:, rows] = ops.linear(x_TI, weight_OI, None if bias_O is None else bias_O[rows])
+                at += len(weight_OI)
+        return y_TO
+
+    @property
+    def bytes(self) -> int:
+        tensors = (t for p in self.parts for t in (p.packed, p.zero_GO, p.scale_GO, p.group_I))
+        return sum(tensor.nbytes for tensor in tensors)
 
 
 class Packer:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import lightrm
-from lightrm import errors
+from lightrm import errors, native
 from lightrm.checkpoints.gptq import unpack
 from tests.conftest import DATA
 from tests.zoo import FFN, HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, llama_weights
@@ -23,6 +23,22 @@ def test_files_of_auto_gptq(name: str) -> None:
     cases = [json.loads(line) for line in (DATA / name / "cases.jsonl").read_text().splitlines()]
     rm = lightrm.load(DATA / name, scheme="fp32")
     np.testing.assert_allclose(rm.score_ids([c["input_ids"] for c in cases]), [c["score"] for c in cases], rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["gptq-4bit-g32-asym", "gptq-4bit-g32-desc-act"])
+def test_the_files_own_values_stay_packed(name: str) -> None:
+    """w4a16 holds them as they are and computes what bf16 computes from the widened weights, bit for bit."""
+    ids = [json.loads(line)["input_ids"] for line in (DATA / name / "cases.jsonl").read_text().splitlines()]
+    kept, widened = lightrm.load(DATA / name), lightrm.load(DATA / name, scheme="bf16")
+    assert kept.report.scheme.name == "w4a16"
+    assert "the GPTQ file's own values" in repr(kept)
+    assert kept.report.bytes < widened.report.bytes
+    np.testing.assert_array_equal(kept.score_ids(ids), widened.score_ids(ids))
+    exact = lightrm.load(DATA / name, scheme="fp32").score_ids(ids)
+    eight = lightrm.load(DATA / name, scheme="w8a8").score_ids(ids)
+    assert np.abs(eight - exact).max() < 0.3 * exact.std(), "and they can be requantized, rotated, to 8 bits"
+    with pytest.raises(errors.SchemeError, match="quantized already: use that folder"):
+        native.write(Path("nowhere"), kept.checkpoint, kept.decoder, kept.head, kept.report, None)
 
 
 def packed(values: torch.Tensor, bits: int) -> torch.Tensor:
@@ -104,8 +120,10 @@ def test_every_variant_scores_like_its_widened_weights(
     beside = Specimen({"model.safetensors": files | head}, LLAMA_CONFIG, extra={"quantize_config.json": settings})
     expected = lightrm.load(Specimen({"model.safetensors": plain | head}, LLAMA_CONFIG).write(tmp_path / "plain"))
     for specimen, folder in ((Specimen({"model.safetensors": files | head}, in_config), "a"), (beside, "b")):
-        rm = lightrm.load(specimen.write(tmp_path / folder))
+        rm = lightrm.load(specimen.write(tmp_path / folder), scheme="fp32")
         np.testing.assert_allclose(rm.score_ids(IDS), expected.score_ids(IDS), rtol=1e-5, atol=1e-6)
+    kept, half = lightrm.load(tmp_path / "a", scheme="w4a16"), lightrm.load(tmp_path / "plain", scheme="bf16")
+    np.testing.assert_array_equal(kept.score_ids(IDS), half.score_ids(IDS))
 
 
 def test_damaged_and_foreign_quantization(tmp_path: Path) -> None:

@@ -197,6 +197,8 @@ def test_calibration_comes_closer(tmp_path: Path) -> None:
         for name, rm in (("plain", plain), ("better", better))
     }
     assert off["better"] < 0.8 * off["plain"], off
+    with pytest.raises(errors.InputError, match="is quantized already"):
+        lightrm.load(target, calibration=[("a", "b")])
     with pytest.raises(errors.SchemeError, match="w8a8 has nothing to calibrate"):
         lightrm.load("demo", scheme="w8a8", calibration=[("a", "b")])
 

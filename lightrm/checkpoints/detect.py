@@ -26,6 +26,7 @@ from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.source import TensorSource, check_index, main_files
 from lightrm.errors import CheckpointError, MissingHeadError, TensorMismatchError, UnsupportedModelError
+from lightrm.schemes.grouped import Grouped
 
 # The first that matches wins: the more particular ones come first.
 LAYOUTS: tuple[Layout, ...] = tuple(
@@ -58,6 +59,20 @@ class Checkpoint:
         if ours.endswith(".qkv.weight") and self.layout.regroup is not None:
             tensor = self.layout.regroup(tensor, self.architecture)
         return tensor
+
+    @property
+    def grouped(self) -> bool:
+        """Whether the matrices lie in a GPTQ file and can be used as they are."""
+        packed = any(isinstance(source, GptqSource) for source in self.sources)
+        return packed and self.adapter is None and self.layout.regroup is None
+
+    def file_weight(self, ours: str) -> Grouped | None:
+        """A GPTQ layer's own values under our name of its weight; None if the file does not pack it."""
+        source, foreign = self.tensors[ours]
+        stem = foreign.removesuffix(".weight")
+        if not isinstance(source, GptqSource) or not source.packs(stem):
+            return None
+        return source.grouped(stem)
 
     def shape(self, ours: str) -> tuple[int, ...]:
         source, foreign = self.tensors[ours]

@@ -1,4 +1,4 @@
-"""Files of auto-gptq, GPTQModel and optimum: 4- or 8-bit weights in groups, presented as plain weights.
+"""Files of auto-gptq, GPTQModel and optimum: 4- or 8-bit weights in groups, presented as plain weights or as they are.
 
 For each linear layer X of O x I, with G groups along I (the format is auto-gptq's; the rounding is arXiv 2210.17323):
 
@@ -10,7 +10,8 @@ For each linear layer X of O x I, with G groups along I (the format is auto-gptq
     weight[o, i] = scales[g_idx[i], o] * (q[i, o] - zero[g_idx[i], o])
 
 The product is rounded to the dtype of the scales, as those tools' own layers do: fp16 files give fp16 weights, and
-scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. Reading widens one tensor at a time.
+scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. `read` widens one tensor at a time; `grouped` gives the
+packed values themselves, for w4a16.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import torch
 from lightrm.checkpoints.config import Config, read_config
 from lightrm.checkpoints.source import TensorSource
 from lightrm.errors import TensorMismatchError, UnsupportedModelError
+from lightrm.schemes.grouped import WORD, Grouped, unpack, zero_points
 
-WORD = 32
 MARK = ".qweight"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
@@ -38,6 +39,9 @@ class GptqSource(TensorSource):
         for name in stored.names:
             if name.endswith(MARK):
                 self.hide(name.removesuffix(MARK))
+
+    def packs(self, stem: str) -> bool:
+        return stem + MARK in self.stored.names
 
     def hide(self, stem: str) -> None:
         """Replace a layer's parts by its weight. auto-gptq writes a bias of zeros where the model has none."""
@@ -54,20 +58,22 @@ class GptqSource(TensorSource):
     def read(self, name: str) -> torch.Tensor:
         """A packed weight widened to (O, I) in the dtype of its scales; any other tensor as it is."""
         stem = name.removesuffix(".weight")
-        if stem + MARK not in self.stored.names:
+        if not self.packs(stem):
             return self.stored.read(name)
+        grouped = self.grouped(stem)
+        return grouped.rows(0, grouped.shape[0])
+
+    def grouped(self, stem: str) -> Grouped:
+        """A layer's own values, as the file packs them."""
         packed, zeros, scales = (self.stored.read(f"{stem}.{part}") for part in PARTS[:3])
         bits = self.bits(stem)
-        inputs = packed.shape[0] * WORD // bits
-        group = self.groups(stem, inputs, scales.shape[0])
-        values_IO = unpack(packed.T, bits).T
-        zeros_GO = zero_points(unpack(zeros, bits), bits, self.version)
-        scaled_IO: torch.Tensor = scales[group] * (values_IO - zeros_GO[group]).to(scales.dtype)
-        return scaled_IO.T.contiguous()
+        group = self.groups(stem, packed.shape[0] * WORD // bits, scales.shape[0])
+        zero_GO = zero_points(unpack(zeros, bits), bits, self.version)
+        return Grouped(packed, zero_GO.to(torch.int16), scales, group, bits)
 
     def shape(self, name: str) -> tuple[int, ...]:
         stem = name.removesuffix(".weight")
-        if stem + MARK not in self.stored.names:
+        if not self.packs(stem):
             return self.stored.shape(name)
         rows, outputs = self.stored.shape(stem + MARK)
         return outputs, rows * WORD // self.bits(stem)
@@ -91,26 +97,6 @@ class GptqSource(TensorSource):
                 f"{inputs} inputs in {count} groups"
             )
         return group
-
-
-def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 words (N, W) -> the values they hold, int32 (N, W * 32 / bits), lowest bits first."""
-    shifts = torch.arange(0, WORD, bits, dtype=torch.int32)
-    values: torch.Tensor = (words.to(torch.int32)[:, :, None] >> shifts) & (2**bits - 1)
-    return values.flatten(1)
-
-
-def zero_points(stored_GO: torch.Tensor, bits: int, version: int) -> torch.Tensor:
-    """Stored zero points -> real ones. Symmetric files give themselves away, whatever their metadata says.
-
-    Symmetric quantization has its zero at 2^(bits-1): version 1 stores one less, version 2 that value.
-    """
-    middle = 2 ** (bits - 1)
-    if bool((stored_GO == middle).all()):
-        version = 2
-    elif bool((stored_GO == middle - 1).all()):
-        version = 1
-    return stored_GO + int(version == 1)
 
 
 def is_gptq(source: TensorSource) -> bool:

@@ -3,7 +3,7 @@
     fp32 bf16 fp16     weights as they are
     w8a8               int8 weights per output channel, int8 activations per token, int32 accumulation
     w4a8[-gN]          int4 weights with an integer multiplier for each group of N inputs, widened to int8; as w8a8
-    w4a16[-gN]         int4 weights of the same kind, 16-bit activations
+    w4a16[-gN]         int4 weights of the same kind, or a GPTQ file's own, with 16-bit activations
 
 N is 128 if it is not given; 64 and 32 cost more memory and err less.
 """
