@@ -5,7 +5,7 @@
 A layer is timed as it runs: rows made from a float input, the product, and the product added to a stream. The ceiling
 is the bare product of the same kind: int8 x int8 for integer schemes, the float product of the scheme's dtype for the
 others. In each round every scheme runs once after its ceiling; shares are taken within a round, medians reported.
-Writes results/linear_DEVICE.json and, for the CPU, the table of the README.
+Writes results/linear_DEVICE.json and prints a table.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from benchmarks.record import provenance, write_result
 from lightrm import ops
 from lightrm.linear import FloatLinear, IntegerLinear, Linear
 from lightrm.ops import kernels_for
@@ -121,10 +121,7 @@ def main() -> None:
     device = torch.device(arguments.device)
     result = measure(device, arguments.rounds, arguments.shapes, arguments.tokens)
     write_result(f"linear_{device.type}", result)
-    if device.type == "cpu":
-        readme = ROOT / "README.md"
-        quoted = with_table(readme.read_text(encoding="utf-8"), "linear_cpu", table(read_result("linear_cpu")))
-        readme.write_text(quoted, encoding="utf-8")
+    print(table(result))
 
 
 if __name__ == "__main__":

@@ -98,7 +98,7 @@ class Peer:
         return self.answer()
 
 
-def measure(data: Path, layers: int, rounds: int, names: list[str]) -> dict[str, Any]:
+def measure(data: Path, layers: int, rounds: int, names: list[str], wanted: list[str]) -> dict[str, Any]:
     threads = torch.get_num_threads()
     lengths = real_lengths(data, 24)
     loads = {
@@ -106,8 +106,9 @@ def measure(data: Path, layers: int, rounds: int, names: list[str]) -> dict[str,
         "8 x 256": ([256] * 8, rounds),
         "2 x 1024": ([1024] * 2, rounds),
         "1 x 2048": ([2048], rounds),
-        "real mix": (lengths, max(2, rounds // 2)),
+        "real mix": (lengths, rounds),
     }
+    loads = {name: load for name, load in loads.items() if name in wanted or not wanted}
     result: dict[str, Any] = {**provenance(), "layers": layers, "threads": threads, "rounds": rounds}
     result |= {"cpu": torch.backends.cpu.get_cpu_capability(), "real lengths": lengths, "workloads": {}, "failed": {}}
     with tempfile.TemporaryDirectory() as folder:
@@ -203,9 +204,10 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=list(PEERS), help="names of peers")
+    parser.add_argument("--loads", nargs="*", default=[], help="workloads, all if none is named")
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     arguments = parser.parse_args()
-    result = measure(arguments.data, arguments.layers, arguments.rounds, arguments.only)
+    result = measure(arguments.data, arguments.layers, arguments.rounds, arguments.only, arguments.loads)
     if not arguments.dry:
         write_result("scoring_cpu", result)
         readme = ROOT / "README.md"

@@ -6,14 +6,13 @@ import re
 
 import pytest
 
-from benchmarks import bundled_model, linear, loading, schemes, scoring
+from benchmarks import bundled_model, loading, schemes, scoring
 from benchmarks.record import RESULTS, ROOT, read_result, with_table
 
 TABLES = {
     "bundled_model": bundled_model.table,
     "scoring_cpu": scoring.table,
     "schemes": schemes.table,
-    "linear_cpu": linear.table,
     "loading": loading.table,
 }
 
