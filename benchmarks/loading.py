@@ -5,7 +5,7 @@
 The checkpoint has LLaMA-7B's layer shapes and random weights. `peak` is the growth of the process's resident memory
 during the load, over the bytes of the model as held; the bound is 1.5 x the largest tensor of the file. A native folder
 is mapped: what it grows by is the file itself. `scoring` is the growth after 2048 tokens were scored too, beside what
-`lightrm plan` says of weights and activations together. Writes results/loading.json and the table of the README.
+`lightrm plan` says of weights and activations together. Writes results/loading.json and prints a table.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from benchmarks.record import ROOT, provenance, read_result, write_result
 from benchmarks.scoring import build
 
 SCHEMES = ("fp32", "bf16", "w8a8", "w4a8")
 WORKER = """
-import json, resource, sys, time
+import json, sys, time
 import lightrm
 lightrm.load("demo", scheme=sys.argv[2])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def peak():  # of this process alone: ru_maxrss would start at what the parent had in memory
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
 before = peak()
 started = time.perf_counter()
 rm = lightrm.load(sys.argv[1], scheme=sys.argv[2])
@@ -102,9 +103,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     arguments = parser.parse_args()
     write_result("loading", measure(arguments.layers))
-    readme = ROOT / "README.md"
-    quoted = with_table(readme.read_text(encoding="utf-8"), "loading", table(read_result("loading")))
-    readme.write_text(quoted, encoding="utf-8")
+    print(table(read_result("loading")))
 
 
 if __name__ == "__main__":

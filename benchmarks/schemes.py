@@ -4,7 +4,7 @@
 
 `error` is the standard deviation of the score's error over that of the scores; `tau` is Kendall's tau-b between the two
 orders of all answers. The last rows leave out one part of w8a8 or w4a8 each: a part that does not help does not stay.
-Writes results/schemes.json and the table of the README.
+Writes results/schemes.json and prints a table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.stats import kendalltau
 
 import lightrm
 from benchmarks.bundled_model import prompt_of
-from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from benchmarks.record import provenance, read_result, write_result
 from lightrm import loading
 from lightrm.folding import Folding, turn
 from training.records import read_jsonl
@@ -152,9 +152,7 @@ def main() -> None:
             build(arguments.smollm2, arguments.data)
         models["SmolLM2-135M"] = measure(str(arguments.smollm2), arguments.data, ("en",))
     write_result("schemes", {**provenance(("torch", "numpy", "numba", "scipy")), "models": models})
-    readme = ROOT / "README.md"
-    quoted = with_table(readme.read_text(encoding="utf-8"), "schemes", table(read_result("schemes")))
-    readme.write_text(quoted, encoding="utf-8")
+    print(table(read_result("schemes")))
 
 
 if __name__ == "__main__":

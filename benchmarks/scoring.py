@@ -187,10 +187,9 @@ def table(result: dict[str, Any]) -> str:
     ]
     for name, row in first.items():
         cells = [f"{rows[name]['speed against']['lightrm w8a8']:.2f}" for rows in loads.values()]
+        peak = "-" if row["peak memory"] is None else f"{row['peak memory'] / 2**30:.1f} GiB"
         error = "-" if row["error"] is None else f"{100 * row['error']:.1f} %"
-        lines.append(
-            f"| {name} | {' | '.join(cells)} | {row['peak memory'] / 2**30:.1f} GiB | {error} | {row['kernel']} |"
-        )
+        lines.append(f"| {name} | {' | '.join(cells)} | {peak} | {error} | {row['kernel']} |")
     absolute = ", ".join(f"{rows['lightrm w8a8']['tokens/s']:.0f} ({load})" for load, rows in loads.items())
     lines.append(f"\nw8a8 alone, tokens/s of {result['layers']} layers: {absolute}.")
     for name, error in result["failed"].items():

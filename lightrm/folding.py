@@ -21,7 +21,7 @@ from lightrm.architecture import Architecture
 from lightrm.schemes.hadamard import block_of, hadamard, spread
 
 MOST_GATED = 256  # at run time a row is rotated in blocks of at most this, to bound its cost
-TURNED_AT_ONCE = 2**20  # numbers
+TURNED_AT_ONCE = 2**18  # numbers
 CHUNK = 256  # columns turned at once where a rotation runs along the rows
 
 

@@ -26,7 +26,7 @@ from lightrm.schemes.quality import energies, ratio_db
 from lightrm.transformer import Decoder, Layer
 from lightrm.weights import FileWeight, Int4Weight, Int8Weight, Packer, PlainWeight
 
-CHECKED_AT_ONCE = 2**22
+CHECKED_AT_ONCE = 2**20
 
 
 @dataclass(frozen=True, slots=True)

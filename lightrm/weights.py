@@ -22,7 +22,7 @@ from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.quality import energies
 
-PACKED_AT_ONCE = 2**20  # numbers that a packer rounds at one time
+PACKED_AT_ONCE = 2**18  # numbers that a packer rounds at one time
 
 
 @dataclass(frozen=True, slots=True)
