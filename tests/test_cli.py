@@ -116,7 +116,7 @@ def test_inspect_reads_no_weights(folder: Path) -> None:
     result = CliRunner().invoke(main, ["inspect", str(folder)])
     assert result.exit_code == 0, result.output
     text = " ".join(result.output.split())
-    for part in ("ziya", "llama 2x32", "value_head.weight (1, 32)", "template ziya", "SentencePieceVocabulary", "fp16"):
+    for part in ("ziya", "llama 2x32", "value_head.weight (1, 32)", "template ziya", "SentencePieceVocabulary", "w8a8"):
         assert part in text
     result = CliRunner().invoke(main, ["inspect", "demo"])
     assert "LlamaRewardModel" not in result.output
