@@ -93,7 +93,7 @@ def measure(device: torch.device, rounds: int, shapes: list[str], tokens: list[i
                     }
                 )
                 print(rows[-1], flush=True)
-    kernels = str(kernels_for(device, integer_path=True))
+    kernels = str(kernels_for(device, "integer"))
     return {**provenance(), "device": str(device), "kernels": kernels, "rounds": rounds, "rows": rows}
 
 

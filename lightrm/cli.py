@@ -310,5 +310,6 @@ def doctor() -> None:
     for device in dict.fromkeys((choose_device("cpu"), choose_device("auto"))):
         table.add_row(f"{device}, free", size_text(free_bytes(device)))
         table.add_row(f"{device}, fp32 bf16 fp16", str(kernels_for(device)))
-        table.add_row(f"{device}, w8a8 w4a8", str(kernels_for(device, integer_path=True)))
+        table.add_row(f"{device}, w8a8 w4a8", str(kernels_for(device, "integer")))
+        table.add_row(f"{device}, nf4 bnb-int8", str(kernels_for(device, "bitsandbytes")))
     Console().print(table, markup=False)

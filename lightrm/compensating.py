@@ -33,7 +33,7 @@ def loader_for(
     """The loader that a scheme needs. Raises SchemeError if packs are given for one that does not calibrate."""
     if not packs:
         return Loader(checkpoint, scheme, device, alibi)
-    if scheme.weights != "int4" or (checkpoint.grouped and not scheme.integer):
+    if scheme.weights != "int4" or scheme.kind == checkpoint.holds:
         raise SchemeError(f"calibration compensates the rounding of 4-bit weights: {scheme} has nothing to calibrate")
     return CompensatingLoader(checkpoint, scheme, device, alibi, packs)
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from lightrm import ops
-from lightrm.weights import FileWeight, Int4Weight, Int8Weight, PlainWeight
+from lightrm.weights import Held, Int4Weight, Int8Weight
 
 Rotation = tuple[torch.Tensor, torch.Tensor] | None
 
@@ -75,7 +75,7 @@ class FloatProduct:
 class FloatLinear:
     """bias_O in the compute dtype or None; block: of the Hadamard transform that the weight expects, 1 for none."""
 
-    weight: PlainWeight | Int4Weight | FileWeight
+    weight: Held
     bias_O: torch.Tensor | None = None
     block: int = 1
 

@@ -21,10 +21,12 @@ from lightrm.folding import Folding
 from lightrm.heads import ValueHead
 from lightrm.linear import FloatLinear, IntegerLinear, Linear
 from lightrm.ops import KernelChoice, kernels_for
+from lightrm.packers import packer_for
 from lightrm.schemes.grammar import Scheme, size_text
+from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
 from lightrm.transformer import Decoder, Layer
-from lightrm.weights import FileWeight, Int4Weight, Int8Weight, Packer, PlainWeight
+from lightrm.weights import ForeignWeight, Held, Int4Weight, Int8Weight
 
 CHECKED_AT_ONCE = 2**20
 
@@ -65,9 +67,8 @@ class Loader:
         self.architecture = real_architecture(checkpoint)
         if isinstance(self.architecture.positions, Alibi):
             self.architecture = replace(self.architecture, positions=alibi)
-        self.keeps_file = checkpoint.grouped and scheme.weights == "int4" and not scheme.integer
-        folds = scheme.weights in ("int8", "int4") and not self.keeps_file
-        self.folding = Folding(self.architecture) if folds else None
+        self.keeps_file = scheme.kind == checkpoint.holds
+        self.folding = Folding(self.architecture) if scheme.folds and not self.keeps_file else None
         self.dtypes: set[str] = set()
         self.sqnr_db: dict[str, float] = {}
 
@@ -84,7 +85,7 @@ class Loader:
         report = LoadReport(
             seconds=time.perf_counter() - started,
             bytes=decoder.bytes,
-            kernels=kernels_for(self.device, self.scheme.integer),
+            kernels=kernels_for(self.device, self.scheme.path),
             scheme=self.scheme,
             file_dtypes=tuple(sorted(self.dtypes)),
             ignored=self.checkpoint.ignored,
@@ -152,7 +153,7 @@ class Loader:
         outputs = sum(rows[part] for part in FUSED[name]) if name in FUSED else a.width
         inputs = {"output": a.query_width, "down": a.ffn_width}.get(name, a.width)
         scheme = replace(self.scheme, weights="float") if self.keeps_file else self.scheme
-        packer = Packer(scheme, outputs, inputs, self.device)
+        packer = packer_for(scheme, outputs, inputs, self.device)
         start = 0
         for part, weight in self.parts(prefix, name, "weight"):
             folded = self.folded(part, weight, norm_D)
@@ -162,21 +163,27 @@ class Loader:
         self.note(f"{prefix}{name}", packer.signal, packer.noise)
         return self.linear_of(prefix, name, packer.weight())
 
-    def file_weight(self, prefix: str, name: str) -> FileWeight | None:
-        """A GPTQ file's own values of one layer; None if it does not pack all parts of it."""
+    def file_weight(self, prefix: str, name: str) -> Held | None:
+        """A quantized file's own values of one layer; None if it does not pack all parts of it."""
         whole = f"{prefix}{name}.weight"
         names = [whole] if whole in self.checkpoint.tensors else [f"{prefix}{part}.weight" for part in FUSED[name]]
-        parts = [self.checkpoint.file_weight(ours) for ours in names]
-        if any(part is None for part in parts):
+        found = [self.checkpoint.packed(ours) for ours in names]
+        parts = [part.to(self.device) for part in found if part is not None]
+        if len(parts) < len(names):
             return None
         for ours, part in zip(names, parts, strict=True):
-            if part is not None and not bool(torch.isfinite(part.scale_GO).all()):
+            if not bool(torch.isfinite(part.factors).all()):
                 raise NumericsError(f"the scales of {self.checkpoint.tensors[ours][1]} hold NaN or Inf")
-        self.dtypes.add("gptq")
+        self.dtypes.add(self.scheme.name)
         self.sqnr_db[f"{prefix}{name}"] = math.inf
-        return FileWeight(tuple(part.to(self.device) for part in parts if part is not None))
+        eight = [part for part in parts if isinstance(part, Rowwise)]
+        if eight:
+            return Int8Weight(
+                torch.cat([part.values_OI for part in eight]), torch.cat([part.scale_O for part in eight])
+            )
+        return ForeignWeight(tuple(part for part in parts if not isinstance(part, Rowwise)))
 
-    def linear_of(self, prefix: str, name: str, held: PlainWeight | Int8Weight | Int4Weight | FileWeight) -> Linear:
+    def linear_of(self, prefix: str, name: str, held: Held) -> Linear:
         """A held weight with the file's bias, as the layer that the scheme runs."""
         biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
         bias = torch.cat(biases) if biases else None
@@ -184,7 +191,6 @@ class Loader:
         if self.scheme.integer:
             assert isinstance(held, Int8Weight | Int4Weight)
             return IntegerLinear(held, torch.zeros_like(held.scale_O) if bias is None else bias, block)
-        assert not isinstance(held, Int8Weight)
         return FloatLinear(held, None if bias is None else bias.to(self.scheme.dtype), block)
 
     def parts(self, prefix: str, name: str, kind: str) -> Iterator[tuple[str, torch.Tensor]]:

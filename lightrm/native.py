@@ -38,7 +38,7 @@ from lightrm.ops import kernels_for
 from lightrm.schemes.grammar import Scheme, parse_scheme
 from lightrm.schemes.int4 import Int4
 from lightrm.transformer import Decoder, Layer
-from lightrm.weights import FileWeight, Int4Weight, Int8Weight, PlainWeight
+from lightrm.weights import ForeignWeight, Int4Weight, Int8Weight, PlainWeight
 
 MANIFEST, WEIGHTS, FORMAT = "lightrm.json", "lightrm.safetensors", 1
 UNFINISHED = ".unfinished"
@@ -71,10 +71,10 @@ def write(
     folder: Path, checkpoint: Checkpoint, decoder: Decoder, head: ValueHead, report: LoadReport, template: str | None
 ) -> None:
     """Write a loaded model. Raises CheckpointError if the destination is taken, SchemeError if it is not quantized."""
-    if report.scheme.weights not in ("int8", "int4"):
+    if not report.scheme.folds:
         raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
-    if any(isinstance(getattr(decoder.layers[0], name).weight, FileWeight) for name in LINEARS):
-        raise SchemeError("these are a GPTQ file's own values, quantized already: use that folder, or ask for w8a8")
+    if any(isinstance(getattr(decoder.layers[0], name).weight, ForeignWeight) for name in LINEARS):
+        raise SchemeError("these are the file's own values, quantized already: use that folder, or ask for w8a8")
     check_free(folder)
     draft = folder.with_name(folder.name + UNFINISHED)
     shutil.rmtree(draft, ignore_errors=True)
@@ -216,7 +216,7 @@ def restore(
     except KeyError as error:
         raise CorruptFileError(f"{manifest.folder / WEIGHTS} lacks tensor {error}: quantize it again") from error
     decoder = Decoder(a, tensors["embedding"], layers, None, scheme.dtype)
-    kernels = kernels_for(device, scheme.integer)
+    kernels = kernels_for(device, scheme.path)
     seconds = time.perf_counter() - started
     return decoder, head, LoadReport(seconds, decoder.bytes, kernels, scheme, (scheme.weights,), (), manifest.sqnr_db)
 

@@ -20,8 +20,11 @@ from types import ModuleType
 
 import torch
 
+from lightrm.errors import SchemeError
 from lightrm.kernels import gemm, integer, library
 from lightrm.packing import Segment
+from lightrm.schemes.blockwise import Blockwise
+from lightrm.schemes.grammar import Path
 
 WIDENED_ROWS = 1024  # output channels of a 4-bit weight that are widened at one time
 
@@ -30,21 +33,29 @@ WIDENED_ROWS = 1024  # output channels of a 4-bit weight that are widened at one
 class KernelChoice:
     """Which implementation runs, with the reason in words.
 
-    slow: a faster one belongs here and cannot run; slow_products: this CPU has no quick exact int8 product.
+    slow: a faster one belongs here and cannot run; slow_products: this CPU has no quick exact int8 product;
+    runs: whether there is one at all.
     """
 
     name: str
     reason: str
     slow: bool = False
     slow_products: bool = False
+    runs: bool = True
 
     def __str__(self) -> str:
         return f"{self.name}, because {self.reason}"
 
 
-def kernels_for(device: torch.device, integer_path: bool = False) -> KernelChoice:
-    """What runs on a device; integer_path: with int8 activations."""
-    if not integer_path:
+def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
+    """What runs on a device under schemes of one path."""
+    if path == "bitsandbytes":
+        library_, error = bitsandbytes_kernels()
+        if library_ is None:
+            reason = f"bitsandbytes cannot be imported ({error}): pip install bitsandbytes"
+            return KernelChoice("none", reason, runs=False)
+        return KernelChoice("bitsandbytes", f"the scheme is its own; version {library_.VERSION}")
+    if path == "float":
         return KernelChoice("torch", f"products in float on {device.type} go through PyTorch's own fused routines")
     if device.type != "cpu":
         return KernelChoice("reference", f"the fused kernels for {device.type} are not here yet: right, but slow", True)
@@ -64,6 +75,22 @@ def fused_rows() -> tuple[ModuleType, str]:
         return importlib.import_module("lightrm.kernels.cpu"), ""
     except Exception as error:  # numba refuses a NumPy or a Python that it does not know by errors of many kinds
         return integer, f"{type(error).__name__}: {error}"
+
+
+@lru_cache(maxsize=1)
+def bitsandbytes_kernels() -> tuple[ModuleType | None, str]:
+    """The products of bitsandbytes' schemes, or None and why not."""
+    try:
+        return importlib.import_module("lightrm.kernels.bnb"), ""
+    except Exception as error:  # it refuses machines that it does not know by errors of many kinds
+        return None, f"{type(error).__name__}: {error}"
+
+
+def bitsandbytes() -> ModuleType:
+    found, error = bitsandbytes_kernels()
+    if found is None:
+        raise SchemeError(f"bitsandbytes cannot be imported ({error}): pip install bitsandbytes")
+    return found
 
 
 def passes(like: torch.Tensor) -> ModuleType:
@@ -155,6 +182,30 @@ def int4_product(values_TI: torch.Tensor, packed: torch.Tensor, multiplier_OG: t
         rows = slice(start, min(start + WIDENED_ROWS, outputs))
         acc_TO[:, rows] = int8_product(values_TI, widen(packed[rows], multiplier_OG[rows]))
     return acc_TO
+
+
+def quantize_blockwise(weight_OI: torch.Tensor) -> Blockwise:
+    """Any float dtype (O, I) -> nf4 in blocks of 64 with double quantization, by bitsandbytes."""
+    check(weight_OI.ndim == 2, "quantize_blockwise", weight=weight_OI)
+    made: Blockwise = bitsandbytes().quantize_blockwise(weight_OI)
+    return made
+
+
+def blockwise_product(x_TI: torch.Tensor, weight: Blockwise, bias_O: torch.Tensor | None) -> torch.Tensor:
+    """x @ weight.T + bias by bitsandbytes, (T, I) -> (T, O) in x's dtype."""
+    check(x_TI.ndim == 2 and x_TI.shape[1] == weight.shape[1], "blockwise_product", x=x_TI, packed=weight.packed)
+    y_TO: torch.Tensor = bitsandbytes().blockwise_product(x_TI, weight, bias_O)
+    return y_TO
+
+
+def mixed_product(
+    x_TI: torch.Tensor, values_OI: torch.Tensor, scale_O: torch.Tensor, bias_O: torch.Tensor | None
+) -> torch.Tensor:
+    """LLM.int8 by bitsandbytes, (T, I) -> (T, O) in x's dtype; see `kernels.reference.mixed_product`."""
+    fits = x_TI.ndim == 2 and x_TI.shape[1] == values_OI.shape[1] and len(values_OI) == len(scale_O)
+    check(fits and values_OI.dtype == torch.int8, "mixed_product", x=x_TI, values=values_OI, scale=scale_O)
+    y_TO: torch.Tensor = bitsandbytes().mixed_product(x_TI, values_OI, scale_O, bias_O)
+    return y_TO
 
 
 def split_heads(

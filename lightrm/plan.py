@@ -36,15 +36,20 @@ class Need:
 def weight_bytes(a: Architecture, scheme: Scheme) -> int:
     """The decoder's weights as held. The value head, some kilobytes, is left out."""
     outputs = a.layers * (a.query_width + 2 * a.kv_width + 2 * a.width + 2 * a.ffn_width)
-    norms = 0 if scheme.weights in ("int8", "int4") else (2 * a.layers + 1) * a.width
-    biases = a.bias_parameters
     half = scheme.dtype.itemsize
-    table = a.vocabulary * a.width
+    norms = 0 if scheme.folds else half * (2 * a.layers + 1) * a.width
+    biases = 4 * outputs if scheme.integer else half * a.bias_parameters
+    table = a.vocabulary * a.width * (2 if scheme.folds else half)
     if scheme.weights == "float":
-        return (a.matrix_parameters + table + norms + biases) * half
-    matrices = a.matrix_parameters if scheme.weights == "int8" else a.matrix_parameters // 2 + multipliers(a, scheme)
-    added = 4 * outputs if scheme.integer else biases * half
-    return matrices + 4 * outputs + added + 2 * table
+        matrices = half * a.matrix_parameters
+    elif scheme.weights == "nf4":  # a byte for each block of 64, four for each 256 of those, 1 KiB of tables a matrix
+        blocks = a.matrix_parameters // 64
+        matrices = a.matrix_parameters // 2 + blocks + 4 * (blocks // 256) + 7 * a.layers * 4 * (256 + 16)
+    elif scheme.weights == "int8":
+        matrices = a.matrix_parameters + 4 * outputs
+    else:
+        matrices = a.matrix_parameters // 2 + multipliers(a, scheme) + 4 * outputs
+    return matrices + norms + biases + table
 
 
 def multipliers(a: Architecture, scheme: Scheme) -> int:
@@ -64,10 +69,21 @@ def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
         widened = 0 if scheme.weights == "int8" else WIDENED_ROWS * (max(a.width, a.ffn_width) + 4 * tokens)
         return tokens * (stream + max(attention, mlp)) + widened
     size = scheme.dtype.itemsize
+    if scheme.path == "bitsandbytes":
+        return bitsandbytes_bytes(a, scheme, tokens)
     attention = size * (a.width + 2 * qkv)
     mlp = size * (a.width + 4 * a.ffn_width)
     widened = 0 if scheme.weights == "float" else WIDENED_ROWS * max(a.width, a.ffn_width) * (1 + 2 * size)
     return tokens * (size * a.width + max(attention, mlp)) + widened
+
+
+def bitsandbytes_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
+    """Its products widen a whole matrix (nf4), or hold int32 and float32 copies of the product (bnb-int8)."""
+    size = scheme.dtype.itemsize
+    mlp = tokens * size * (2 * a.width + 4 * a.ffn_width)
+    if scheme.weights == "nf4":
+        return mlp + size * a.width * a.ffn_width
+    return tokens * (size * 2 * a.width + 3 * a.width + 2 * a.ffn_width * (4 + 4 + size))
 
 
 def needs(a: Architecture, device: torch.device, tokens: int) -> list[Need]:
@@ -82,17 +98,23 @@ def needs(a: Architecture, device: torch.device, tokens: int) -> list[Need]:
 
 
 def choose_scheme(
-    text: str, device: torch.device, a: Architecture, free_bytes: int | None, tokens: int, grouped: bool = False
+    text: str, device: torch.device, a: Architecture, free_bytes: int | None, tokens: int, holds: str | None = None
 ) -> Scheme:
     """Parse a scheme; "auto" takes the first that fits of a list that depends on the device, and says why.
 
-    free_bytes: memory at hand, None if it cannot be told; grouped: the weights are a GPTQ file's.
+    free_bytes: memory at hand, None if it cannot be told; holds: the scheme that keeps a quantized file's
+    own values.
     Raises SchemeError on an unknown scheme, and on "auto" where nothing fits.
     """
     if text != "auto":
-        return parse_scheme(text, device)
-    if grouped:
-        return parse_scheme("w4a16", device, "the GPTQ file's own values")
+        scheme = parse_scheme(text, device)
+        if not kernels_for(device, scheme.path).runs:
+            raise SchemeError(f"{scheme} cannot run: {kernels_for(device, scheme.path).reason}, or take another scheme")
+        return scheme
+    if holds is not None:
+        kept = parse_scheme(holds, device, "the file's own values")
+        if kernels_for(device, kept.path).runs:
+            return kept
     tried: list[str] = []
     for name, why in preferred(a, device):
         scheme = parse_scheme(name, device)
@@ -116,6 +138,6 @@ def preferred(a: Architecture, device: torch.device) -> list[tuple[str, str]]:
         return [("fp16", "as published"), *small]
     if a.parameters <= SMALL:
         return [("fp32", "exact, and small enough to be quick"), *small]
-    if kernels_for(device, integer_path=True).slow_products:
+    if kernels_for(device, "integer").slow_products:
         return [("fp32", "exact, and no slower than int8 on this CPU"), ("bf16", "half of fp32"), *small]
     return [("w8a8", "8 bits, the quickest on a CPU"), small[1]]

@@ -269,7 +269,7 @@ def load(
     else:
         checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
         chosen = choose_scheme(
-            scheme, place, real_architecture(checkpoint), free_bytes(place), budget, checkpoint.grouped
+            scheme, place, real_architecture(checkpoint), free_bytes(place), budget, checkpoint.holds
         )
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
         packs = calibration_packs(tokens, form, no_text, calibration, max_length, budget)

@@ -1,28 +1,24 @@
 """How the matrix of a linear layer is held, and its product with a block of rows.
 
-    PlainWeight   a float tensor
-    Int8Weight    int8 with a float scale for each output channel
-    Int4Weight    int4 in groups with integer multipliers (`schemes.int4`), widened block by block
-    FileWeight    a GPTQ file's own 4- or 8-bit values (`schemes.grouped`), widened block by block
+    PlainWeight     a float tensor
+    Int8Weight      int8 with a float scale for each output channel
+    Int4Weight      int4 in groups with integer multipliers (`schemes.int4`), widened block by block
+    ForeignWeight   in another program's 4 or 8 bits: GPTQ's (`schemes.grouped`), bitsandbytes' (`schemes.blockwise`)
 
-Each knows its size in memory; nothing here knows layers, files or models. A `Packer` makes one of them from float rows
-that arrive a few at a time. O x I a weight, T tokens.
+Each knows its size in memory, and multiplies int8 rows (`integer_product`), float rows (`product`), or either; nothing
+here knows layers, files or models. O x I a weight, T tokens.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from lightrm import ops
 from lightrm.schemes import int4, int8
-from lightrm.schemes.grammar import Scheme
+from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
-from lightrm.schemes.quality import energies
-
-PACKED_AT_ONCE = 2**18  # numbers that a packer rounds at one time
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +44,10 @@ class Int8Weight:
 
     def integer_product(self, values_TI: torch.Tensor) -> torch.Tensor:
         return ops.int8_product(values_TI, self.values_OI)
+
+    def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
+        """LLM.int8: the way of bitsandbytes, which decides for itself what becomes int8."""
+        return ops.mixed_product(x_TI, self.values_OI, self.scale_O, bias_O)
 
     def float(self) -> torch.Tensor:
         return int8.dequantize_rows(self.values_OI, self.scale_O)
@@ -89,69 +89,30 @@ class Int4Weight:
 
 
 @dataclass(frozen=True, slots=True)
-class FileWeight:
+class ForeignWeight:
     """Matrices one below the other: a fused layer's parts may have groups of their own."""
 
-    parts: tuple[Grouped, ...]
+    parts: tuple[Grouped | Blockwise, ...]
 
     def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         y_TO = x_TI.new_empty(len(x_TI), sum(part.shape[0] for part in self.parts))
         at = 0
         for part in self.parts:
-            for start in range(0, part.shape[0], ops.WIDENED_ROWS):
-                weight_OI = part.rows(start, min(start + ops.WIDENED_ROWS, part.shape[0])).to(x_TI.dtype)
-                rows = slice(at, at + len(weight_OI))
-                y_TO[:, rows] = ops.linear(x_TI, weight_OI, None if bias_O is None else bias_O[rows])
-                at += len(weight_OI)
+            step = ops.WIDENED_ROWS if isinstance(part, Grouped) else part.shape[0]
+            for start in range(0, part.shape[0], step):
+                end = min(start + step, part.shape[0])
+                rows = slice(at, at + end - start)
+                bias = None if bias_O is None else bias_O[rows]
+                if isinstance(part, Blockwise):
+                    y_TO[:, rows] = ops.blockwise_product(x_TI, part, bias)
+                else:
+                    y_TO[:, rows] = ops.linear(x_TI, part.rows(start, end).to(x_TI.dtype), bias)
+                at += end - start
         return y_TO
 
     @property
     def bytes(self) -> int:
-        tensors = (t for p in self.parts for t in (p.packed, p.zero_GO, p.scale_GO, p.group_I))
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(part.nbytes for part in self.parts)
 
 
-class Packer:
-    """Float rows in, a held weight out. Signal and noise are counted on the way, while both forms are at hand."""
-
-    def __init__(self, scheme: Scheme, outputs: int, inputs: int, device: torch.device) -> None:
-        self.scheme = scheme
-        self.signal = self.noise = 0.0
-        self.group = int4.group_for(inputs, scheme.group) if scheme.weights == "int4" else inputs
-        empty = partial(torch.empty, device=device)
-        if scheme.weights == "float":
-            self.held = [empty(outputs, inputs, dtype=scheme.dtype)]
-        elif scheme.weights == "int8":
-            self.held = [empty(outputs, inputs, dtype=torch.int8), empty(outputs)]
-        else:
-            multipliers = empty(outputs, inputs // self.group, dtype=torch.int8)
-            self.held = [empty(outputs, inputs // 2, dtype=torch.uint8), multipliers, empty(outputs)]
-
-    def put(self, start: int, rows_OI: torch.Tensor) -> None:
-        """Place rows from `start` on, a few at a time, so that no second copy of the whole is ever held."""
-        for part in torch.split(rows_OI, max(1, PACKED_AT_ONCE // rows_OI.shape[1])):
-            rows = part.to(self.held[0].device)
-            parts, found = self.pack(rows)
-            for whole, made in zip(self.held, parts, strict=True):
-                whole[start : start + len(rows)] = made
-            signal, noise = energies(rows, found)
-            self.signal, self.noise = self.signal + signal, self.noise + noise
-            start += len(rows)
-
-    def pack(self, rows: torch.Tensor) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
-        """The held form of some rows, and what it stands for in float32."""
-        if self.scheme.weights == "float":
-            cast = rows.to(self.scheme.dtype)
-            return (cast,), cast.float()
-        if self.scheme.weights == "int8":
-            values, scale = int8.quantize_rows(rows)
-            return (values, scale), int8.dequantize_rows(values, scale)
-        made = int4.quantize(rows, self.group)
-        return (made.packed, made.multiplier_OG, made.scale_O), int4.dequantize(made)
-
-    def weight(self) -> PlainWeight | Int8Weight | Int4Weight:
-        if self.scheme.weights == "float":
-            return PlainWeight(self.held[0])
-        if self.scheme.weights == "int8":
-            return Int8Weight(self.held[0], self.held[1])
-        return Int4Weight(int4.Int4(*self.held))
+Held = PlainWeight | Int8Weight | Int4Weight | ForeignWeight

@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("checkpoints",),
     ("transformer",),
     ("linear", "heads"),
+    ("packers",),
     ("weights", "folding", "positions", "plan"),
     ("architecture",),
     ("ops",),
@@ -82,9 +83,10 @@ def test_files_are_rooms(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_heavy_libraries_stay_outside(path: Path) -> None:
-    assert not {name.split(".")[0] for name in imports(path)} & set(HEAVY)
+    found = {name.split(".")[0] for name in imports(path)}
+    assert not found & (set(HEAVY) - {"bitsandbytes"})
     if room(path) != "kernels":
-        assert "triton" not in {name.split(".")[0] for name in imports(path)}
+        assert not found & {"triton", "bitsandbytes"}
 
 
 def test_only_ops_opens_the_door_to_kernels() -> None:

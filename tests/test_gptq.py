@@ -31,7 +31,7 @@ def test_the_files_own_values_stay_packed(name: str) -> None:
     ids = [json.loads(line)["input_ids"] for line in (DATA / name / "cases.jsonl").read_text().splitlines()]
     kept, widened = lightrm.load(DATA / name), lightrm.load(DATA / name, scheme="bf16")
     assert kept.report.scheme.name == "w4a16"
-    assert "the GPTQ file's own values" in repr(kept)
+    assert "the file's own values" in repr(kept)
     assert kept.report.bytes < widened.report.bytes
     np.testing.assert_array_equal(kept.score_ids(ids), widened.score_ids(ids))
     exact = lightrm.load(DATA / name, scheme="fp32").score_ids(ids)
@@ -150,5 +150,5 @@ def test_damaged_and_foreign_quantization(tmp_path: Path) -> None:
     with pytest.raises(errors.UnsupportedModelError, match="has 2-bit weights; lightrm reads 4 and 8"):
         load("2 bits", qzeros=torch.zeros(4, FFN * 2 // 32, dtype=torch.int32))
     awq = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(errors.UnsupportedModelError, match="'awq' are not supported yet, only gptq"):
+    with pytest.raises(errors.UnsupportedModelError, match="'awq', stored in a way that is not supported"):
         lightrm.load(Specimen({"model.safetensors": llama_weights()}, awq).write(tmp_path / "awq"))

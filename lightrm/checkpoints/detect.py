@@ -20,13 +20,16 @@ from lightrm.checkpoints import (
     ziya,
 )  # fmt: skip
 from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
+from lightrm.checkpoints.bnb import bitsandbytes_source
 from lightrm.checkpoints.config import Config, read_architecture, read_config
 from lightrm.checkpoints.gptq import GptqSource, format_version, is_gptq
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
-from lightrm.checkpoints.source import TensorSource, check_index, main_files
+from lightrm.checkpoints.source import PackedSource, TensorSource, check_index, main_files
 from lightrm.errors import CheckpointError, MissingHeadError, TensorMismatchError, UnsupportedModelError
+from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
+from lightrm.schemes.int8 import Rowwise
 
 # The first that matches wins: the more particular ones come first.
 LAYOUTS: tuple[Layout, ...] = tuple(
@@ -61,18 +64,16 @@ class Checkpoint:
         return tensor
 
     @property
-    def grouped(self) -> bool:
-        """Whether the matrices lie in a GPTQ file and can be used as they are."""
-        packed = any(isinstance(source, GptqSource) for source in self.sources)
-        return packed and self.adapter is None and self.layout.regroup is None
+    def holds(self) -> str | None:
+        """The scheme that keeps the matrices as a quantized file has them; None if they cannot be used as they are."""
+        packed = next((source for source in self.sources if isinstance(source, PackedSource)), None)
+        as_they_are = packed is not None and self.adapter is None and self.layout.regroup is None
+        return packed.holds if packed is not None and as_they_are else None
 
-    def file_weight(self, ours: str) -> Grouped | None:
-        """A GPTQ layer's own values under our name of its weight; None if the file does not pack it."""
+    def packed(self, ours: str) -> Grouped | Blockwise | Rowwise | None:
+        """A quantized layer's own values under our name of its weight; None if the file does not pack it."""
         source, foreign = self.tensors[ours]
-        stem = foreign.removesuffix(".weight")
-        if not isinstance(source, GptqSource) or not source.packs(stem):
-            return None
-        return source.grouped(stem)
+        return source.packed(foreign) if isinstance(source, PackedSource) else None
 
     def shape(self, ours: str) -> tuple[int, ...]:
         source, foreign = self.tensors[ours]
@@ -143,15 +144,21 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
 
 
 def main_source(folder: Path, config: Config) -> TensorSource:
-    """The model's own weights, GPTQ layers widened. Raises UnsupportedModelError on other quantized files."""
+    """The model's own weights, seen through a quantized format. Raises UnsupportedModelError on one it cannot read."""
     source = TensorSource(main_files(folder))
     check_index(folder, source)
     if is_gptq(source):
         return GptqSource(source, format_version(config, folder))
+    packed = bitsandbytes_source(source)
+    if packed is not None:
+        return packed
     settings = config.raw.get("quantization_config")
     if isinstance(settings, dict):
         method = settings.get("quant_method", "unnamed")
-        raise UnsupportedModelError(f"{config.path}: weights quantized by {method!r} are not supported yet, only gptq")
+        raise UnsupportedModelError(
+            f"{config.path}: weights quantized by {method!r}, stored in a way that is not supported; lightrm reads "
+            "gptq and bitsandbytes"
+        )
     return source
 
 

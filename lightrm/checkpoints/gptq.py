@@ -10,8 +10,8 @@ For each linear layer X of O x I, with G groups along I (the format is auto-gptq
     weight[o, i] = scales[g_idx[i], o] * (q[i, o] - zero[g_idx[i], o])
 
 The product is rounded to the dtype of the scales, as those tools' own layers do: fp16 files give fp16 weights, and
-scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. `read` widens one tensor at a time; `grouped` gives the
-packed values themselves, for w4a16.
+scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. `read` widens one tensor at a time; `packed` gives the
+values as they are, for w4a16.
 """
 
 from __future__ import annotations
@@ -21,27 +21,28 @@ from pathlib import Path
 import torch
 
 from lightrm.checkpoints.config import Config, read_config
-from lightrm.checkpoints.source import TensorSource
+from lightrm.checkpoints.source import PackedSource, TensorSource
 from lightrm.errors import TensorMismatchError, UnsupportedModelError
 from lightrm.schemes.grouped import WORD, Grouped, unpack, zero_points
 
-MARK = ".qweight"
+MARK, WEIGHT = ".qweight", ".weight"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 
-class GptqSource(TensorSource):
-    """Another source seen through GPTQ: each packed layer of `stored` appears as one `X.weight`."""
+class GptqSource(PackedSource):
+    """Each `X.qweight` of a file appears as `X.weight`."""
+
+    holds = "w4a16"
 
     def __init__(self, stored: TensorSource, version: int) -> None:
-        self.stored, self.version = stored, version
-        self.opened = stored.opened
-        self.names = dict(stored.names)
+        super().__init__(stored)
+        self.version = version
         for name in stored.names:
             if name.endswith(MARK):
                 self.hide(name.removesuffix(MARK))
 
-    def packs(self, stem: str) -> bool:
-        return stem + MARK in self.stored.names
+    def packs(self, name: str) -> bool:
+        return name.endswith(WEIGHT) and name.removesuffix(WEIGHT) + MARK in self.stored.names
 
     def hide(self, stem: str) -> None:
         """Replace a layer's parts by its weight. auto-gptq writes a bias of zeros where the model has none."""
@@ -53,28 +54,22 @@ class GptqSource(TensorSource):
         bias = f"{stem}.bias"
         if bias in self.names and not self.stored.read(bias).any():
             del self.names[bias]
-        self.names[f"{stem}.weight"] = self.stored.names[stem + MARK]
+        self.names[stem + WEIGHT] = self.stored.names[stem + MARK]
 
-    def read(self, name: str) -> torch.Tensor:
-        """A packed weight widened to (O, I) in the dtype of its scales; any other tensor as it is."""
-        stem = name.removesuffix(".weight")
-        if not self.packs(stem):
-            return self.stored.read(name)
-        grouped = self.grouped(stem)
-        return grouped.rows(0, grouped.shape[0])
-
-    def grouped(self, stem: str) -> Grouped:
-        """A layer's own values, as the file packs them."""
+    def packed(self, name: str) -> Grouped | None:
+        if not self.packs(name):
+            return None
+        stem = name.removesuffix(WEIGHT)
         packed, zeros, scales = (self.stored.read(f"{stem}.{part}") for part in PARTS[:3])
         bits = self.bits(stem)
         group = self.groups(stem, packed.shape[0] * WORD // bits, scales.shape[0])
         zero_GO = zero_points(unpack(zeros, bits), bits, self.version)
         return Grouped(packed, zero_GO.to(torch.int16), scales, group, bits)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        stem = name.removesuffix(".weight")
-        if not self.packs(stem):
-            return self.stored.shape(name)
+    def packed_shape(self, name: str) -> tuple[int, int] | None:
+        if not self.packs(name):
+            return None
+        stem = name.removesuffix(WEIGHT)
         rows, outputs = self.stored.shape(stem + MARK)
         return outputs, rows * WORD // self.bits(stem)
 

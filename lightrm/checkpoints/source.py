@@ -18,10 +18,14 @@ import safetensors
 import torch
 
 from lightrm.errors import CheckpointError, CorruptFileError, TensorMismatchError, UnsafePickleError
+from lightrm.schemes.blockwise import Blockwise
+from lightrm.schemes.grouped import Grouped
+from lightrm.schemes.int8 import Rowwise
 
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 SINGLES = ("model.safetensors", "pytorch_model.bin", "model.bin", "pytorch_model.pt", "model.pt")
 PICKLES = (".bin", ".pt", ".pth")
+WIDENED_AT_ONCE = 256  # rows
 LFS_POINTER = b"version https://git-lfs"
 SAFETENSORS_DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -105,6 +109,41 @@ class TensorSource:
 
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.opened)
+
+
+class PackedSource(TensorSource):
+    """Another source seen through a quantized format: each packed layer X of `stored` appears as one `X.weight`.
+
+    holds: the scheme that keeps the file's own values.
+    """
+
+    holds: str
+
+    def __init__(self, stored: TensorSource) -> None:
+        self.stored = stored
+        self.opened = stored.opened
+        self.names = dict(stored.names)
+
+    def packed(self, name: str) -> Grouped | Blockwise | Rowwise | None:
+        """A layer's own values under the name of its weight; None for any other tensor."""
+        raise NotImplementedError
+
+    def packed_shape(self, name: str) -> tuple[int, int] | None:
+        raise NotImplementedError
+
+    def read(self, name: str) -> torch.Tensor:
+        """A packed weight widened to (O, I), in the dtype that its format gives it; any other tensor as it is."""
+        part = self.packed(name)
+        if part is None:
+            return self.stored.read(name)
+        widened = torch.empty(part.shape, dtype=part.dtype)
+        for start in range(0, part.shape[0], WIDENED_AT_ONCE):
+            end = min(start + WIDENED_AT_ONCE, part.shape[0])
+            widened[start:end] = part.rows(start, end)
+        return widened
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.packed_shape(name) or self.stored.shape(name)
 
 
 def open_pickle(path: Path) -> dict[str, torch.Tensor]:

@@ -10,6 +10,10 @@ from collections.abc import Sequence
 import torch
 
 from lightrm.packing import Segment, key_ranges
+from lightrm.schemes import int8
+from lightrm.schemes.blockwise import Blockwise
+
+OUTLIER = 6.0  # magnitude from which LLM.int8 keeps a column of activations in 16 bits
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
@@ -21,6 +25,30 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> t
 
 def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
     y_TO = x_TI.float() @ weight_OI.float().T
+    if bias_O is not None:
+        y_TO = y_TO + bias_O.float()
+    return y_TO.to(x_TI.dtype)
+
+
+def blockwise_product(x_TI: torch.Tensor, weight: Blockwise, bias_O: torch.Tensor | None) -> torch.Tensor:
+    """A product with the weight widened to x's dtype."""
+    return linear(x_TI, weight.rows(0, weight.shape[0]).to(x_TI.dtype), bias_O)
+
+
+def mixed_product(
+    x_TI: torch.Tensor, values_OI: torch.Tensor, scale_O: torch.Tensor, bias_O: torch.Tensor | None
+) -> torch.Tensor:
+    """LLM.int8 (arXiv 2208.07339): columns of x with an outlier stay in x's dtype, the others are int8 per row.
+
+    Which columns those are depends on every row of x: a row's product may move with its neighbours.
+    """
+    half = x_TI.half().float()
+    outliers_I = (half.abs() >= OUTLIER).any(0)
+    values_TI, scale_T = int8.quantize_rows(half.masked_fill(half.abs() >= OUTLIER, 0))
+    values_TI = values_TI.float().masked_fill(outliers_I, 0)
+    y_TO = values_TI @ values_OI.float().T * scale_T[:, None] * scale_O
+    kept_OI = int8.dequantize_rows(values_OI[:, outliers_I], scale_O).to(x_TI.dtype).float()
+    y_TO = y_TO + x_TI[:, outliers_I].float() @ kept_OI.T
     if bias_O is not None:
         y_TO = y_TO + bias_O.float()
     return y_TO.to(x_TI.dtype)

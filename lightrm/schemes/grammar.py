@@ -4,8 +4,11 @@
     w8a8               int8 weights per output channel, int8 activations per token, int32 accumulation
     w4a8[-gN]          int4 weights with an integer multiplier for each group of N inputs, widened to int8; as w8a8
     w4a16[-gN]         int4 weights of the same kind, or a GPTQ file's own, with 16-bit activations
+    nf4                bitsandbytes' 4-bit floats with double quantization, 16-bit activations
+    bnb-int8           bitsandbytes' LLM.int8: int8 weights, int8 activations but for outlier columns
 
-N is 128 if it is not given; 64 and 32 cost more memory and err less.
+The last two are there for their files, and to be measured against: bitsandbytes runs them as it does elsewhere. N is
+128 if it is not given; 64 and 32 cost more memory and err less.
 """
 
 from __future__ import annotations
@@ -18,9 +21,11 @@ import torch
 
 from lightrm.errors import SchemeError
 
-Weights = Literal["float", "int8", "int4"]
+Weights = Literal["float", "int8", "int4", "nf4"]
+Path = Literal["float", "integer", "bitsandbytes"]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-NAMES = (*DTYPES, "w8a8", "w4a8", "w4a16")
+BITSANDBYTES: dict[str, Weights] = {"bnb-int8": "int8", "nf4": "nf4"}
+NAMES = (*DTYPES, "w8a8", "w4a8", "w4a16", *BITSANDBYTES)
 GROUPS = (128, 64, 32)
 PATTERN = re.compile(r"(w4a8|w4a16)(?:-g(\d+))?")
 
@@ -37,6 +42,23 @@ class Scheme:
     group: int = 0
     reason: str = "asked for"
 
+    @property
+    def kind(self) -> str:
+        """The name without its group size."""
+        return self.name.partition("-g")[0]
+
+    @property
+    def path(self) -> Path:
+        """Which kernels it takes."""
+        if self.name in BITSANDBYTES:
+            return "bitsandbytes"
+        return "integer" if self.integer else "float"
+
+    @property
+    def folds(self) -> bool:
+        """Whether norms and rotations are folded into its weights."""
+        return self.weights != "float" and self.name not in BITSANDBYTES
+
     def __str__(self) -> str:
         return self.name
 
@@ -52,6 +74,8 @@ def parse_scheme(text: str, device: torch.device, reason: str = "asked for") -> 
         return Scheme(text, "float", False, DTYPES[text], reason=reason)
     if text == "w8a8":
         return Scheme(text, "int8", True, torch.float32, reason=reason)
+    if text in BITSANDBYTES:
+        return Scheme(text, BITSANDBYTES[text], False, half, reason=reason)
     found = PATTERN.fullmatch(text)
     if found is None or int(found[2] or GROUPS[0]) not in GROUPS:
         groups = ", ".join(map(str, GROUPS))

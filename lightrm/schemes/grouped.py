@@ -29,6 +29,18 @@ class Grouped:
     def shape(self) -> tuple[int, int]:
         return self.packed.shape[1], len(self.group_I)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.scale_GO.dtype
+
+    @property
+    def factors(self) -> torch.Tensor:
+        return self.scale_GO
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.packed, self.zero_GO, self.scale_GO, self.group_I))
+
     def to(self, device: torch.device) -> Grouped:
         packed, zero_GO, scale_GO = (t.to(device) for t in (self.packed, self.zero_GO, self.scale_GO))
         return Grouped(packed, zero_GO, scale_GO, self.group_I.to(device), self.bits)

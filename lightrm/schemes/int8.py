@@ -8,6 +8,8 @@ by it shows, and is never a plausible number.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 
 LEVELS = 2**7 - 1
@@ -25,3 +27,30 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def dequantize_rows(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """float32 (R, C)."""
     return values.float() * scale[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Rowwise:
+    """An int8 weight as bitsandbytes' files hold it: values int8 (O, I), scale float32 (O,)."""
+
+    values_OI: torch.Tensor
+    scale_O: torch.Tensor
+
+    @property
+    def factors(self) -> torch.Tensor:
+        return self.scale_O
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.values_OI.shape[0], self.values_OI.shape[1]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.float32
+
+    def to(self, device: torch.device) -> Rowwise:
+        return Rowwise(self.values_OI.to(device), self.scale_O.to(device))
+
+    def rows(self, start: int, end: int) -> torch.Tensor:
+        """Output channels start .. end as floats, (end - start, I)."""
+        return dequantize_rows(self.values_OI[start:end], self.scale_O[start:end])

@@ -1,0 +1,144 @@
+"""Files that transformers saved after bitsandbytes quantized them: nf4 or fp4 in blocks, or LLM.int8.
+
+For each linear layer X of O x I:
+
+    4 bits   X.weight                  uint8 (O * I / 2, 1)     see `schemes.blockwise`
+             X.weight.absmax           float32, or uint8 under double quantization
+             X.weight.quant_map        float32 (16,)
+             X.weight.nested_absmax, .nested_quant_map          under double quantization
+             X.weight.quant_state.bitsandbytes__nf4 (__fp4)     JSON in bytes: shape, blocksize, dtype, nested_offset
+    8 bits   X.weight                  int8 (O, I)
+             X.SCB                     float32 (O,), the largest magnitude of each row, 127 times the scale
+             X.weight_format           0: row by row
+
+No bitsandbytes is needed to read them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import torch
+
+from lightrm.checkpoints.source import PackedSource, TensorSource
+from lightrm.errors import CorruptFileError, TensorMismatchError, UnsupportedModelError
+from lightrm.schemes.blockwise import Blockwise, Nested
+from lightrm.schemes.int8 import LEVELS, Rowwise
+
+STATE = ".quant_state.bitsandbytes__"
+KINDS = ("nf4", "fp4")
+FOUR_BIT_PARTS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+MAXIMA, FORM, WEIGHT = ".SCB", ".weight_format", ".weight"
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+class FourBitSource(PackedSource):
+    """Each weight with a quant_state appears as a plain one."""
+
+    holds = "nf4"
+
+    def __init__(self, stored: TensorSource) -> None:
+        super().__init__(stored)
+        self.kinds: dict[str, str] = {}
+        for name in stored.names:
+            weight, mark, kind = name.partition(STATE)
+            if mark:
+                self.kinds[weight] = kind
+        for weight, kind in self.kinds.items():
+            if kind not in KINDS:
+                raise UnsupportedModelError(f"bitsandbytes layer {weight!r} is of kind {kind!r}, expected nf4 or fp4")
+            absent = [part for part in ("", *FOUR_BIT_PARTS[:2]) if weight + part not in stored.names]
+            if absent:
+                raise TensorMismatchError(f"bitsandbytes layer {weight!r} lacks {', '.join(absent)}")
+            for part in (*FOUR_BIT_PARTS, STATE + kind):
+                self.names.pop(weight + part, None)
+
+    def state(self, name: str) -> dict[str, Any]:
+        """Raises CorruptFileError."""
+        stored = self.stored.read(name + STATE + self.kinds[name])
+        try:
+            state: dict[str, Any] = json.loads(bytes(stored.tolist()))
+            outputs, inputs = map(int, state["shape"])
+            state |= {"shape": (outputs, inputs), "blocksize": int(state["blocksize"]), "dtype": DTYPES[state["dtype"]]}
+            if state["blocksize"] < 1:
+                raise ValueError(f"blocks of {state['blocksize']}")
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptFileError(
+                f"the quant_state of bitsandbytes layer {name!r} cannot be read: {error!r}"
+            ) from error
+        return state
+
+    def packed(self, name: str) -> Blockwise | None:
+        if name not in self.kinds:
+            return None
+        state, read = self.state(name), self.stored.read
+        packed, maximum, level = read(name).view(-1), read(name + ".absmax"), read(name + ".quant_map")
+        count = math.prod(state["shape"])
+        fits = packed.dtype == torch.uint8 and len(packed) == (count + 1) // 2 and level.shape == (16,)
+        if not fits or len(maximum) != -(-count // state["blocksize"]):
+            raise TensorMismatchError(
+                f"bitsandbytes layer {name!r}: {len(packed)} packed {packed.dtype} and {len(maximum)} maxima do not "
+                f"fit a weight of {state['shape']} in blocks of {state['blocksize']}"
+            )
+        nested = None
+        if maximum.dtype == torch.uint8:
+            outer, table = read(name + ".nested_absmax"), read(name + ".nested_quant_map")
+            nested = Nested(table, outer, int(state["nested_blocksize"]), float(state["nested_offset"]))
+            if table.shape != (256,) or len(outer) != -(-len(maximum) // nested.block):
+                raise TensorMismatchError(f"bitsandbytes layer {name!r}: {len(outer)} nested maxima do not fit")
+        kind = self.kinds[name]
+        return Blockwise(packed, maximum, level, state["shape"], state["blocksize"], kind, state["dtype"], nested)
+
+    def packed_shape(self, name: str) -> tuple[int, int] | None:
+        found: tuple[int, int] | None = self.state(name)["shape"] if name in self.kinds else None
+        return found
+
+
+class EightBitSource(PackedSource):
+    """Each weight with an SCB beside it appears as a plain one."""
+
+    holds = "bnb-int8"
+
+    def __init__(self, stored: TensorSource) -> None:
+        super().__init__(stored)
+        for name in stored.names:
+            if name.endswith(MAXIMA):
+                self.hide(name.removesuffix(MAXIMA))
+
+    def hide(self, stem: str) -> None:
+        if stem + WEIGHT not in self.names:
+            raise TensorMismatchError(f"bitsandbytes layer {stem!r} lacks its weight")
+        self.names.pop(stem + MAXIMA)
+        if self.names.pop(stem + FORM, None) is not None and int(self.stored.read(stem + FORM)) != 0:
+            raise UnsupportedModelError(
+                f"bitsandbytes layer {stem!r} is stored in a tiled form that depends on the card it was made on: "
+                "save it again with bitsandbytes 0.45 or later"
+            )
+
+    def packed(self, name: str) -> Rowwise | None:
+        if self.packed_shape(name) is None:
+            return None
+        values_OI, maximum_O = self.stored.read(name), self.stored.read(name.removesuffix(WEIGHT) + MAXIMA)
+        if values_OI.dtype != torch.int8 or values_OI.ndim != 2 or len(maximum_O) != len(values_OI):
+            raise TensorMismatchError(
+                f"bitsandbytes layer {name!r}: {values_OI.dtype} {tuple(values_OI.shape)} does not fit "
+                f"{len(maximum_O)} row maxima"
+            )
+        return Rowwise(values_OI, maximum_O.float() / LEVELS)
+
+    def packed_shape(self, name: str) -> tuple[int, int] | None:
+        if not name.endswith(WEIGHT) or name.removesuffix(WEIGHT) + MAXIMA not in self.stored.names:
+            return None
+        outputs, inputs = self.stored.shape(name)
+        return outputs, inputs
+
+
+def bitsandbytes_source(source: TensorSource) -> PackedSource | None:
+    """The source seen through the format that its names show; None if they show none."""
+    if any(STATE in name for name in source.names):
+        return FourBitSource(source)
+    if any(name.endswith(MAXIMA) for name in source.names):
+        return EightBitSource(source)
+    return None
