@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.record import ROOT, provenance, read_result, write_result
 from benchmarks.scoring import build
 
-SCHEMES = ("fp32", "bf16", "w8a8", "w4a8")
+SCHEMES = ("fp32", "bf16", "w8a8", "w4a8", "nf4", "bnb-int8")
 WORKER = """
 import json, sys, time
 import lightrm

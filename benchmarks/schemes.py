@@ -93,6 +93,8 @@ ROWS: tuple[tuple[str, str, type[Folding], bool], ...] = (
     ("w4a8, calibrated", "w4a8", Folding, True),
     ("w4a8-g32, calibrated", "w4a8-g32", Folding, True),
     ("w4a16, calibrated", "w4a16", Folding, True),
+    ("bitsandbytes int8", "bnb-int8", Folding, False),
+    ("bitsandbytes nf4", "nf4", Folding, False),
     ("w8a8 without any rotation", "w8a8", NormsOnly, False),
     ("w8a8 without rotated residual stream", "w8a8", WithoutResidual, False),
     ("w8a8 without rotated values", "w8a8", WithoutHeads, False),
