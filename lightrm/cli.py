@@ -210,7 +210,8 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
 @main.command()
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--scheme", default="w4a8", show_default=True, help="w8a8, w4a8, w4a16; -g64 or -g32 after w4.")
+@click.option("--scheme", default=None, help="w8a8, w4a8 (default), w4a16 (default for gptq); -g64 or -g32 after w4.")
+@click.option("--format", "form", type=click.Choice(["lightrm", "gptq"]), default="lightrm", show_default=True)
 @click.option("--calibrate", type=click.Path(exists=True, dir_okay=False), help="JSONL of prompts and responses.")
 @click.option("--tokens", default=16384, show_default=True, help="Tokens of calibration text to use.")
 @click.option("--template", default=None, help="Prompt template; the model's own if not given.")
@@ -219,7 +220,8 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
 def quantize(
     source: str,
     destination: Path,
-    scheme: str,
+    scheme: str | None,
+    form: str,
     calibrate: str | None,
     tokens: int,
     template: str | None,
@@ -229,16 +231,28 @@ def quantize(
     """Write the model at SOURCE, a folder or hub id, as a quantized folder that loads at once.
 
     With --calibrate, 4-bit rounding compensates its own error on the texts of a file in `lightrm score`'s format:
-    slower to make, closer to the original.
+    slower to make, closer to the original. --format gptq writes files for auto-gptq, GPTQModel and optimum.
     """
     from lightrm import native
+    from lightrm.checkpoints.stored import check_free
 
-    native.check_free(destination)  # before the minutes of work, not after
+    check_free(destination)  # before the minutes of work, not after
     pairs = list(calibration_pairs(calibrate, tokens)) if calibrate else None
-    rm = lightrm.load(source, scheme=scheme, device=device, template=template, revision=revision, calibration=pairs)
-    form = rm.template.name if rm.template is not None else None
-    native.write(destination, rm.checkpoint, rm.decoder, rm.head, rm.report, form)
-    click.echo(f"{destination}: {rm.report}")
+    if form == "gptq":
+        from lightrm.exporting import export_gptq
+
+        report = export_gptq(
+            source, destination, scheme=scheme or "w4a16", device=device, template=template, revision=revision,
+            calibration=pairs,
+        )  # fmt: skip
+    else:
+        rm = lightrm.load(
+            source, scheme=scheme or "w4a8", device=device, template=template, revision=revision, calibration=pairs
+        )
+        name = rm.template.name if rm.template is not None else None
+        native.write(destination, rm.checkpoint, rm.decoder, rm.head, rm.report, name)
+        report = rm.report
+    click.echo(f"{destination}: {report}")
 
 
 def calibration_pairs(path: str, tokens: int) -> Iterator[tuple[Any, str]]:

@@ -19,12 +19,12 @@ from lightrm.loading import Loader
 from lightrm.packing import PackedBatch
 from lightrm.positions import rope_tables
 from lightrm.progress import item_progress
-from lightrm.schemes.compensation import compensated
+from lightrm.schemes.compensation import compensated_int4
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import dequantize, group_for
 from lightrm.schemes.quality import energies
 from lightrm.transformer import Decoder, Layer
-from lightrm.weights import Int4Weight
+from lightrm.weights import Held, Int4Weight
 
 
 def loader_for(
@@ -49,26 +49,29 @@ class CompensatingLoader(Loader):
 
     @torch.inference_mode()
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
-        eps = self.architecture.norm_eps
         decoder = Decoder(self.architecture, embedding_VD, [], None, torch.float32)
         streams = [embedding_VD[pack.token_ids_T].float() for pack in self.packs]
         with item_progress(self.architecture.layers, "layers rounded") as advance:
             for i in range(self.architecture.layers):
                 prefix = f"layers.{i}."
                 norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
-                qkv = self.rounded(prefix, "qkv", norms[0], [ops.rms_norm(x, None, eps) for x in streams])
-                mixed = [self.mixed(decoder, qkv, x, pack) for x, pack in zip(streams, self.packs, strict=True)]
+                attention, mlp = (self.norm(norm) for norm in norms)
+                qkv = self.rounded(prefix, "qkv", norms[0], [self.normed(x, attention) for x in streams])
+                mixed = [self.mixed(decoder, qkv, attention, x, p) for x, p in zip(streams, self.packs, strict=True)]
                 output = self.rounded(prefix, "output", None, mixed)
                 streams = [
                     self.added(x, output(output.rows(self.cast(m)))) for x, m in zip(streams, mixed, strict=True)
                 ]
-                gate_up = self.rounded(prefix, "gate_up", norms[1], [ops.rms_norm(x, None, eps) for x in streams])
-                products = [gate_up(gate_up.normed(self.cast(x), None, eps)) for x in streams]
+                gate_up = self.rounded(prefix, "gate_up", norms[1], [self.normed(x, mlp) for x in streams])
+                products = [gate_up(gate_up.normed(self.cast(x), mlp, self.architecture.norm_eps)) for x in streams]
                 down = self.rounded(prefix, "down", None, [self.gated(product) for product in products])
                 streams = [self.added(x, down(down.gated(p))) for x, p in zip(streams, products, strict=True)]
-                decoder.layers.append(Layer(None, qkv, output, None, gate_up, down))
+                decoder.layers.append(Layer(attention, qkv, output, mlp, gate_up, down))
                 advance(1)
         return decoder.layers
+
+    def normed(self, x_TD: torch.Tensor, norm_D: torch.Tensor | None) -> torch.Tensor:
+        return ops.rms_norm(x_TD, None if norm_D is None else norm_D.float(), self.architecture.norm_eps)
 
     def cast(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.scheme.dtype)
@@ -76,26 +79,32 @@ class CompensatingLoader(Loader):
     def added(self, x_TD: torch.Tensor, product: Product) -> torch.Tensor:
         return product.added_to(self.cast(x_TD)).float()
 
-    def mixed(self, decoder: Decoder, qkv: Linear, x_TD: torch.Tensor, pack: PackedBatch) -> torch.Tensor:
+    def mixed(
+        self, decoder: Decoder, qkv: Linear, norm_D: torch.Tensor | None, x_TD: torch.Tensor, pack: PackedBatch
+    ) -> torch.Tensor:
         """Attention's output, what `output` reads, float32."""
         a = self.architecture
         rotation = None if decoder.frequency is None else rope_tables(decoder.frequency, pack.position_ids_T)
-        product = qkv(qkv.normed(self.cast(x_TD), None, a.norm_eps))
+        product = qkv(qkv.normed(self.cast(x_TD), norm_D, a.norm_eps))
         query, key, value = product.heads((a.query_width, a.kv_width), a.head_width, rotation)
         found = ops.attention(query, key, value, pack.segments, decoder.slopes_H, decoder.absolute_bias)
         return found.flatten(1).float()
 
     def gated(self, product: Product) -> torch.Tensor:
-        """silu(gate) * up, rotated, what `down` reads, float32."""
-        assert self.folding is not None
-        return ops.hadamard(ops.silu_mul(product.float()), self.folding.gated_block)
+        """silu(gate) * up, rotated where it will be, what `down` reads, float32."""
+        return ops.hadamard(ops.silu_mul(product.float()), self.folding.gated_block if self.folding else 1)
 
     def rounded(self, prefix: str, name: str, norm_D: torch.Tensor | None, inputs: list[torch.Tensor]) -> Linear:
-        assert self.folding is not None
         moment = torch.zeros(inputs[0].shape[1], inputs[0].shape[1], device=self.device)
         for rows in inputs:
             moment.addmm_(rows.T, rows)
-        weight = torch.cat([self.folded(part, w, norm_D) for part, w in self.parts(prefix, name, "weight")])
-        held = compensated(weight, moment, group_for(weight.shape[1], self.scheme.group))
-        self.note(f"{prefix}{name}", *energies(weight, dequantize(held)))
-        return self.linear_of(prefix, name, Int4Weight(held))
+        parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
+        weight = torch.cat(parts).float()
+        held, stands_for = self.compensated(weight, moment)
+        self.note(f"{prefix}{name}", *energies(weight, stands_for))
+        return self.linear_of(prefix, name, held)
+
+    def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
+        """The rounded weight, and what it stands for in float."""
+        made = compensated_int4(weight_OI, moment_II, group_for(weight_OI.shape[1], self.scheme.group))
+        return Int4Weight(made), dequantize(made)

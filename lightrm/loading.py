@@ -21,7 +21,7 @@ from lightrm.folding import Folding
 from lightrm.heads import ValueHead
 from lightrm.linear import FloatLinear, IntegerLinear, Linear
 from lightrm.ops import KernelChoice, kernels_for
-from lightrm.packers import packer_for
+from lightrm.packers import Packer, WholePacker, packer_for
 from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
@@ -80,8 +80,7 @@ class Loader:
         head = self.head(final_norm)
         embedding = self.embedding()
         layers = self.layers(embedding)
-        norm = None if self.folding else self.vector(final_norm)
-        decoder = Decoder(a, embedding, layers, norm, self.scheme.dtype)
+        decoder = Decoder(a, embedding, layers, self.norm(final_norm), self.scheme.dtype)
         report = LoadReport(
             seconds=time.perf_counter() - started,
             bytes=decoder.bytes,
@@ -103,8 +102,9 @@ class Loader:
             raise NumericsError(f"{self.checkpoint.tensors[ours][1]} holds {count} NaN or Inf values")
         return tensor
 
-    def vector(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device, self.scheme.dtype, copy=True)
+    def norm(self, weight_D: torch.Tensor) -> torch.Tensor | None:
+        """A norm's weight as the model holds it; None where it is folded into what reads it."""
+        return None if self.folding else weight_D.to(self.device, self.scheme.dtype, copy=True)
 
     def float_copy(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, torch.float32, copy=True)
@@ -136,10 +136,10 @@ class Loader:
         prefix = f"layers.{i}."
         norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
         return Layer(
-            attention_norm_D=None if self.folding else self.vector(norms[0]),
+            attention_norm_D=self.norm(norms[0]),
             qkv=self.linear(prefix, "qkv", norms[0]),
             output=self.linear(prefix, "output", None),
-            mlp_norm_D=None if self.folding else self.vector(norms[1]),
+            mlp_norm_D=self.norm(norms[1]),
             gate_up=self.linear(prefix, "gate_up", norms[1]),
             down=self.linear(prefix, "down", None),
         )
@@ -152,8 +152,7 @@ class Loader:
             return self.linear_of(prefix, name, kept)
         outputs = sum(rows[part] for part in FUSED[name]) if name in FUSED else a.width
         inputs = {"output": a.query_width, "down": a.ffn_width}.get(name, a.width)
-        scheme = replace(self.scheme, weights="float") if self.keeps_file else self.scheme
-        packer = packer_for(scheme, outputs, inputs, self.device)
+        packer = self.packer(outputs, inputs)
         start = 0
         for part, weight in self.parts(prefix, name, "weight"):
             folded = self.folded(part, weight, norm_D)
@@ -162,6 +161,10 @@ class Loader:
             start += len(folded)
         self.note(f"{prefix}{name}", packer.signal, packer.noise)
         return self.linear_of(prefix, name, packer.weight())
+
+    def packer(self, outputs: int, inputs: int) -> Packer | WholePacker:
+        scheme = replace(self.scheme, weights="float") if self.keeps_file else self.scheme
+        return packer_for(scheme, outputs, inputs, self.device)
 
     def file_weight(self, prefix: str, name: str) -> Held | None:
         """A quantized file's own values of one layer; None if it does not pack all parts of it."""

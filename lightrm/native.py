@@ -4,7 +4,7 @@
     lightrm.safetensors   the decoder's tensors as held, and the value head with what was folded into it
     config.json, tokenizer files: copied
 
-A folder is written beside its destination and renamed when it is whole. Loading maps the tensors and adds up each one:
+Loading maps the tensors and adds up each one:
 the sum of its 64-bit words is in the manifest, so a cut or altered file is refused. It guards against accidents; the
 sha256 of the sources, also in the manifest, says what the weights were made from.
 """
@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
-from lightrm.checkpoints.stored import write_safetensors
-from lightrm.errors import CheckpointError, CorruptFileError, SchemeError
+from lightrm.checkpoints.stored import UNFINISHED, copy_text_files, whole_folder, write_json, write_safetensors
+from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.folding import Folding
 from lightrm.heads import PostStep, ValueHead
 from lightrm.linear import FloatLinear, IntegerLinear, Linear
@@ -41,11 +39,6 @@ from lightrm.transformer import Decoder, Layer
 from lightrm.weights import ForeignWeight, Int4Weight, Int8Weight, PlainWeight
 
 MANIFEST, WEIGHTS, FORMAT = "lightrm.json", "lightrm.safetensors", 1
-UNFINISHED = ".unfinished"
-TEXT_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "generation_config.json",
-)  # fmt: skip
 LINEARS = ("qkv", "output", "gate_up", "down")
 
 
@@ -75,40 +68,26 @@ def write(
         raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
     if any(isinstance(getattr(decoder.layers[0], name).weight, ForeignWeight) for name in LINEARS):
         raise SchemeError("these are the file's own values, quantized already: use that folder, or ask for w8a8")
-    check_free(folder)
-    draft = folder.with_name(folder.name + UNFINISHED)
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    tensors = dict(tensors_of(decoder, head))
-    write_safetensors(draft / WEIGHTS, tensors)
-    config = dict(checkpoint.config.raw)
-    config.pop("quantization_config", None)
-    (draft / "config.json").write_text(json.dumps(config, indent=1, ensure_ascii=False), encoding="utf-8")
-    for name in TEXT_FILES:
-        if (checkpoint.tokenizer_folder() / name).is_file():
-            shutil.copyfile(checkpoint.tokenizer_folder() / name, draft / name)
-    manifest = {
-        "format": FORMAT,
-        "lightrm": version("lightrm"),
-        "scheme": report.scheme.name,
-        "layout": checkpoint.layout.name,
-        "template": template,
-        "head": {"mean": head.post.mean, "std": head.post.std, "negate": head.post.negate},
-        "sqnr_db": report.sqnr_db,
-        "bytes": (draft / WEIGHTS).stat().st_size,
-        "sums": {name: word_sum(tensor) for name, tensor in tensors.items()},
-        "sources": {path.name: sha256(path) for source in checkpoint.sources for path in source.opened},
-    }
-    (draft / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-    if folder.exists():
-        folder.rmdir()
-    os.replace(draft, folder)
-
-
-def check_free(folder: Path) -> None:
-    """Raises CheckpointError if there is something at the destination already."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise CheckpointError(f"{folder} exists and is not empty: remove it or choose another destination")
+    with whole_folder(folder) as draft:
+        tensors = dict(tensors_of(decoder, head))
+        write_safetensors(draft / WEIGHTS, tensors)
+        config = dict(checkpoint.config.raw)
+        config.pop("quantization_config", None)
+        write_json(draft / "config.json", config)
+        copy_text_files(checkpoint.tokenizer_folder(), draft)
+        manifest = {
+            "format": FORMAT,
+            "lightrm": version("lightrm"),
+            "scheme": report.scheme.name,
+            "layout": checkpoint.layout.name,
+            "template": template,
+            "head": {"mean": head.post.mean, "std": head.post.std, "negate": head.post.negate},
+            "sqnr_db": report.sqnr_db,
+            "bytes": (draft / WEIGHTS).stat().st_size,
+            "sums": {name: word_sum(tensor) for name, tensor in tensors.items()},
+            "sources": {path.name: sha256(path) for source in checkpoint.sources for path in source.opened},
+        }
+        write_json(draft / MANIFEST, manifest)
 
 
 def sha256(path: Path) -> str:

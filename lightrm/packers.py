@@ -6,6 +6,7 @@ while both forms are at hand.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -14,6 +15,7 @@ from lightrm import ops
 from lightrm.schemes import int4, int8
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grammar import Scheme
+from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.quality import energies
 from lightrm.weights import ForeignWeight, Held, Int4Weight, Int8Weight, PlainWeight
 
@@ -21,7 +23,9 @@ PACKED_AT_ONCE = 2**18  # numbers that are rounded at one time
 
 
 def packer_for(scheme: Scheme, outputs: int, inputs: int, device: torch.device) -> Packer | WholePacker:
-    return WholePacker(device) if scheme.weights == "nf4" else Packer(scheme, outputs, inputs, device)
+    if scheme.weights == "nf4":
+        return WholePacker(ops.quantize_blockwise, device)
+    return Packer(scheme, outputs, inputs, device)
 
 
 class Packer:
@@ -71,15 +75,15 @@ class Packer:
 
 
 class WholePacker:
-    """nf4, whose blocks and maxima run on from row to row: each part of a fused layer is rounded by itself."""
+    """Another program's format, made of a whole matrix: each part of a fused layer is rounded by itself."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.parts: list[Blockwise] = []
+    def __init__(self, make: Callable[[torch.Tensor], Grouped | Blockwise], device: torch.device) -> None:
+        self.make, self.device = make, device
+        self.parts: list[Grouped | Blockwise] = []
         self.signal = self.noise = 0.0
 
     def put(self, start: int, rows_OI: torch.Tensor) -> None:
-        made = ops.quantize_blockwise(rows_OI.to(self.device))
+        made = self.make(rows_OI.to(self.device))
         self.parts.append(made)
         step = max(1, PACKED_AT_ONCE // rows_OI.shape[1])
         for at, rows in zip(range(0, len(rows_OI), step), torch.split(rows_OI, step), strict=True):

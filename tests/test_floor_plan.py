@@ -20,6 +20,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("__init__",),
     ("cli",),
     ("demonstration",),
+    ("exporting",),
     ("scorer",),
     ("conversation",),
     ("tokens",),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lightrm.errors import SchemeError
 from lightrm.schemes import int4, int8
-from lightrm.schemes.compensation import compensated
+from lightrm.schemes.compensation import compensated_int4 as compensated
 from lightrm.schemes.grammar import NAMES, parse_scheme
 from lightrm.schemes.hadamard import block_of, hadamard, hartley, spread, sylvester
 from lightrm.schemes.quality import sqnr_db

@@ -26,7 +26,14 @@ from lightrm.checkpoints.gptq import GptqSource, format_version, is_gptq
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.source import PackedSource, TensorSource, check_index, main_files
-from lightrm.errors import CheckpointError, MissingHeadError, TensorMismatchError, UnsupportedModelError
+from lightrm.checkpoints.stored import UNFINISHED
+from lightrm.errors import (
+    CheckpointError,
+    CorruptFileError,
+    MissingHeadError,
+    TensorMismatchError,
+    UnsupportedModelError,
+)
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int8 import Rowwise
@@ -101,6 +108,8 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
 
     Raises a CheckpointError that says what was found and what was expected.
     """
+    if folder.name.endswith(UNFINISHED):
+        raise CorruptFileError(f"{folder} was left by a run that did not finish: remove it and run it again")
     adapter = read_adapter(folder) if is_adapter(folder) else None
     base_folder = folder if adapter is None else base_of(folder, adapter, base)
     config = read_config(folder if (folder / "config.json").is_file() else base_folder)

@@ -1,20 +1,30 @@
-"""Writing safetensors one tensor after the other: the library's own writer would hold a second copy of them all.
+"""Writing model folders: whole or not at all, and tensors one after the other.
 
-A file is: the header's length as 8 bytes, little endian; the header, JSON padded with spaces to 8 bytes; the tensors'
-bytes, end to end, larger element sizes first so that each tensor is aligned.
+A folder is written beside its destination, under a name that nothing loads, and renamed when it is whole. The
+safetensors library's own writer would hold a second copy of all tensors. A file is: the header's length as 8 bytes,
+little endian; the header, JSON padded with spaces to 8 bytes; the tensors' bytes, end to end, larger element sizes
+first so that each tensor is aligned.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from lightrm.checkpoints.source import SAFETENSORS_DTYPES
+from lightrm.errors import CheckpointError
 
+UNFINISHED = ".unfinished"
+TEXT_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "generation_config.json",
+)  # fmt: skip
 NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
 
 
@@ -39,3 +49,33 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
             file.write(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def check_free(folder: Path) -> None:
+    """Raises CheckpointError if there is something at the destination already."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise CheckpointError(f"{folder} exists and is not empty: remove it or choose another destination")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A draft to write into, which becomes `folder` at the end; after an error the draft stays a draft."""
+    check_free(folder)
+    draft = folder.with_name(folder.name + UNFINISHED)
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    yield draft
+    if folder.exists():
+        folder.rmdir()
+    os.replace(draft, folder)
+
+
+def copy_text_files(source: Path, target: Path) -> None:
+    """Tokenizer files and chat templates."""
+    for name in TEXT_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

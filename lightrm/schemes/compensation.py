@@ -1,48 +1,66 @@
-"""Rounding that compensates its own error: GPTQ (arXiv 2210.17323), onto the grid of `schemes.int4`.
+"""Rounding that compensates its own error: GPTQ (arXiv 2210.17323), onto a grid of 4 bits in groups.
 
 Columns are rounded one after the other. What rounding column i changed in the layer's output is undone as far as
 possible by the columns that are still in float, under the second moment H = X^T X of the layer's inputs:
 
     w[:, j] -= (w[:, i] - q[:, i]) * U[i, j] / U[i, i]   for j > i,   U = upper Cholesky factor of inverse(H)
 
-A group's multiplier is chosen when its first column comes up, from the weights as compensated until then. Within a
+A group's step is chosen when its first column comes up, from the weights as compensated until then. Within a
 block of columns the update is applied at once, to the later blocks in one product.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
-from lightrm.schemes.int4 import HIGH, LOW, Int4, best_multiplier, channel_scale, pack
+from lightrm.schemes import grouped, int4
+from lightrm.schemes.int4 import HIGH, LOW
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: the paper's value
 BLOCK = 128
 
 
-def compensated(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int) -> Int4:
-    """Round a weight to int4; moment_II float32 (I, I), summed over calibration rows; the group divides I."""
+def compensated(
+    weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int, choose: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Round a weight to q * step: q int8 (O, I) in -8 .. 7, step (O, G) in the dtype that `choose` gives.
+
+    moment_II: float32 (I, I), summed over calibration rows. choose: the steps (O,) of one group's weights (O, K), as
+    compensated until then; the group divides I.
+    """
     outputs, inputs = weight_OI.shape
     weight = weight_OI.float().clone()
-    scale_O = channel_scale(weight)
     factor = inverse_factor(moment_II)
     q_OI = torch.empty(outputs, inputs, dtype=torch.int8, device=weight.device)
-    multipliers = torch.empty(outputs, inputs // group, dtype=torch.int8, device=weight.device)
-    step = scale_O
+    steps: list[torch.Tensor] = []
     for start in range(0, inputs, BLOCK):
         end = min(start + BLOCK, inputs)
         errors = torch.empty(outputs, end - start, device=weight.device)
         for i in range(start, end):
             if i % group == 0:
-                multiplier = best_multiplier(weight[:, i : i + group], scale_O)
-                multipliers[:, i // group] = multiplier
-                step = scale_O * multiplier
+                steps.append(choose(weight[:, i : i + group]))
+            step = steps[-1].float()
             q = (weight[:, i] / step).round_().clamp_(LOW, HIGH)
             q_OI[:, i] = q.to(torch.int8)
             error = (weight[:, i] - q * step) / factor[i, i]
             weight[:, i + 1 : end] -= error[:, None] * factor[i, i + 1 : end]
             errors[:, i - start] = error
         weight[:, end:] -= errors @ factor[start:end, end:]
-    return Int4(pack(q_OI, group), multipliers, scale_O)
+    return q_OI, torch.stack(steps, 1)
+
+
+def compensated_int4(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int) -> int4.Int4:
+    """On the grid of `schemes.int4`: a step is the channel's scale times a small integer."""
+    scale_O = int4.channel_scale(weight_OI)
+    q_OI, step_OG = compensated(weight_OI, moment_II, group, lambda part: scale_O * int4.best_multiplier(part, scale_O))
+    return int4.Int4(int4.pack(q_OI, group), (step_OG / scale_O[:, None]).round().to(torch.int8), scale_O)
+
+
+def compensated_grouped(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int) -> grouped.Grouped:
+    """On the symmetric grid of GPTQ files: a float16 step for each group."""
+    return grouped.pack(*compensated(weight_OI, moment_II, group, grouped.best_step))
 
 
 def inverse_factor(moment_II: torch.Tensor) -> torch.Tensor:

@@ -4,6 +4,9 @@
 
 q and the zero points are unsigned, 4 or 8 bits each, 32 / bits of them in an int32 word, lowest bits first: q along I,
 zero points along O. g(i) is i / group size, or, under activation order, anything.
+
+Read are all of these grids; made here is one, the one that every tool and kernel takes: 4 bits, symmetric (zero point
+8, values -8 .. 7), float16 scales, groups in order.
 """
 
 from __future__ import annotations
@@ -12,7 +15,12 @@ from dataclasses import dataclass
 
 import torch
 
+from lightrm.schemes.int4 import HIGH, LOW
+
 WORD = 32
+MIDDLE = 8  # the zero point of a symmetric 4-bit grid
+SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the step that clips nothing
+LEAST = 2.0**-14  # the smallest normal float16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,59 @@ class Grouped:
         # In float32 and rounded once: what a product in half precision gives, without half-precision arithmetic.
         exact_OI = self.scale_GO[:, start:end].T.float()[:, self.group_I] * offset_OI
         return exact_OI.to(self.scale_GO.dtype)
+
+
+def best_step(weight_NK: torch.Tensor) -> torch.Tensor:
+    """The step of N groups of K inputs each, float16 (N,): of the one that clips nothing and some a little smaller,
+    the one with the least squared error."""
+    weight_NK = weight_NK.float()
+    reach = torch.maximum(weight_NK.amax(1) / HIGH, weight_NK.amin(1) / LOW)
+    least = torch.full_like(reach, float("inf"))
+    chosen = torch.ones_like(reach, dtype=torch.float16)
+    for share in SHRUNK:
+        step = (reach * share).clamp(min=LEAST).half()
+        exact = step.float()[:, None]
+        error = (weight_NK / exact).round_().clamp_(LOW, HIGH).mul_(exact).sub_(weight_NK).square_().sum(1)
+        better = error < least
+        least, chosen = torch.where(better, error, least), torch.where(better, step, chosen)
+    return chosen
+
+
+def quantize(weight_OI: torch.Tensor, group: int) -> Grouped:
+    """Round to nearest, 4 bits, symmetric. The group divides I."""
+    outputs, inputs = weight_OI.shape
+    weight_NK = weight_OI.float().reshape(-1, group)
+    step = best_step(weight_NK)
+    q = (weight_NK / step.float()[:, None]).round_().clamp_(LOW, HIGH).to(torch.int8)
+    return pack(q.view(outputs, inputs), step.view(outputs, -1))
+
+
+def pack(q_OI: torch.Tensor, step_OG: torch.Tensor) -> Grouped:
+    """int8 in -8 .. 7 (O, I) and float16 steps (O, G), groups in order; 8 divides I."""
+    (outputs, inputs), groups = q_OI.shape, step_OG.shape[1]
+    unsigned = (q_OI + MIDDLE).to(torch.int32).view(outputs, -1, WORD // 4)
+    packed = torch.zeros(unsigned.shape[:2], dtype=torch.int32, device=q_OI.device)
+    for k in range(WORD // 4):
+        packed |= unsigned[:, :, k] << 4 * k
+    zero_GO = torch.full((groups, outputs), MIDDLE, dtype=torch.int16, device=q_OI.device)
+    group_I = torch.arange(inputs, device=q_OI.device) // (inputs // groups)
+    return Grouped(packed.T.contiguous(), zero_GO, step_OG.half().T.contiguous(), group_I, 4)
+
+
+def joined(parts: list[Grouped]) -> Grouped:
+    """Matrices of the same groups, one below the other."""
+    if len(parts) == 1:
+        return parts[0]
+    packed, zero_GO, scale_GO = (
+        torch.cat([getattr(part, name) for part in parts], 1) for name in ("packed", "zero_GO", "scale_GO")
+    )
+    return Grouped(packed, zero_GO, scale_GO, parts[0].group_I, parts[0].bits)
+
+
+def columns(weight: Grouped, start: int, end: int) -> Grouped:
+    """Output channels start .. end, packed as they are."""
+    packed, zero_GO, scale_GO = (t[:, start:end] for t in (weight.packed, weight.zero_GO, weight.scale_GO))
+    return Grouped(packed, zero_GO, scale_GO, weight.group_I, weight.bits)
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
