@@ -22,28 +22,32 @@ from benchmarks.record import provenance, write_result
 from lightrm import ops
 from lightrm.linear import FloatLinear, IntegerLinear, Linear
 from lightrm.ops import kernels_for
+from lightrm.packers import WholePacker, packer_for
 from lightrm.schemes.grammar import parse_scheme
-from lightrm.weights import Int4Weight, Int8Weight, Packer, PlainWeight
+from lightrm.weights import Int4Weight, Int8Weight
 
 SHAPES = {
     "7B qkv": (12288, 4096), "7B o": (4096, 4096), "7B gate_up": (22016, 4096), "7B down": (4096, 11008),
     "13B qkv": (15360, 5120), "13B o": (5120, 5120), "13B gate_up": (27392, 5120), "13B down": (5120, 13696),
 }  # fmt: skip
 TOKENS = (256, 1024, 2048, 8192)
-SCHEMES = {"cpu": ("fp32", "bf16", "w8a8", "w4a8", "w4a16"), "cuda": ("fp16", "bf16", "w8a8", "w4a8", "w4a16")}
+OURS, BITSANDBYTES = ("w8a8", "w4a8", "w4a16"), ("nf4", "bnb-int8")
+SCHEMES = {"cpu": ("fp32", "bf16", *OURS, *BITSANDBYTES), "cuda": ("fp16", "bf16", *OURS, *BITSANDBYTES)}
 
 
 def build(scheme_name: str, outputs: int, inputs: int, device: torch.device) -> Linear:
     """A layer with random weights, the quantized parts drawn directly: their values do not matter for time."""
     scheme = parse_scheme(scheme_name, device)
-    packer = Packer(scheme, outputs, inputs, device)
-    for held in packer.held:
-        held.copy_(torch.randn(held.shape) * 0.02 if held.is_floating_point() else torch.randint(1, 8, held.shape))
+    packer = packer_for(scheme, outputs, inputs, device)
+    if isinstance(packer, WholePacker):
+        packer.put(0, torch.randn(outputs, inputs) * 0.02)
+    else:
+        for held in packer.held:
+            held.copy_(torch.randn(held.shape) * 0.02 if held.is_floating_point() else torch.randint(1, 8, held.shape))
     weight = packer.weight()
     if scheme.integer:
         assert isinstance(weight, Int8Weight | Int4Weight)
         return IntegerLinear(weight, torch.zeros(outputs, device=device))
-    assert isinstance(weight, PlainWeight | Int4Weight)
     return FloatLinear(weight)
 
 
@@ -72,7 +76,7 @@ def measure(device: torch.device, rounds: int, shapes: list[str], tokens: list[i
                 for name, layer in layers.items():
                     dtype = parse_scheme(name, device).dtype
                     x, stream = x_TI.to(dtype), torch.zeros(count, outputs, dtype=dtype, device=device)
-                    if isinstance(layer, IntegerLinear):
+                    if isinstance(layer, IntegerLinear) or name == "bnb-int8":
                         bare = timed(lambda: ops.int8_product(values_TI, values_OI), device)  # noqa: B023
                     else:
                         weight = floats[dtype if dtype in floats else torch.bfloat16].to(dtype)

@@ -1,6 +1,6 @@
 """GPTQ files that lightrm writes: the same scores when read back, the format as auto-gptq has it, nothing half done.
 
-That auto-gptq itself computes the same from them is proven by benchmarks/auto_gptq.py, whose result is committed.
+That auto-gptq itself computes the same from them is proven by benchmarks/gptq_files.py, whose result is committed.
 """
 
 from __future__ import annotations
