@@ -39,7 +39,7 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def build(folder: Path, layers: int) -> None:
+def build(folder: Path, layers: int, vocabulary: int = CONFIG["vocab_size"]) -> None:
     """A checkpoint of LLaMA-7B's shape with few layers and random fp16 weights."""
     generator = torch.Generator().manual_seed(0)
     width, ffn = CONFIG["hidden_size"], CONFIG["intermediate_size"]
@@ -47,7 +47,7 @@ def build(folder: Path, layers: int) -> None:
     def normal(*shape: int, scale: float) -> torch.Tensor:
         return (torch.randn(shape, generator=generator) * scale).half()
 
-    weights = {"model.embed_tokens.weight": normal(CONFIG["vocab_size"], width, scale=1.0)}
+    weights = {"model.embed_tokens.weight": normal(vocabulary, width, scale=1.0)}
     weights |= {"model.norm.weight": torch.ones(width).half(), "score.weight": normal(1, width, scale=width**-0.5)}
     shapes = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"}
     shapes |= {"mlp.gate_proj": (ffn, width), "mlp.up_proj": (ffn, width), "mlp.down_proj": (width, ffn)}
@@ -57,7 +57,7 @@ def build(folder: Path, layers: int) -> None:
         for norm in ("input_layernorm", "post_attention_layernorm"):
             weights[f"{prefix}{norm}.weight"] = torch.ones(width).half()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers}))
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers, "vocab_size": vocabulary}))
 
 
 def real_lengths(data: Path, count: int) -> list[int]:
