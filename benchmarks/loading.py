@@ -4,8 +4,8 @@
 
 The checkpoint has LLaMA-7B's layer shapes and vocabulary, and random weights. `peak` is the growth of the process's
 resident memory during the load, over the bytes of the model as held; the bound is 1.5 x the largest tensor of the file.
-A native folder is mapped: what it grows by is the file itself. `scoring` is the peak while 2048 tokens are scored, beside
-what `lightrm plan` says of weights and activations together. Linux only, for it reads /proc.
+A native folder is mapped: what it grows by is the file itself. `scoring` is the peak while 2048 tokens are scored, and
+`planned` what `lightrm plan` says of weights and activations. Linux only, for it reads /proc.
 Writes results/loading.json and prints a table.
 """
 

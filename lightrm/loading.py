@@ -159,6 +159,7 @@ class Loader:
             del weight
             packer.put(start, folded)
             start += len(folded)
+            del folded  # before the next part is read
         self.note(f"{prefix}{name}", packer.signal, packer.noise)
         return self.linear_of(prefix, name, packer.weight())
 

@@ -61,29 +61,26 @@ def multipliers(a: Architecture, scheme: Scheme) -> int:
 
 
 def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
-    """The widest moment of a pass over a pack: in a layer's attention or in its MLP."""
-    qkv = a.query_width + 2 * a.kv_width
+    """The widest moment of a pass over a pack: in a layer's attention or in its MLP.
+
+    A float32 copy or three of the residual stream come on top: norms make them, and allocators keep them.
+    """
+    qkv, size, widest = a.query_width + 2 * a.kv_width, scheme.dtype.itemsize, max(a.width, a.ffn_width)
     if scheme.integer:
-        stream, attention = 4 * a.width, a.width + 8 * qkv
+        stream, attention = 2 * 4 * a.width, a.width + 8 * qkv
         mlp = a.width + 8 * a.ffn_width + a.ffn_width
-        widened = 0 if scheme.weights == "int8" else WIDENED_ROWS * (max(a.width, a.ffn_width) + 4 * tokens)
+        widened = 0 if scheme.weights == "int8" else WIDENED_ROWS * (widest + 4 * tokens)
         return tokens * (stream + max(attention, mlp)) + widened
-    size = scheme.dtype.itemsize
-    if scheme.path == "bitsandbytes":
-        return bitsandbytes_bytes(a, scheme, tokens)
-    attention = size * (a.width + 2 * qkv)
+    stream, attention = (size + 3 * 4) * a.width, size * (a.width + 2 * qkv) + 3 * 4 * a.query_width
     mlp = size * (a.width + 4 * a.ffn_width)
-    widened = 0 if scheme.weights == "float" else WIDENED_ROWS * max(a.width, a.ffn_width) * (1 + 2 * size)
-    return tokens * (size * a.width + max(attention, mlp)) + widened
-
-
-def bitsandbytes_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
-    """Its products widen a whole matrix (nf4), or hold int32 and float32 copies of the product (bnb-int8)."""
-    size = scheme.dtype.itemsize
-    mlp = tokens * size * (2 * a.width + 4 * a.ffn_width)
-    if scheme.weights == "nf4":
-        return mlp + size * a.width * a.ffn_width
-    return tokens * (size * 2 * a.width + 3 * a.width + 2 * a.ffn_width * (4 + 4 + size))
+    widened = 0
+    if scheme.weights == "nf4":  # a whole matrix at a time
+        widened = size * a.width * a.ffn_width
+    elif scheme.weights == "int8":  # int32 and three float32 copies of the product, in bitsandbytes
+        mlp = size * 2 * a.width + 2 * a.ffn_width * (4 * 4 + size)
+    elif scheme.weights == "int4":
+        widened = WIDENED_ROWS * widest * (1 + 2 * size)
+    return tokens * (stream + max(attention, mlp)) + widened
 
 
 def needs(a: Architecture, device: torch.device, tokens: int) -> list[Need]:

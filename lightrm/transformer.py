@@ -90,13 +90,19 @@ class Decoder:
 
     def attend(self, layer: Layer, x_TD: torch.Tensor, batch: PackedBatch, rotation: Rotation) -> torch.Tensor:
         """x + o(attention(qkv(norm(x))))"""
+        mixed_TD = self.mix(layer, x_TD, batch, rotation)
+        return layer.output(layer.output.rows(mixed_TD)).added_to(x_TD)
+
+    def mix(self, layer: Layer, x_TD: torch.Tensor, batch: PackedBatch, rotation: Rotation) -> torch.Tensor:
+        """attention(qkv(norm(x))). Products have no names here and below: they are large, and gone once read."""
         a = self.architecture
-        product = layer.qkv(layer.qkv.normed(x_TD, layer.attention_norm_D, a.norm_eps))
-        query_THE, key_TJE, value_TJE = product.heads((a.query_width, a.kv_width), a.head_width, rotation)
+        rows = layer.qkv.normed(x_TD, layer.attention_norm_D, a.norm_eps)
+        query_THE, key_TJE, value_TJE = layer.qkv(rows).heads((a.query_width, a.kv_width), a.head_width, rotation)
         mixed_THE = ops.attention(query_THE, key_TJE, value_TJE, batch.segments, self.slopes_H, self.absolute_bias)
-        return layer.output(layer.output.rows(mixed_THE.flatten(1))).added_to(x_TD)
+        return mixed_THE.flatten(1)
 
     def think(self, layer: Layer, x_TD: torch.Tensor) -> torch.Tensor:
         """x + down(silu(gate(h)) * up(h)), h = norm(x)"""
-        gate_up = layer.gate_up(layer.gate_up.normed(x_TD, layer.mlp_norm_D, self.architecture.norm_eps))
-        return layer.down(layer.down.gated(gate_up)).added_to(x_TD)
+        rows = layer.gate_up.normed(x_TD, layer.mlp_norm_D, self.architecture.norm_eps)
+        gated = layer.down.gated(layer.gate_up(rows))
+        return layer.down(gated).added_to(x_TD)

@@ -14,21 +14,30 @@ from lightrm.schemes.blockwise import Blockwise, Nested
 from lightrm.schemes.int8 import LEVELS
 
 VERSION = bitsandbytes.__version__
-BLOCK = 64
+BLOCK, NESTED_BLOCK = 64, 256
+ROUNDED_AT_ONCE = 2**20  # a multiple of BLOCK
 
 # It warns at every product that int8 activations pass through float16. They always do in this method.
 logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def quantize_blockwise(weight_OI: torch.Tensor) -> Blockwise:
+    """As quantize_4bit with compress_statistics, but some blocks at a time: whole, it takes ten times the weight."""
     outputs, inputs = weight_OI.shape
-    packed, state = functional.quantize_4bit(
-        weight_OI.contiguous(), blocksize=BLOCK, compress_statistics=True, quant_type="nf4"
-    )
-    inner = state.state2
-    nested = Nested(inner.code, inner.absmax, inner.blocksize, float(state.offset))
-    dtype = weight_OI.dtype
-    return Blockwise(packed.view(-1), state.absmax, state.code, (outputs, inputs), BLOCK, "nf4", dtype, nested)
+    flat = weight_OI.reshape(-1)
+    packed = torch.empty((len(flat) + 1) // 2, dtype=torch.uint8, device=flat.device)
+    maxima = []
+    for start in range(0, len(flat), ROUNDED_AT_ONCE):
+        part = flat[start : start + ROUNDED_AT_ONCE]
+        made, state = functional.quantize_4bit(part, blocksize=BLOCK, quant_type="nf4")
+        packed[start // 2 : start // 2 + made.numel()] = made.view(-1)
+        maxima.append(state.absmax)
+    maximum = torch.cat(maxima)
+    offset = maximum.mean()
+    codes, inner = functional.quantize_blockwise(maximum - offset, blocksize=NESTED_BLOCK)
+    nested = Nested(inner.code, inner.absmax, NESTED_BLOCK, float(offset))
+    level = functional.get_4bit_type("nf4", flat.device, BLOCK)
+    return Blockwise(packed, codes, level, (outputs, inputs), BLOCK, "nf4", weight_OI.dtype, nested)
 
 
 def blockwise_product(x_TI: torch.Tensor, weight: Blockwise, bias_O: torch.Tensor | None) -> torch.Tensor:
