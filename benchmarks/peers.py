@@ -1,6 +1,6 @@
 """One scorer in a process of its own, for `benchmarks.scoring`: load, say what it is, then score when told to.
 
-    python -m benchmarks.peers NAME FOLDER THREADS
+    python -m benchmarks.peers NAME FOLDER THREADS DEVICE
 
 Reads one JSON line a run: {"lengths": [...], "seed": n}, token ids follow from both. Answers with the seconds that
 scoring took, the scores, and the peak memory of the process so far. All peers get the same checkpoint, the same ids,
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 Score = Callable[[list[np.ndarray]], np.ndarray]
+Load = Callable[[Path, str], tuple[Score, str]]
 PADDED_TOKENS = 2048  # of one padded batch, as many as lightrm packs
 
 
@@ -27,25 +28,25 @@ def sequences(lengths: list[int], seed: int, vocabulary: int) -> list[np.ndarray
     return [generator.integers(3, vocabulary, length) for length in lengths]
 
 
-def ours(scheme: str) -> Callable[[Path], tuple[Score, str]]:
-    def load(folder: Path) -> tuple[Score, str]:
+def ours(scheme: str) -> Load:
+    def load(folder: Path, device: str) -> tuple[Score, str]:
         import lightrm
 
-        rm = lightrm.load(folder, scheme=scheme)
+        rm = lightrm.load(folder, scheme=scheme, device=device)
         return rm.score_ids, rm.report.kernels.name
 
     return load
 
 
-def hugging_face(dtype: torch.dtype, change: Callable | None = None, kernel: str = "PyTorch") -> Callable:
-    def load(folder: Path) -> tuple[Score, str]:
+def hugging_face(dtype: torch.dtype, change: Callable | None = None, kernel: str = "PyTorch") -> Load:
+    def load(folder: Path, device: str) -> tuple[Score, str]:
         import transformers
 
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa"
         ).eval()
-        head = model.score.weight.float()
-        body = model.model if change is None else change(model.model)
+        head = model.score.weight.float().to(device)
+        body = (model.model if change is None else change(model.model)).to(device)
 
         @torch.inference_mode()
         def score(texts: list[np.ndarray]) -> np.ndarray:
@@ -59,9 +60,10 @@ def hugging_face(dtype: torch.dtype, change: Callable | None = None, kernel: str
                 for row, i in enumerate(group):  # right padding: what a scorer of last tokens needs
                     ids[row, : len(texts[i])] = torch.from_numpy(texts[i])
                     mask[row, : len(texts[i])] = 1
-                states = body(ids, attention_mask=mask if int(mask.min()) == 0 else None).last_hidden_state
+                shown = mask.to(device) if int(mask.min()) == 0 else None
+                states = body(ids.to(device), attention_mask=shown).last_hidden_state
                 last = states[torch.arange(len(group)), torch.tensor([len(texts[i]) - 1 for i in group])]
-                scores[group] = (last.float() @ head.T)[:, 0].numpy()
+                scores[group] = (last.float() @ head.T)[:, 0].cpu().numpy()
             return scores
 
         return score, kernel
@@ -77,7 +79,7 @@ def bitsandbytes_4bit(model: torch.nn.Module) -> torch.nn.Module:
             linear.in_features, linear.out_features, bias=False, compute_dtype=torch.bfloat16, quant_type="nf4"
         )
         new.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, quant_type="nf4")
-        return new.to("cpu")
+        return new
 
     return replaced(model, make)
 
@@ -88,7 +90,7 @@ def bitsandbytes_8bit(model: torch.nn.Module) -> torch.nn.Module:
     def make(linear: torch.nn.Linear) -> torch.nn.Module:
         new = bnb.nn.Linear8bitLt(linear.in_features, linear.out_features, bias=False, has_fp16_weights=False)
         new.weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
-        return new.to("cpu")
+        return new
 
     return replaced(model, make)
 
@@ -112,8 +114,8 @@ def torch_dynamic(model: torch.nn.Module) -> torch.nn.Module:
     return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
-def llama_cpp(kind: str) -> Callable:
-    def load(folder: Path) -> tuple[Score, str]:
+def llama_cpp(kind: str) -> Load:
+    def load(folder: Path, device: str) -> tuple[Score, str]:
         from benchmarks.llama import LlamaScorer
 
         scorer = LlamaScorer(folder, kind, torch.get_num_threads())
@@ -122,13 +124,15 @@ def llama_cpp(kind: str) -> Callable:
     return load
 
 
-PEERS: dict[str, Callable[[Path], tuple[Score, str]]] = {
+PEERS: dict[str, Load] = {
     "lightrm w8a8": ours("w8a8"),
     "lightrm w4a8": ours("w4a8"),
     "lightrm bf16": ours("bf16"),
+    "lightrm fp16": ours("fp16"),
     "lightrm fp32": ours("fp32"),
     "transformers fp32": hugging_face(torch.float32),
     "transformers bf16": hugging_face(torch.bfloat16),
+    "transformers fp16": hugging_face(torch.float16),
     "bitsandbytes nf4": hugging_face(torch.bfloat16, bitsandbytes_4bit, "bitsandbytes"),
     "bitsandbytes int8": hugging_face(torch.bfloat16, bitsandbytes_8bit, "bitsandbytes"),
     "torchao int8": hugging_face(torch.float32, torchao_int8, "torchao, eager"),
@@ -139,42 +143,53 @@ PEERS: dict[str, Callable[[Path], tuple[Score, str]]] = {
 }
 
 
-def gemms_alone(folder: Path) -> tuple[Score, str]:
+def gemms_alone(folder: Path, device: str) -> tuple[Score, str]:
     """The int8 products of w8a8 and nothing between them: the ceiling. Its "scores" are zeros."""
+    from lightrm import ops
     from lightrm.kernels import gemm
 
     config = json.loads((folder / "config.json").read_text())
     width, ffn, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     shapes = [(3 * width, width), (width, width), (2 * ffn, width), (width, ffn)] * layers
-    weights = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in shapes]
-    product, why = gemm.cpu_product()
+    weights = [torch.randint(-127, 128, shape, dtype=torch.int8, device=device) for shape in shapes]
+    why = gemm.cpu_product()[1] if device == "cpu" else ops.kernels_for(torch.device(device), "integer").name
 
     def score(texts: list[np.ndarray]) -> np.ndarray:
         tokens = sum(len(text) for text in texts)
         for start in range(0, tokens, PADDED_TOKENS):
             rows = min(PADDED_TOKENS, tokens - start)
             for weight in weights:
-                product(inputs[weight.shape[1]][:rows], weight)
+                ops.int8_product(inputs[weight.shape[1]][:rows], weight)
+        if device != "cpu":
+            torch.cuda.synchronize()
         return np.zeros(len(texts), np.float32)
 
-    inputs = {n: torch.randint(-127, 128, (PADDED_TOKENS, n), dtype=torch.int8) for n in (width, ffn)}
+    inputs = {n: torch.ones(PADDED_TOKENS, n, dtype=torch.int8, device=device) for n in (width, ffn)}
     return score, why
 
 
 PEERS["int8 GEMMs alone"] = gemms_alone
+CPU_ONLY = ("torch quantize_dynamic", "llama.cpp Q8_0", "llama.cpp Q4_0", "llama.cpp Q4_K_M")
+NOT_ON_CPU = ("lightrm fp16", "transformers fp16")  # there, no arithmetic is slower
 
 
-def peak_memory() -> int:
+def peers_of(device: str) -> list[str]:
+    return [name for name in PEERS if name not in (NOT_ON_CPU if device == "cpu" else CPU_ONLY)]
+
+
+def peak_memory(device: str) -> int:
     """Of this process alone, bytes: getrusage's would start at what the parent had in memory."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def main() -> None:
-    name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
+    name, folder, threads, device = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
     torch.set_num_threads(threads)
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    score, kernel = PEERS[name](folder)
+    score, kernel = PEERS[name](folder, device)
     print(json.dumps({"kernel": kernel}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -182,7 +197,7 @@ def main() -> None:
         started = time.perf_counter()
         scores = score(texts)
         seconds = time.perf_counter() - started
-        print(json.dumps({"seconds": seconds, "peak": peak_memory(), "scores": scores.tolist()}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak": peak_memory(device), "scores": scores.tolist()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
 """End to end: lightrm and its peers on the same checkpoint, the same ids, in turn, in one run.
 
-    python -m benchmarks.scoring DATA [--layers 2] [--rounds 5]      DATA holds pairs_dev.jsonl.gz
+    python -m benchmarks.scoring DATA [--layers 2] [--rounds 5]        DATA holds pairs_dev.jsonl.gz
+    python -m benchmarks.scoring DATA --device cuda --shape 13B        the whole model
 
-On a CPU: layers of LLaMA-7B's shape with random weights, so that a round takes seconds; every peer is a process of its
-own, asleep while another works, and its peak memory is its own. Each round runs every peer once; ratios are taken
-within a round, and the median of the rounds is reported. `error` is that of the scores against float32, over their
-spread, on random weights: it compares kernels, and says nothing about real models.
-Writes results/scoring_cpu.json and the table of the README.
+The checkpoint has the shape of LLaMA-7B or Baichuan-13B and random weights. On a CPU it has few layers, so that a round
+takes seconds; every peer is a process of its own, asleep while another works, and its peak memory is its own; each
+round runs every peer once, ratios are taken within a round, and the median of the rounds is reported. A GPU cannot hold
+all peers at once: there each is loaded, timed and gone before the next, and ratios are those of the k-th runs.
+`error` is that of the scores against float32 (on a GPU, float16), over their spread, on random weights: it compares
+kernels, and says nothing about real models. Writes results/scoring_DEVICE.json, on a CPU also the README's table.
 """
 
 from __future__ import annotations
@@ -22,27 +24,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import peers_of
 from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from lightrm.checkpoints.stored import write_safetensors
 from training.records import read_jsonl
 
-CEILING, TRUTH = "int8 GEMMs alone", "lightrm fp32"
+CEILING, TRUTH = "int8 GEMMs alone", {"cpu": "lightrm fp32", "cuda": "transformers fp16"}
+SHAPES = {"7B": (4096, 11008, 32, 32), "13B": (5120, 13696, 40, 40)}  # width, ffn, heads, layers
 PACKAGES = (
     "torch", "numpy", "numba", "transformers", "bitsandbytes", "torchao", "llama_cpp_python",
 )  # fmt: skip
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForSequenceClassification"], "model_type": "llama", "vocab_size": 4096,
-    "hidden_size": 4096, "intermediate_size": 11008, "num_attention_heads": 32, "num_key_value_heads": 32,
     "max_position_embeddings": 4096, "rms_norm_eps": 1e-6, "hidden_act": "silu", "num_labels": 1, "pad_token_id": 0,
 }  # fmt: skip
 
 
-def build(folder: Path, layers: int, vocabulary: int = CONFIG["vocab_size"]) -> None:
-    """A checkpoint of LLaMA-7B's shape with few layers and random fp16 weights."""
+def build(folder: Path, layers: int, vocabulary: int = CONFIG["vocab_size"], shape: str = "7B") -> None:
+    """A checkpoint of few layers or all, random fp16 weights, one set for every layer."""
     generator = torch.Generator().manual_seed(0)
-    width, ffn = CONFIG["hidden_size"], CONFIG["intermediate_size"]
+    width, ffn, heads, _ = SHAPES[shape]
 
     def normal(*shape: int, scale: float) -> torch.Tensor:
         return (torch.randn(shape, generator=generator) * scale).half()
@@ -51,13 +53,14 @@ def build(folder: Path, layers: int, vocabulary: int = CONFIG["vocab_size"]) -> 
     weights |= {"model.norm.weight": torch.ones(width).half(), "score.weight": normal(1, width, scale=width**-0.5)}
     shapes = {f"self_attn.{name}_proj": (width, width) for name in "qkvo"}
     shapes |= {"mlp.gate_proj": (ffn, width), "mlp.up_proj": (ffn, width), "mlp.down_proj": (width, ffn)}
+    layer = {f"{name}.weight": normal(*s, scale=s[1] ** -0.5) for name, s in shapes.items()}
+    layer |= {f"{norm}.weight": torch.ones(width).half() for norm in ("input_layernorm", "post_attention_layernorm")}
     for i in range(layers):
-        prefix = f"model.layers.{i}."
-        weights |= {f"{prefix}{name}.weight": normal(*s, scale=s[1] ** -0.5) for name, s in shapes.items()}
-        for norm in ("input_layernorm", "post_attention_layernorm"):
-            weights[f"{prefix}{norm}.weight"] = torch.ones(width).half()
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "config.json").write_text(json.dumps(CONFIG | {"num_hidden_layers": layers, "vocab_size": vocabulary}))
+        weights |= {f"model.layers.{i}.{name}": tensor for name, tensor in layer.items()}
+    write_safetensors(folder / "model.safetensors", weights)
+    sizes = {"hidden_size": width, "intermediate_size": ffn, "num_attention_heads": heads, "num_key_value_heads": heads}
+    config = CONFIG | sizes | {"num_hidden_layers": layers, "vocab_size": vocabulary}
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def real_lengths(data: Path, count: int) -> list[int]:
@@ -73,9 +76,9 @@ def real_lengths(data: Path, count: int) -> list[int]:
 class Peer:
     """A worker process; `ask` waits for its answer."""
 
-    def __init__(self, name: str, folder: Path, threads: int) -> None:
+    def __init__(self, name: str, folder: Path, device: str) -> None:
         self.name = name
-        command = [sys.executable, "-m", "benchmarks.peers", name, str(folder), str(threads)]
+        command = [sys.executable, "-m", "benchmarks.peers", name, str(folder), str(torch.get_num_threads()), device]
         pipe = subprocess.PIPE
         # Not a pipe: one that nobody reads would fill and stop the peer.
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -95,51 +98,67 @@ class Peer:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps({"lengths": lengths, "seed": seed}) + "\n")
         self.process.stdin.flush()
-        return self.answer()
+        return self.answer() | {"kernel": self.kernel}
 
 
-def measure(data: Path, layers: int, rounds: int, names: list[str], wanted: list[str]) -> dict[str, Any]:
-    threads = torch.get_num_threads()
+Loads = dict[str, list[int]]
+Answers = dict[str, dict[str, list[dict[str, Any]]]]  # by workload and peer, one a round
+
+
+def in_turn(names: list[str], folder: Path, device: str, loads: Loads, rounds: int, failed: dict[str, str]) -> Answers:
+    """All peers at once in memory; in each round every one runs once. The first round warms up and is dropped."""
+    peers = []
+    for name in names:
+        try:
+            peers.append(Peer(name, folder, device))
+        except RuntimeError as error:  # a peer that cannot run is part of the result
+            failed[name] = str(error)
+    answers: Answers = {}
+    for load, sizes in loads.items():
+        answers[load] = {peer.name: [] for peer in peers}
+        for k in range(rounds + 1):
+            for peer in list(peers):
+                try:
+                    answer = peer.ask(sizes, seed=1)
+                except RuntimeError as error:
+                    failed[peer.name] = f"{load}: {error}"
+                    peers.remove(peer)
+                    del answers[load][peer.name]
+                    continue
+                if k:
+                    answers[load][peer.name].append(answer)
+        print(load, {name: statistics.median(a["seconds"] for a in found) for name, found in answers[load].items()})
+    for peer in peers:
+        peer.process.kill()
+    return answers
+
+
+def measure(
+    data: Path, shape: str, layers: int, rounds: int, names: list[str], wanted: list[str], device: str
+) -> dict[str, Any]:
     lengths = real_lengths(data, 24)
     loads = {
-        "4 x 256": ([256] * 4, rounds),
-        "8 x 256": ([256] * 8, rounds),
-        "2 x 1024": ([1024] * 2, rounds),
-        "1 x 2048": ([2048], rounds),
-        "real mix": (lengths, rounds),
+        "4 x 256": [256] * 4,
+        "8 x 256": [256] * 8,
+        "2 x 1024": [1024] * 2,
+        "1 x 2048": [2048],
+        "real mix": lengths,
     }
     loads = {name: load for name, load in loads.items() if name in wanted or not wanted}
-    result: dict[str, Any] = {**provenance(), "layers": layers, "threads": threads, "rounds": rounds}
-    result |= {"cpu": torch.backends.cpu.get_cpu_capability(), "real lengths": lengths, "workloads": {}, "failed": {}}
+    result: dict[str, Any] = {**provenance(available(PACKAGES)), "shape": shape, "layers": layers, "rounds": rounds}
+    result |= {"device": device_name(device), "threads": torch.get_num_threads(), "real lengths": lengths}
+    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        build(Path(folder), layers)
-        peers = []
-        for name in names:
-            try:
-                peers.append(Peer(name, Path(folder), threads))
-            except RuntimeError as error:  # a peer that cannot run is part of the result
-                result["failed"][name] = str(error)
-                print(f"{name}: {error}", file=sys.stderr)
-        for load, (sizes, count) in loads.items():
-            runs: dict[str, list[float]] = {peer.name: [] for peer in peers}
-            last: dict[str, dict[str, Any]] = {}
-            for k in range(count + 1):  # the first warms up
-                for peer in list(peers):
-                    try:
-                        last[peer.name] = peer.ask(sizes, seed=1)
-                    except RuntimeError as error:
-                        result["failed"][peer.name] = f"{load}: {error}"
-                        peers.remove(peer)
-                        runs.pop(peer.name)
-                        print(f"{peer.name}, {load}: {error}", file=sys.stderr)
-                        continue
-                    if k:
-                        runs[peer.name].append(last[peer.name]["seconds"])
-            result["workloads"][load] = summary(sizes, runs, last, {peer.name: peer.kernel for peer in peers})
-            print(table(result), flush=True)
-        for peer in peers:
-            peer.process.kill()
-    return result | {"versions": provenance(available(PACKAGES))["versions"]}
+        build(Path(folder), layers, shape=shape)
+        together = [names] if device == "cpu" else [[name] for name in names]
+        parts = [in_turn(group, Path(folder), device, loads, rounds, failed) for group in together]
+    answers = {load: {name: found for part in parts for name, found in part.get(load, {}).items()} for load in loads}
+    result["workloads"] = {load: summary(loads[load], answers[load], TRUTH[device]) for load in loads}
+    return result | {"failed": failed}
+
+
+def device_name(device: str) -> str:
+    return torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name()
 
 
 def available(packages: tuple[str, ...]) -> tuple[str, ...]:
@@ -155,23 +174,25 @@ def available(packages: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def summary(sizes: list[int], runs: dict, last: dict, kernels: dict) -> dict[str, Any]:
-    truth = np.array(last[TRUTH]["scores"])
+def summary(sizes: list[int], answers: dict[str, list[dict[str, Any]]], true: str) -> dict[str, Any]:
+    truth = np.array(answers[true][-1]["scores"])
+    runs = {name: [answer["seconds"] for answer in found] for name, found in answers.items()}
     rows = {}
     for name, seconds in runs.items():
         against = {
             other: statistics.median(b / a for a, b in zip(seconds, runs[other], strict=True))
-            for other in ("lightrm w8a8", CEILING, "transformers fp32", "transformers bf16")
+            for other in ("lightrm w8a8", CEILING, "transformers fp32", "transformers fp16", "transformers bf16")
             if other in runs
         }
-        error = float(np.sqrt(np.mean((np.array(last[name]["scores"]) - truth) ** 2)) / max(truth.std(), 1e-9))
+        last = answers[name][-1]
+        error = float(np.sqrt(np.mean((np.array(last["scores"]) - truth) ** 2)) / max(truth.std(), 1e-9))
         rows[name] = {
             "tokens/s": sum(sizes) / statistics.median(seconds),
             "pairs/s": len(sizes) / statistics.median(seconds),
             "speed against": against,
-            "peak memory": last[name]["peak"],
+            "peak memory": last["peak"],
             "error": None if name == CEILING or len(sizes) == 1 else error,
-            "kernel": kernels[name],
+            "kernel": last["kernel"],
         }
     return rows
 
@@ -200,17 +221,26 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--device", choices=list(TRUTH), default="cpu")
+    parser.add_argument("--shape", choices=list(SHAPES), default="7B")
+    parser.add_argument("--layers", type=int, default=None, help="2 on a CPU, all on a GPU")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--only", nargs="*", default=list(PEERS), help="names of peers")
+    parser.add_argument("--only", nargs="*", default=None, help="names of peers")
     parser.add_argument("--loads", nargs="*", default=[], help="workloads, all if none is named")
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     arguments = parser.parse_args()
-    result = measure(arguments.data, arguments.layers, arguments.rounds, arguments.only, arguments.loads)
-    if not arguments.dry:
-        write_result("scoring_cpu", result)
+    device, shape = arguments.device, arguments.shape
+    layers = arguments.layers or (2 if device == "cpu" else SHAPES[shape][3])
+    names = arguments.only or peers_of(device)
+    result = measure(arguments.data, shape, layers, arguments.rounds, names, arguments.loads, device)
+    print(table(result))
+    if arguments.dry:
+        return
+    name = "scoring_cpu" if device == "cpu" else f"scoring_cuda_{shape}"
+    write_result(name, result)
+    if device == "cpu":
         readme = ROOT / "README.md"
-        quoted = with_table(readme.read_text(encoding="utf-8"), "scoring_cpu", table(read_result("scoring_cpu")))
+        quoted = with_table(readme.read_text(encoding="utf-8"), name, table(read_result(name)))
         readme.write_text(quoted, encoding="utf-8")
 
 

@@ -44,7 +44,7 @@ def main() -> None:
 @click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
 @click.option("-o", "--output", default="-", show_default=True, type=SINK, help="JSONL file to write.")
 @click.option(
-    "--scheme", default="auto", show_default=True, help="auto, fp32, bf16, fp16, w8a8, w4a8, w4a8-g32, w4a16, ..."
+    "--scheme", default="auto", show_default=True, help="auto, fp32, bf16, fp16, w8a8, w4a8, w4a8-g32, w4a16, nf4, ..."
 )
 @click.option("--device", default="auto", show_default=True)
 @click.option("--template", default=None, help="Prompt template; the model's own if not given.")
@@ -181,6 +181,8 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     else:
         checkpoint = open_checkpoint(folder)
         check_tensors(checkpoint)
+        if checkpoint.holds is not None:
+            yield "quantized", f"its own values run under {checkpoint.holds}"
     a = checkpoint.architecture
     tokens, template, no_text = text_side(checkpoint, None, parse_specials=False)
     heads = {name: checkpoint.shape(name) for name in checkpoint.tensors if name.startswith("head.")}
@@ -277,13 +279,15 @@ def calibration_pairs(path: str, tokens: int) -> Iterator[tuple[Any, str]]:
 def plan(path: str, vram: str | None, token_budget: int | None, device: str, revision: str | None) -> None:
     """Say what each scheme would need for the model at PATH, what fits, and what 'auto' takes. Reads no weights."""
     from lightrm.checkpoints.config import read_architecture, read_config
+    from lightrm.checkpoints.detect import said_to_hold
     from lightrm.checkpoints.hub import resolve_config
     from lightrm.plan import SHARE, choose_scheme, needs
     from lightrm.schemes.grammar import parse_size, size_text
     from lightrm.scorer import TOKEN_BUDGET, choose_device, free_bytes
 
     place = choose_device(device)
-    a = read_architecture(read_config(resolve_config(path, revision)))
+    config = read_config(resolve_config(path, revision))
+    a = read_architecture(config)
     free = parse_size(vram) if vram is not None else free_bytes(place)
     budget = token_budget or TOKEN_BUDGET[place.type]
     table = Table(title=f"{a}, {size_text(free)} on {place}, {budget} tokens at once", title_justify="left")
@@ -294,7 +298,7 @@ def plan(path: str, vram: str | None, token_budget: int | None, device: str, rev
         fits = "yes" if need.total <= SHARE * free else "no"
         table.add_row(str(need.scheme), *map(size_text, sizes), fits)
     Console().print(table)
-    chosen = choose_scheme("auto", place, a, free, budget)
+    chosen = choose_scheme("auto", place, a, free, budget, said_to_hold(config))
     click.echo(f"auto takes {chosen}: {chosen.reason}")
 
 

@@ -83,12 +83,8 @@ class CompensatingLoader(Loader):
         self, decoder: Decoder, qkv: Linear, norm_D: torch.Tensor | None, x_TD: torch.Tensor, pack: PackedBatch
     ) -> torch.Tensor:
         """Attention's output, what `output` reads, float32."""
-        a = self.architecture
         rotation = None if decoder.frequency is None else rope_tables(decoder.frequency, pack.position_ids_T)
-        product = qkv(qkv.normed(self.cast(x_TD), norm_D, a.norm_eps))
-        query, key, value = product.heads((a.query_width, a.kv_width), a.head_width, rotation)
-        found = ops.attention(query, key, value, pack.segments, decoder.slopes_H, decoder.absolute_bias)
-        return found.flatten(1).float()
+        return decoder.mix(qkv, norm_D, self.cast(x_TD), pack, rotation).float()
 
     def gated(self, product: Product) -> torch.Tensor:
         """silu(gate) * up, rotated where it will be, what `down` reads, float32."""

@@ -90,14 +90,16 @@ class Decoder:
 
     def attend(self, layer: Layer, x_TD: torch.Tensor, batch: PackedBatch, rotation: Rotation) -> torch.Tensor:
         """x + o(attention(qkv(norm(x))))"""
-        mixed_TD = self.mix(layer, x_TD, batch, rotation)
+        mixed_TD = self.mix(layer.qkv, layer.attention_norm_D, x_TD, batch, rotation)
         return layer.output(layer.output.rows(mixed_TD)).added_to(x_TD)
 
-    def mix(self, layer: Layer, x_TD: torch.Tensor, batch: PackedBatch, rotation: Rotation) -> torch.Tensor:
+    def mix(
+        self, qkv: Linear, norm_D: torch.Tensor | None, x_TD: torch.Tensor, batch: PackedBatch, rotation: Rotation
+    ) -> torch.Tensor:
         """attention(qkv(norm(x))). Products have no names here and below: they are large, and gone once read."""
         a = self.architecture
-        rows = layer.qkv.normed(x_TD, layer.attention_norm_D, a.norm_eps)
-        query_THE, key_TJE, value_TJE = layer.qkv(rows).heads((a.query_width, a.kv_width), a.head_width, rotation)
+        rows = qkv.normed(x_TD, norm_D, a.norm_eps)
+        query_THE, key_TJE, value_TJE = qkv(rows).heads((a.query_width, a.kv_width), a.head_width, rotation)
         mixed_THE = ops.attention(query_THE, key_TJE, value_TJE, batch.segments, self.slopes_H, self.absolute_bias)
         return mixed_THE.flatten(1)
 

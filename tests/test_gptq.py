@@ -8,10 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import lightrm
 from lightrm import errors, native
 from lightrm.checkpoints.gptq import unpack
+from lightrm.cli import main
 from tests.conftest import DATA
 from tests.zoo import FFN, HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, llama_weights
 
@@ -39,6 +41,14 @@ def test_the_files_own_values_stay_packed(name: str) -> None:
     assert np.abs(eight - exact).max() < 0.3 * exact.std(), "and they can be requantized, rotated, to 8 bits"
     with pytest.raises(errors.SchemeError, match="quantized already: use that folder"):
         native.write(Path("nowhere"), kept.checkpoint, kept.decoder, kept.head, kept.report, None)
+
+
+def test_inspect_and_plan_say_what_a_folder_holds() -> None:
+    folder = str(DATA / "gptq-4bit-g32-asym")
+    told = " ".join(CliRunner().invoke(main, ["inspect", folder]).output.split())
+    assert "its own values run under w4a16" in told
+    planned = CliRunner().invoke(main, ["plan", folder, "--vram", "1GiB"]).output
+    assert "auto takes w4a16: the file's own values" in planned
 
 
 def packed(values: torch.Tensor, bits: int) -> torch.Tensor:

@@ -20,7 +20,7 @@ from lightrm.checkpoints import (
     ziya,
 )  # fmt: skip
 from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
-from lightrm.checkpoints.bnb import bitsandbytes_source
+from lightrm.checkpoints.bnb import EightBitSource, FourBitSource, bitsandbytes_source
 from lightrm.checkpoints.config import Config, read_architecture, read_config
 from lightrm.checkpoints.gptq import GptqSource, format_version, is_gptq
 from lightrm.checkpoints.hub import resolve
@@ -169,6 +169,16 @@ def main_source(folder: Path, config: Config) -> TensorSource:
             "gptq and bitsandbytes"
         )
     return source
+
+
+def said_to_hold(config: Config) -> str | None:
+    """The scheme that would keep a quantized file's own values, by config.json alone; None for any other."""
+    settings = config.raw.get("quantization_config")
+    if not isinstance(settings, dict):
+        return None
+    if settings.get("quant_method") == "bitsandbytes":
+        return FourBitSource.holds if settings.get("load_in_4bit") else EightBitSource.holds
+    return GptqSource.holds if settings.get("quant_method") == "gptq" else None
 
 
 def same(a: tuple[TensorSource, str], b: tuple[TensorSource, str]) -> bool:

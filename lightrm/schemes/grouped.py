@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lightrm.schemes.int4 import HIGH, LOW
+from lightrm.schemes.int4 import HIGH, LOW, ROWS
 
 WORD = 32
 MIDDLE = 8  # the zero point of a symmetric 4-bit grid
@@ -80,6 +80,10 @@ def best_step(weight_NK: torch.Tensor) -> torch.Tensor:
 
 def quantize(weight_OI: torch.Tensor, group: int) -> Grouped:
     """Round to nearest, 4 bits, symmetric. The group divides I."""
+    return joined([quantize_rows(rows, group) for rows in weight_OI.split(ROWS)])
+
+
+def quantize_rows(weight_OI: torch.Tensor, group: int) -> Grouped:
     outputs, inputs = weight_OI.shape
     weight_NK = weight_OI.float().reshape(-1, group)
     step = best_step(weight_NK)
