@@ -136,7 +136,7 @@ def in_turn(names: list[str], folder: Path, device: str, loads: Loads, rounds: i
 def measure(
     data: Path, shape: str, layers: int, rounds: int, names: list[str], wanted: list[str], device: str
 ) -> dict[str, Any]:
-    lengths = real_lengths(data, 24)
+    lengths = real_lengths(data, 12)
     loads = {
         "4 x 256": [256] * 4,
         "8 x 256": [256] * 8,
