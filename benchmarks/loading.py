@@ -89,20 +89,24 @@ def measure(layers: int) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
+    """Times as ratios: to bf16's from the same source, or of mapping a folder to quantizing again."""
     rows = result["rows"]
-    quantizing = {r["scheme"]: r["seconds"] for r in rows if r["source"] == "fp16 safetensors"}
+    seconds = {(r["source"], r["scheme"]): r["seconds"] for r in rows}
     lines = ["| source | scheme | time | held | peak over held | bound | scoring 2048 tokens | planned |"]
     lines.append("| --- | --- |" + " ---: |" * 6)
     for r in rows:
         native = r["source"] == "native folder"
-        against = f" ({quantizing[r['scheme']] / r['seconds']:.0f} x faster than quantizing)" if native else ""
-        over = f"{(r['grown'] - r['held']) / 2**20:.0f} MiB"
+        again = seconds["fp16 safetensors", r["scheme"]]
+        time = f"1/{again / r['seconds']:.0f} of quantizing" if native else ratio(r, seconds)
         bound = "-" if native else f"{1.5 * r['largest'] / 2**20:.0f} MiB"
-        lines.append(
-            f"| {r['source']} | {r['scheme']} | {r['seconds']:.1f} s{against} | {r['held'] / 2**20:.0f} MiB "
-            f"| {over} | {bound} | {r['scoring'] / 2**20:.0f} MiB | {r['planned'] / 2**20:.0f} MiB |"
-        )
+        cells = [f"{size / 2**20:.0f} MiB" for size in (r["held"], r["grown"] - r["held"])]
+        cells += [bound, *(f"{r[name] / 2**20:.0f} MiB" for name in ("scoring", "planned"))]
+        lines.append(f"| {r['source']} | {r['scheme']} | {time} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def ratio(row: dict[str, Any], seconds: dict[tuple[str, str], float]) -> str:
+    return f"{row['seconds'] / seconds[row['source'], 'bf16']:.1f} x bf16"
 
 
 def main() -> None:
