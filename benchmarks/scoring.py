@@ -198,15 +198,15 @@ def summary(sizes: list[int], answers: dict[str, list[dict[str, Any]]], true: st
 
 
 def table(result: dict[str, Any]) -> str:
-    """Speed of each scorer over lightrm's w8a8 in the same round, by workload; memory and error from the first."""
+    """Speed of each scorer over lightrm's w8a8 in the same round, by workload; memory and error from the last."""
     loads = result["workloads"]
-    first = next(iter(loads.values()))
-    titles = [f"{load} tokens" if "x" in load else load for load in loads]
+    last = list(loads.values())[-1]
+    titles = [f"{load} tokens" if " x " in load else load for load in loads]
     lines = [
         f"| | {' | '.join(titles)} | peak memory | error | kernel |",
         f"| --- |{' ---: |' * len(loads)} ---: | ---: | --- |",
     ]
-    for name, row in first.items():
+    for name, row in last.items():
         cells = [f"{rows[name]['speed against']['lightrm w8a8']:.2f}" for rows in loads.values()]
         peak = "-" if row["peak memory"] is None else f"{row['peak memory'] / 2**30:.1f} GiB"
         error = "-" if row["error"] is None else f"{100 * row['error']:.1f} %"
