@@ -34,6 +34,12 @@ def prompt_of(record: dict) -> str | list[dict[str, str]]:
     return dialogue_turns(record["prompt"]) if record["format"] == "hh" else record["prompt"]
 
 
+def sample(path: Path, count: int, languages: tuple[str, ...] = ("zh", "en")) -> list[dict]:
+    """Records spread evenly over a file."""
+    records = [record for record in read_jsonl(path) if record["lang"] in languages]
+    return records[:: len(records) // count][:count]
+
+
 def share(wins: Iterable[bool]) -> dict[str, float | int]:
     """Wins out of n with a 95 % Wilson interval."""
     wins = list(wins)

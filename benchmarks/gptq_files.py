@@ -22,11 +22,10 @@ import numpy as np
 import torch
 
 import lightrm
-from benchmarks.bundled_model import prompt_of
+from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.record import provenance, read_result, write_result
 from lightrm.exporting import export_gptq
 from lightrm.schemes.grouped import Grouped
-from training.records import read_jsonl
 
 PACKAGES = (
     "torch==2.13.0", "numpy>=2", "transformers==4.40.2", "peft==0.10.0", "datasets==2.19.2", "accelerate", "rouge",
@@ -47,16 +46,13 @@ def python_of(folder: Path) -> Path:
 
 
 def compare(python: Path, source: str, scheme: str, calibrated: bool, data: Path, languages: tuple[str, ...]) -> dict:
-    def some(file: str, count: int) -> list[dict[str, Any]]:
-        records = [r for r in read_jsonl(data / file) if r["lang"] in languages]
-        return records[:: len(records) // count][:count]
-
-    pairs = [(prompt_of(r), r["chosen"]) for r in some("pairs_train.jsonl.gz", CALIBRATION)] if calibrated else None
+    train = sample(data / "pairs_train.jsonl.gz", CALIBRATION, languages) if calibrated else []
+    pairs = [(prompt_of(r), r["chosen"]) for r in train]
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "gptq"
         export_gptq(source, folder, scheme=scheme, calibration=pairs)
         rm = lightrm.load(folder, scheme="fp32", max_length=LONGEST)
-        dev = some("pairs_dev.jsonl.gz", PAIRS)
+        dev = sample(data / "pairs_dev.jsonl.gz", PAIRS, languages)
         ids = [rm.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
         (Path(root) / "ids.json").write_text(json.dumps(ids))
         subprocess.run([python, CLIENT, folder, Path(root) / "ids.json", Path(root) / "answer.pt"], check=True)

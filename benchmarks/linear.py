@@ -20,11 +20,10 @@ import torch
 
 from benchmarks.record import provenance, write_result
 from lightrm import ops
-from lightrm.linear import FloatLinear, IntegerLinear, Linear
+from lightrm.linear import IntegerLinear, Linear, linear_for
 from lightrm.ops import kernels_for
 from lightrm.packers import WholePacker, packer_for
 from lightrm.schemes.grammar import parse_scheme
-from lightrm.weights import Int4Weight, Int8Weight
 
 SHAPES = {
     "7B qkv": (12288, 4096), "7B o": (4096, 4096), "7B gate_up": (22016, 4096), "7B down": (4096, 11008),
@@ -44,11 +43,7 @@ def build(scheme_name: str, outputs: int, inputs: int, device: torch.device) -> 
     else:
         for held in packer.held:
             held.copy_(torch.randn(held.shape) * 0.02 if held.is_floating_point() else torch.randint(1, 8, held.shape))
-    weight = packer.weight()
-    if scheme.integer:
-        assert isinstance(weight, Int8Weight | Int4Weight)
-        return IntegerLinear(weight, torch.zeros(outputs, device=device))
-    return FloatLinear(weight)
+    return linear_for(scheme, packer.weight(), None)
 
 
 def timed(run: Callable[[], object], device: torch.device) -> float:

@@ -20,37 +20,12 @@ import torch
 from scipy.stats import kendalltau
 
 import lightrm
-from benchmarks.bundled_model import prompt_of
+from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.record import provenance, read_result, write_result
 from lightrm import loading
-from lightrm.folding import Folding, turn
-from training.records import read_jsonl
+from lightrm.folding import Folding
 
 LONGEST, PAIRS, CALIBRATION = 256, 75, 60
-
-
-class NormsOnly(Folding):
-    """Norm weights folded, nothing rotated."""
-
-    gated_block = 1  # type: ignore[assignment]
-
-    def reads_residual(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
-        return weight_OD.mul_(norm_D)
-
-    def writes_residual(self, weight_DI: torch.Tensor) -> torch.Tensor:
-        return weight_DI
-
-    def embedding(self, rows_VD: torch.Tensor) -> torch.Tensor:
-        return rows_VD
-
-    def value(self, weight: torch.Tensor) -> torch.Tensor:
-        return weight
-
-    def output(self, weight_DI: torch.Tensor) -> torch.Tensor:
-        return weight_DI
-
-    def down(self, weight_DF: torch.Tensor) -> torch.Tensor:
-        return weight_DF
 
 
 class WithoutGated(Folding):
@@ -78,10 +53,9 @@ class WithoutResidual(Folding):
     def embedding(self, rows_VD: torch.Tensor) -> torch.Tensor:
         return rows_VD
 
-    def output(self, weight_DI: torch.Tensor) -> torch.Tensor:
-        width = self.architecture.head_width
-        turn(weight_DI.view(-1, width))
-        return weight_DI
+
+class NormsOnly(WithoutResidual, WithoutHeads, WithoutGated):
+    """Norm weights folded, nothing rotated."""
 
 
 # (row, scheme, folding, calibrated)
@@ -104,12 +78,9 @@ ROWS: tuple[tuple[str, str, type[Folding], bool], ...] = (
 
 
 def measure(path: str, data: Path, languages: tuple[str, ...]) -> dict[str, Any]:
-    def some(file: str, count: int) -> list[dict]:
-        records = [r for r in read_jsonl(data / file) if r["lang"] in languages]
-        return records[:: len(records) // count][:count]
-
     exact = lightrm.load(path, scheme="fp32", max_length=LONGEST)
-    dev, train = some("pairs_dev.jsonl.gz", PAIRS), some("pairs_train.jsonl.gz", CALIBRATION)
+    dev = sample(data / "pairs_dev.jsonl.gz", PAIRS, languages)
+    train = sample(data / "pairs_train.jsonl.gz", CALIBRATION, languages)
     texts = [exact.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
     calibration = [(prompt_of(r), r["chosen"]) for r in train]
     truth = exact.score_ids(texts)

@@ -28,7 +28,6 @@ import torch
 from benchmarks.peers import peers_of
 from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
 from lightrm.checkpoints.stored import write_safetensors
-from training.records import read_jsonl
 
 CEILING, TRUTH = "int8 GEMMs alone", {"cpu": "lightrm fp32", "cuda": "transformers fp16"}
 SHAPES = {"7B": (4096, 11008, 32, 32), "13B": (5120, 13696, 40, 40)}  # width, ffn, heads, layers
@@ -64,13 +63,13 @@ def build(folder: Path, layers: int, vocabulary: int = CONFIG["vocab_size"], sha
 
 
 def real_lengths(data: Path, count: int) -> list[int]:
-    """Tokens of prompt and answer together, of real pairs, zh and en, by the bundled model's tokenizer, cut at 1024."""
+    """Tokens of prompt and answer together, of real pairs, zh and en, by the bundled model's tokenizer, cut at 512."""
     import lightrm
-    from benchmarks.bundled_model import prompt_of
+    from benchmarks.bundled_model import prompt_of, sample
 
     rm = lightrm.load("demo", max_length=512)
-    records = read_jsonl(data / "pairs_dev.jsonl.gz")
-    return [len(rm.encode_one(prompt_of(r), r["chosen"]).token_ids) for r in records[:: len(records) // count]][:count]
+    records = sample(data / "pairs_dev.jsonl.gz", count)
+    return [len(rm.encode_one(prompt_of(r), r["chosen"]).token_ids) for r in records]
 
 
 class Peer:

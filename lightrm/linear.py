@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from lightrm import ops
+from lightrm.schemes.grammar import Scheme
 from lightrm.weights import Held, Int4Weight, Int8Weight
 
 Rotation = tuple[torch.Tensor, torch.Tensor] | None
@@ -152,3 +153,11 @@ class IntegerLinear:
     @property
     def bytes(self) -> int:
         return self.weight.bytes + self.bias_O.nbytes
+
+
+def linear_for(scheme: Scheme, weight: Held, bias_O: torch.Tensor | None, block: int = 1) -> Linear:
+    """A held weight and its bias, if any, as the layer that the scheme runs."""
+    if scheme.integer:
+        assert isinstance(weight, Int8Weight | Int4Weight)
+        return IntegerLinear(weight, torch.zeros_like(weight.scale_O) if bias_O is None else bias_O, block)
+    return FloatLinear(weight, None if bias_O is None else bias_O.to(scheme.dtype), block)

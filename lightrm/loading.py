@@ -19,14 +19,14 @@ from lightrm.checkpoints.inventory import FUSED, check_tensors, part_rows, real_
 from lightrm.errors import NumericsError, TensorMismatchError
 from lightrm.folding import Folding
 from lightrm.heads import ValueHead
-from lightrm.linear import FloatLinear, IntegerLinear, Linear
+from lightrm.linear import Linear, linear_for
 from lightrm.ops import KernelChoice, kernels_for
 from lightrm.packers import Packer, WholePacker, packer_for
 from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
 from lightrm.transformer import Decoder, Layer
-from lightrm.weights import ForeignWeight, Held, Int4Weight, Int8Weight
+from lightrm.weights import ForeignWeight, Held, Int8Weight
 
 CHECKED_AT_ONCE = 2**20
 
@@ -192,10 +192,7 @@ class Loader:
         biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
         bias = torch.cat(biases) if biases else None
         block = self.folding.gated_block if self.folding is not None and name == "down" else 1
-        if self.scheme.integer:
-            assert isinstance(held, Int8Weight | Int4Weight)
-            return IntegerLinear(held, torch.zeros_like(held.scale_O) if bias is None else bias, block)
-        return FloatLinear(held, None if bias is None else bias.to(self.scheme.dtype), block)
+        return linear_for(self.scheme, held, bias, block)
 
     def parts(self, prefix: str, name: str, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The file's tensors behind one layer, by our part names; one fused tensor comes as its parts too."""

@@ -4,9 +4,9 @@
     lightrm.safetensors   the decoder's tensors as held, and the value head with what was folded into it
     config.json, tokenizer files: copied
 
-Loading maps the tensors and adds up each one:
-the sum of its 64-bit words is in the manifest, so a cut or altered file is refused. It guards against accidents; the
-sha256 of the sources, also in the manifest, says what the weights were made from.
+Loading maps the tensors and adds up each one: the sum of its 64-bit words is in the manifest, so a cut or altered file
+is refused. It guards against accidents. The sha256 of the sources, also in the manifest, says what the weights came
+from.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from safetensors import SafetensorError, safe_open
 from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
-from lightrm.checkpoints.stored import UNFINISHED, copy_text_files, whole_folder, write_json, write_safetensors
+from lightrm.checkpoints.stored import check_finished, copy_text_files, whole_folder, write_json, write_safetensors
 from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.folding import Folding
 from lightrm.heads import PostStep, ValueHead
-from lightrm.linear import FloatLinear, IntegerLinear, Linear
+from lightrm.linear import Linear, linear_for
 from lightrm.loading import LoadReport
 from lightrm.ops import kernels_for
 from lightrm.schemes.grammar import Scheme, parse_scheme
@@ -135,8 +135,7 @@ def parts_of(weight: PlainWeight | Int8Weight | Int4Weight) -> dict[str, torch.T
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises CorruptFileError on anything but a whole folder of a format that this version knows."""
-    if folder.name.endswith(UNFINISHED):
-        raise CorruptFileError(f"{folder} was left by a run that did not finish: remove it and quantize again")
+    check_finished(folder)
     path = folder / MANIFEST
     if not path.is_file():
         raise CorruptFileError(f"{folder} holds {WEIGHTS} but no {MANIFEST}: a copy is incomplete, or writing stopped")
@@ -227,10 +226,6 @@ def layer_of(tensors: dict[str, Any], i: int, a: Architecture, scheme: Scheme) -
             weight = Int8Weight(tensors[stem + "values"], tensors[stem + "scale"])
         else:
             weight = Int4Weight(Int4(*(tensors[stem + part] for part in ("packed", "multiplier", "scale"))))
-        bias = tensors.get(stem + "bias")
-        if scheme.integer:
-            return IntegerLinear(weight, torch.zeros_like(weight.scale_O) if bias is None else bias, block)
-        assert isinstance(weight, Int4Weight)
-        return FloatLinear(weight, None if bias is None else bias.to(scheme.dtype), block)
+        return linear_for(scheme, weight, tensors.get(stem + "bias"), block)
 
     return Layer(None, linear("qkv"), linear("output"), None, linear("gate_up"), linear("down"))

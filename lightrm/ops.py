@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from types import ModuleType
 
 import torch
@@ -68,28 +68,30 @@ def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
     return KernelChoice("numba", f"this is a CPU; int8 products: {why}", False, slow_products)
 
 
-@lru_cache(maxsize=1)
-def fused_rows() -> tuple[ModuleType, str]:
-    """The passes between integer products on a CPU: numba's, or the plain ones and why."""
+@cache
+def imported(name: str) -> tuple[ModuleType | None, str]:
+    """A room of `kernels` that stands on a library of its own, or None and why not."""
     try:
-        return importlib.import_module("lightrm.kernels.cpu"), ""
-    except Exception as error:  # numba refuses a NumPy or a Python that it does not know by errors of many kinds
-        return integer, f"{type(error).__name__}: {error}"
-
-
-@lru_cache(maxsize=1)
-def bitsandbytes_kernels() -> tuple[ModuleType | None, str]:
-    """The products of bitsandbytes' schemes, or None and why not."""
-    try:
-        return importlib.import_module("lightrm.kernels.bnb"), ""
-    except Exception as error:  # it refuses machines that it does not know by errors of many kinds
+        return importlib.import_module(f"lightrm.kernels.{name}"), ""
+    except Exception as error:  # numba and bitsandbytes refuse what they do not know by errors of many kinds
         return None, f"{type(error).__name__}: {error}"
 
 
+def fused_rows() -> tuple[ModuleType, str]:
+    """The passes between integer products on a CPU: numba's, or the plain ones and why."""
+    found, error = imported("cpu")
+    return found or integer, error
+
+
+def bitsandbytes_kernels() -> tuple[ModuleType | None, str]:
+    """The products of bitsandbytes' schemes, or None and why not."""
+    return imported("bnb")
+
+
 def bitsandbytes() -> ModuleType:
-    found, error = bitsandbytes_kernels()
+    found, _ = bitsandbytes_kernels()
     if found is None:
-        raise SchemeError(f"bitsandbytes cannot be imported ({error}): pip install bitsandbytes")
+        raise SchemeError(kernels_for(torch.device("cpu"), "bitsandbytes").reason)
     return found
 
 

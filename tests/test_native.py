@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 import lightrm
 from lightrm import errors, native
-from lightrm.checkpoints.stored import write_safetensors
+from lightrm.checkpoints.stored import UNFINISHED, write_safetensors
 from lightrm.cli import main
 from tests.zoo import specimens
 
@@ -46,7 +46,7 @@ def test_same_scores_from_text(folder: Path) -> None:
     assert stored.template.name == "ziya"
     assert stored.report.sqnr_db == fresh.report.sqnr_db
     assert "the folder holds w4a8" in repr(stored)
-    assert not folder.with_name(folder.name + native.UNFINISHED).exists()
+    assert not folder.with_name(folder.name + UNFINISHED).exists()
     manifest = json.loads((folder / native.MANIFEST).read_text())
     assert set(manifest["sources"]) == {f"pytorch_model-0000{k}-of-00002.bin" for k in (1, 2)}
     assert all(len(digest) == 64 for digest in manifest["sources"].values())
@@ -137,7 +137,7 @@ def test_a_stopped_run_leaves_nothing_that_loads(tmp_path: Path, monkeypatch: py
         with pytest.raises(KeyboardInterrupt):
             native.write(target, *parts)
     assert not target.exists()
-    draft = target.with_name(target.name + native.UNFINISHED)
+    draft = target.with_name(target.name + UNFINISHED)
     assert draft.exists()
     with pytest.raises(errors.CheckpointError):
         lightrm.load(draft)

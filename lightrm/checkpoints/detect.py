@@ -26,14 +26,8 @@ from lightrm.checkpoints.gptq import GptqSource, format_version, is_gptq
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.source import PackedSource, TensorSource, check_index, main_files
-from lightrm.checkpoints.stored import UNFINISHED
-from lightrm.errors import (
-    CheckpointError,
-    CorruptFileError,
-    MissingHeadError,
-    TensorMismatchError,
-    UnsupportedModelError,
-)
+from lightrm.checkpoints.stored import check_finished
+from lightrm.errors import CheckpointError, MissingHeadError, TensorMismatchError, UnsupportedModelError
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int8 import Rowwise
@@ -73,9 +67,9 @@ class Checkpoint:
     @property
     def holds(self) -> str | None:
         """The scheme that keeps the matrices as a quantized file has them; None if they cannot be used as they are."""
-        packed = next((source for source in self.sources if isinstance(source, PackedSource)), None)
-        as_they_are = packed is not None and self.adapter is None and self.layout.regroup is None
-        return packed.holds if packed is not None and as_they_are else None
+        if self.adapter is not None or self.layout.regroup is not None:
+            return None
+        return next((source.holds for source in self.sources if isinstance(source, PackedSource)), None)
 
     def packed(self, ours: str) -> Grouped | Blockwise | Rowwise | None:
         """A quantized layer's own values under our name of its weight; None if the file does not pack it."""
@@ -108,8 +102,7 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
 
     Raises a CheckpointError that says what was found and what was expected.
     """
-    if folder.name.endswith(UNFINISHED):
-        raise CorruptFileError(f"{folder} was left by a run that did not finish: remove it and run it again")
+    check_finished(folder)
     adapter = read_adapter(folder) if is_adapter(folder) else None
     base_folder = folder if adapter is None else base_of(folder, adapter, base)
     config = read_config(folder if (folder / "config.json").is_file() else base_folder)

@@ -43,10 +43,8 @@ def resolve_config(path_or_id: str, revision: str | None = None) -> Path:
     try:
         return Path(huggingface_hub.hf_hub_download(path_or_id, "config.json", revision=revision)).parent
     except Exception as error:  # the HTTP client's own errors too, which change between versions of the library
-        line = str(error).strip().splitlines() or ["no details"]
         raise DownloadError(
-            f"config.json of {path_or_id} is not in the cache and could not be fetched: "
-            f"{type(error).__name__}: {line[0]}"
+            f"config.json of {path_or_id} is not in the cache and could not be fetched: {first_line(error)}"
         ) from error
 
 
@@ -73,9 +71,13 @@ def fetch(repo_id: str, revision: str | None) -> Path:
     at = f" at revision {revision}" if revision else ""
     raise DownloadError(
         f"{repo_id}{at} is not a folder here, is not in the cache, and could not be fetched: "
-        f"{type(reason).__name__}: {str(reason).strip().splitlines()[0] if str(reason).strip() else 'no details'}; "
-        "check the name and the network, or pass a folder"
+        f"{first_line(reason)}; check the name and the network, or pass a folder"
     ) from reason
+
+
+def first_line(error: Exception) -> str:
+    said = str(error).strip().splitlines() or ["no details"]
+    return f"{type(error).__name__}: {said[0]}"
 
 
 def wanted(files: list[str]) -> list[str]:

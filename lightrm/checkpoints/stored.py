@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from lightrm.checkpoints.source import SAFETENSORS_DTYPES
-from lightrm.errors import CheckpointError
+from lightrm.errors import CheckpointError, CorruptFileError
 
 UNFINISHED = ".unfinished"
 TEXT_FILES = (
@@ -55,6 +55,12 @@ def check_free(folder: Path) -> None:
     """Raises CheckpointError if there is something at the destination already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty: remove it or choose another destination")
+
+
+def check_finished(folder: Path) -> None:
+    """Raises CorruptFileError on the draft of a run that stopped."""
+    if folder.name.endswith(UNFINISHED):
+        raise CorruptFileError(f"{folder} was left by a run that did not finish: remove it and quantize again")
 
 
 @contextmanager
