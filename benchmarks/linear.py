@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks.record import provenance, write_result
-from lightrm import ops
-from lightrm.linear import IntegerLinear, Linear, linear_for
-from lightrm.ops import kernels_for
+from lightrm import products
+from lightrm.dispatch import kernels_for
+from lightrm.linear import IntegerLinear, Linear, linear_for, settled
 from lightrm.packers import WholePacker, packer_for
 from lightrm.schemes.grammar import parse_scheme
 
@@ -72,11 +72,11 @@ def measure(device: torch.device, rounds: int, shapes: list[str], tokens: list[i
                     dtype = parse_scheme(name, device).dtype
                     x, stream = x_TI.to(dtype), torch.zeros(count, outputs, dtype=dtype, device=device)
                     if isinstance(layer, IntegerLinear) or name == "bnb-int8":
-                        bare = timed(lambda: ops.int8_product(values_TI, values_OI), device)  # noqa: B023
+                        bare = timed(lambda: products.int8_product(values_TI, values_OI), device)  # noqa: B023
                     else:
                         weight = floats[dtype if dtype in floats else torch.bfloat16].to(dtype)
-                        bare = timed(lambda: ops.linear(x, weight), device)  # noqa: B023
-                    whole = timed(lambda: layer(layer.rows(x)).added_to(stream), device)  # noqa: B023
+                        bare = timed(lambda: products.linear(x, weight), device)  # noqa: B023
+                    whole = timed(lambda: settled(layer.onto(stream, layer.rows(x))), device)  # noqa: B023
                     if k:
                         times[name].append((bare, whole))
             work = 2 * count * outputs * inputs / 1e9

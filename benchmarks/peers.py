@@ -145,21 +145,21 @@ PEERS: dict[str, Load] = {
 
 def gemms_alone(folder: Path, device: str) -> tuple[Score, str]:
     """The int8 products of w8a8 and nothing between them: the ceiling. Its "scores" are zeros."""
-    from lightrm import ops
+    from lightrm import dispatch, products
     from lightrm.kernels import gemm
 
     config = json.loads((folder / "config.json").read_text())
     width, ffn, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     shapes = [(3 * width, width), (width, width), (2 * ffn, width), (width, ffn)] * layers
     weights = [torch.randint(-127, 128, shape, dtype=torch.int8, device=device) for shape in shapes]
-    why = gemm.cpu_product()[1] if device == "cpu" else ops.kernels_for(torch.device(device), "integer").name
+    why = gemm.cpu_product()[1] if device == "cpu" else dispatch.kernels_for(torch.device(device), "integer").name
 
     def score(texts: list[np.ndarray]) -> np.ndarray:
         tokens = sum(len(text) for text in texts)
         for start in range(0, tokens, PADDED_TOKENS):
             rows = min(PADDED_TOKENS, tokens - start)
             for weight in weights:
-                ops.int8_product(inputs[weight.shape[1]][:rows], weight)
+                products.int8_product(inputs[weight.shape[1]][:rows], weight)
         if device != "cpu":
             torch.cuda.synchronize()
         return np.zeros(len(texts), np.float32)

@@ -310,7 +310,7 @@ def doctor() -> None:
 
     import torch
 
-    from lightrm.ops import kernels_for
+    from lightrm.dispatch import kernels_for
     from lightrm.schemes.grammar import size_text
     from lightrm.scorer import choose_device, free_bytes
 

@@ -7,6 +7,7 @@ for what the earlier ones lost. One layer is in float at a time; the calibration
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -14,10 +15,9 @@ from lightrm import ops
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.errors import SchemeError
-from lightrm.linear import Linear, Product
+from lightrm.linear import Linear, Product, settled
 from lightrm.loading import Loader
 from lightrm.packing import PackedBatch
-from lightrm.positions import rope_tables
 from lightrm.progress import item_progress
 from lightrm.schemes.compensation import compensated_int4
 from lightrm.schemes.grammar import Scheme
@@ -59,13 +59,12 @@ class CompensatingLoader(Loader):
                 qkv = self.rounded(prefix, "qkv", norms[0], [self.normed(x, attention) for x in streams])
                 mixed = [self.mixed(decoder, qkv, attention, x, p) for x, p in zip(streams, self.packs, strict=True)]
                 output = self.rounded(prefix, "output", None, mixed)
-                streams = [
-                    self.added(x, output(output.rows(self.cast(m)))) for x, m in zip(streams, mixed, strict=True)
-                ]
+                rows = [output.rows(self.cast(m)) for m in mixed]
+                streams = [self.added(x, output, r) for x, r in zip(streams, rows, strict=True)]
                 gate_up = self.rounded(prefix, "gate_up", norms[1], [self.normed(x, mlp) for x in streams])
                 products = [gate_up(gate_up.normed(self.cast(x), mlp, self.architecture.norm_eps)) for x in streams]
                 down = self.rounded(prefix, "down", None, [self.gated(product) for product in products])
-                streams = [self.added(x, down(down.gated(p))) for x, p in zip(streams, products, strict=True)]
+                streams = [self.added(x, down, down.gated(p)) for x, p in zip(streams, products, strict=True)]
                 decoder.layers.append(Layer(attention, qkv, output, mlp, gate_up, down))
                 advance(1)
         return decoder.layers
@@ -76,19 +75,20 @@ class CompensatingLoader(Loader):
     def cast(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.scheme.dtype)
 
-    def added(self, x_TD: torch.Tensor, product: Product) -> torch.Tensor:
-        return product.added_to(self.cast(x_TD)).float()
+    def added(self, x_TD: torch.Tensor, linear: Linear, rows: Any) -> torch.Tensor:
+        return settled(linear.onto(self.cast(x_TD), rows)).float()
 
     def mixed(
         self, decoder: Decoder, qkv: Linear, norm_D: torch.Tensor | None, x_TD: torch.Tensor, pack: PackedBatch
     ) -> torch.Tensor:
         """Attention's output, what `output` reads, float32."""
-        rotation = None if decoder.frequency is None else rope_tables(decoder.frequency, pack.position_ids_T)
-        return decoder.mix(qkv, norm_D, self.cast(x_TD), pack, rotation).float()
+        heads = decoder.heads(qkv, norm_D, self.cast(x_TD), decoder.rotation(pack))
+        paths = ops.paths(pack.segments, x_TD)
+        return ops.attention(*heads, paths, decoder.slopes_H, decoder.absolute_bias).flatten(1).float()
 
     def gated(self, product: Product) -> torch.Tensor:
         """silu(gate) * up, rotated where it will be, what `down` reads, float32."""
-        return ops.hadamard(ops.silu_mul(product.float()), self.folding.gated_block if self.folding else 1)
+        return ops.silu_mul(product.float(), self.folding.gated_block if self.folding else 1)
 
     def rounded(self, prefix: str, name: str, norm_D: torch.Tensor | None, inputs: list[torch.Tensor]) -> Linear:
         moment = torch.zeros(inputs[0].shape[1], inputs[0].shape[1], device=self.device)

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lightrm import ops
+
 
 @dataclass(frozen=True, slots=True)
 class PostStep:
@@ -44,12 +46,10 @@ class ValueHead:
 
     @torch.inference_mode()
     def __call__(self, hidden_SD: torch.Tensor) -> torch.Tensor:
-        """float32 (S,). Each row by itself: a product of S rows rounds otherwise for every S."""
-        return torch.cat([self.score(row[None]) for row in hidden_SD.float()])
-
-    def score(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 (S,)."""
+        x = hidden_SD
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
-            x = torch.nn.functional.linear(x if k == 0 else x.relu(), weight, bias)
+            x = ops.value_head(x if k == 0 else x.relu(), weight, bias)
         score_S = (x.mean(-1) - self.post.mean) / self.post.std
         return -score_S if self.post.negate else score_S
 

@@ -13,14 +13,15 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from lightrm import products
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint, listed
 from lightrm.checkpoints.inventory import FUSED, check_tensors, part_rows, real_architecture
+from lightrm.dispatch import KernelChoice, kernels_for
 from lightrm.errors import NumericsError, TensorMismatchError
 from lightrm.folding import Folding
 from lightrm.heads import ValueHead
 from lightrm.linear import Linear, linear_for
-from lightrm.ops import KernelChoice, kernels_for
 from lightrm.packers import Packer, WholePacker, packer_for
 from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.schemes.int8 import Rowwise
@@ -172,7 +173,7 @@ class Loader:
         whole = f"{prefix}{name}.weight"
         names = [whole] if whole in self.checkpoint.tensors else [f"{prefix}{part}.weight" for part in FUSED[name]]
         found = [self.checkpoint.packed(ours) for ours in names]
-        parts = [part.to(self.device) for part in found if part is not None]
+        parts = [products.placed(part, self.device) for part in found if part is not None]
         if len(parts) < len(names):
             return None
         for ours, part in zip(names, parts, strict=True):

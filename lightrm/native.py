@@ -27,18 +27,18 @@ from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
 from lightrm.checkpoints.stored import check_finished, copy_text_files, whole_folder, write_json, write_safetensors
+from lightrm.dispatch import kernels_for
 from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.folding import Folding
 from lightrm.heads import PostStep, ValueHead
 from lightrm.linear import Linear, linear_for
 from lightrm.loading import LoadReport
-from lightrm.ops import kernels_for
 from lightrm.schemes.grammar import Scheme, parse_scheme
 from lightrm.schemes.int4 import Int4
 from lightrm.transformer import Decoder, Layer
 from lightrm.weights import ForeignWeight, Int4Weight, Int8Weight, PlainWeight
 
-MANIFEST, WEIGHTS, FORMAT = "lightrm.json", "lightrm.safetensors", 1
+MANIFEST, WEIGHTS, FORMAT = "lightrm.json", "lightrm.safetensors", 2
 LINEARS = ("qkv", "output", "gate_up", "down")
 
 
@@ -141,10 +141,11 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptFileError(f"{folder} holds {WEIGHTS} but no {MANIFEST}: a copy is incomplete, or writing stopped")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] > FORMAT:
+        if raw["format"] != FORMAT:
+            cure = "update lightrm" if raw["format"] > FORMAT else "quantize its source again"
             raise CorruptFileError(
                 f"{folder} was written by lightrm {raw.get('lightrm')} in format {raw['format']}, this version reads "
-                f"up to {FORMAT}: update lightrm"
+                f"format {FORMAT}: {cure}"
             )
         post = PostStep(raw["head"]["mean"], raw["head"]["std"], raw["head"]["negate"])
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}

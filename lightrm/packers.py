@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from lightrm import ops
+from lightrm import products
 from lightrm.schemes import int4, int8
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grammar import Scheme
@@ -24,7 +24,7 @@ PACKED_AT_ONCE = 2**18  # numbers that are rounded at one time
 
 def packer_for(scheme: Scheme, outputs: int, inputs: int, device: torch.device) -> Packer | WholePacker:
     if scheme.weights == "nf4":
-        return WholePacker(ops.quantize_blockwise, device)
+        return WholePacker(products.quantize_blockwise, device)
     return Packer(scheme, outputs, inputs, device)
 
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from lightrm.architecture import Architecture
+from lightrm.dispatch import kernels_for
 from lightrm.errors import SchemeError
-from lightrm.ops import WIDENED_ROWS, kernels_for
+from lightrm.products import WIDENED_ROWS
 from lightrm.schemes.grammar import NAMES, Scheme, parse_scheme, size_text
 from lightrm.schemes.int4 import group_for
 
@@ -38,7 +39,7 @@ def weight_bytes(a: Architecture, scheme: Scheme) -> int:
     outputs = a.layers * (a.query_width + 2 * a.kv_width + 2 * a.width + 2 * a.ffn_width)
     half = scheme.dtype.itemsize
     norms = 0 if scheme.folds else half * (2 * a.layers + 1) * a.width
-    biases = 4 * outputs if scheme.integer else half * a.bias_parameters
+    biases = half * a.bias_parameters
     table = a.vocabulary * a.width * (2 if scheme.folds else half)
     if scheme.weights == "float":
         matrices = half * a.matrix_parameters

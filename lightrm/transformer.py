@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from lightrm import ops
 from lightrm.architecture import Alibi, Architecture, Rope
-from lightrm.linear import Linear, Rotation
+from lightrm.linear import Heads, Linear, Rotation, Stream, settled
 from lightrm.packing import PackedBatch
 from lightrm.positions import alibi_slopes, inverse_frequencies, rope_tables
 
@@ -76,35 +77,35 @@ class Decoder:
 
         watch: called with a name and the residual stream after each half of each layer, to find where it broke.
         """
-        rotation = None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
-        x_TD = self.embedding_VD[batch.token_ids_T].to(self.dtype)
-        for i, layer in enumerate(self.layers):
-            x_TD = self.attend(layer, x_TD, batch, rotation)
-            if watch is not None:
-                watch(f"layers.{i}.attention", x_TD)
-            x_TD = self.think(layer, x_TD)
-            if watch is not None:
-                watch(f"layers.{i}.mlp", x_TD)
-        last = [ops.rms_norm(row[None], self.final_norm_D, self.architecture.norm_eps) for row in x_TD[batch.last_S]]
-        return torch.cat(last)  # row by row: a mean over S rows may round otherwise for every S
-
-    def attend(self, layer: Layer, x_TD: torch.Tensor, batch: PackedBatch, rotation: Rotation) -> torch.Tensor:
-        """x + o(attention(qkv(norm(x))))"""
-        mixed_TD = self.mix(layer.qkv, layer.attention_norm_D, x_TD, batch, rotation)
-        return layer.output(layer.output.rows(mixed_TD)).added_to(x_TD)
-
-    def mix(
-        self, qkv: Linear, norm_D: torch.Tensor | None, x_TD: torch.Tensor, batch: PackedBatch, rotation: Rotation
-    ) -> torch.Tensor:
-        """attention(qkv(norm(x))). Products have no names here and below: they are large, and gone once read."""
         a = self.architecture
-        rows = qkv.normed(x_TD, norm_D, a.norm_eps)
-        query_THE, key_TJE, value_TJE = qkv(rows).heads((a.query_width, a.kv_width), a.head_width, rotation)
-        mixed_THE = ops.attention(query_THE, key_TJE, value_TJE, batch.segments, self.slopes_H, self.absolute_bias)
-        return mixed_THE.flatten(1)
+        rotation = self.rotation(batch)
+        paths = ops.paths(batch.segments, self.embedding_VD)
+        stream: Stream = self.embedding_VD[batch.token_ids_T].to(self.dtype)
+        for i, layer in enumerate(self.layers):
+            stream = self.attend(layer, stream, rotation, paths)
+            if watch is not None:
+                stream = settled(stream)
+                watch(f"layers.{i}.attention", stream)
+            stream = self.think(layer, stream)
+            if watch is not None:
+                stream = settled(stream)
+                watch(f"layers.{i}.mlp", stream)
+        return ops.norm_rows(settled(stream), batch.last_S, self.final_norm_D, a.norm_eps)
 
-    def think(self, layer: Layer, x_TD: torch.Tensor) -> torch.Tensor:
+    def rotation(self, batch: PackedBatch) -> Rotation:
+        return None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
+
+    def attend(self, layer: Layer, stream: Stream, rotation: Rotation, paths: Any) -> Stream:
+        """x + o(attention(qkv(norm(x)))). Products have no names here and below: they are large, and gone once read."""
+        heads = self.heads(layer.qkv, layer.attention_norm_D, stream, rotation)
+        return layer.output.onto(stream, layer.output.attended(heads, paths, self.slopes_H, self.absolute_bias))
+
+    def heads(self, qkv: Linear, norm_D: torch.Tensor | None, stream: Stream, rotation: Rotation) -> Heads:
+        a = self.architecture
+        product = qkv(qkv.normed(stream, norm_D, a.norm_eps))
+        return product.heads((a.query_width, a.kv_width), a.head_width, rotation)
+
+    def think(self, layer: Layer, stream: Stream) -> Stream:
         """x + down(silu(gate(h)) * up(h)), h = norm(x)"""
-        rows = layer.gate_up.normed(x_TD, layer.mlp_norm_D, self.architecture.norm_eps)
-        gated = layer.down.gated(layer.gate_up(rows))
-        return layer.down(gated).added_to(x_TD)
+        rows = layer.gate_up.normed(stream, layer.mlp_norm_D, self.architecture.norm_eps)
+        return layer.down.onto(stream, layer.down.gated(layer.gate_up(rows)))

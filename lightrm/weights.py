@@ -3,10 +3,11 @@
     PlainWeight     a float tensor
     Int8Weight      int8 with a float scale for each output channel
     Int4Weight      int4 in groups with integer multipliers (`schemes.int4`), widened block by block
-    ForeignWeight   in another program's 4 or 8 bits: GPTQ's (`schemes.grouped`), bitsandbytes' (`schemes.blockwise`)
+    ForeignWeight   in another program's 4 or 8 bits: GPTQ's (`schemes.grouped`, on a card as
+                    `schemes.tiled`), bitsandbytes' (`schemes.blockwise`)
 
-Each knows its size in memory, and multiplies int8 rows (`integer_product`), float rows (`product`), or either; nothing
-here knows layers, files or models. O x I a weight, T tokens.
+Each knows its size in memory, and multiplies float rows (`product`), or is made of integers that the integer path
+multiplies (`integers`), or both; nothing here knows layers, files or models. O x I a weight, T tokens.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
-from lightrm import ops
+from lightrm import products
 from lightrm.schemes import int4, int8
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
+from lightrm.schemes.int8 import Rowwise
+from lightrm.schemes.tiled import Tiled
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class PlainWeight:
     weight_OI: torch.Tensor
 
     def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-        return ops.linear(x_TI, self.weight_OI, bias_O)
+        return products.linear(x_TI, self.weight_OI, bias_O)
 
     @property
     def bytes(self) -> int:
@@ -42,12 +45,13 @@ class Int8Weight:
     values_OI: torch.Tensor
     scale_O: torch.Tensor
 
-    def integer_product(self, values_TI: torch.Tensor) -> torch.Tensor:
-        return ops.int8_product(values_TI, self.values_OI)
+    @property
+    def integers(self) -> Rowwise:
+        return Rowwise(self.values_OI, self.scale_O)
 
     def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         """LLM.int8: the way of bitsandbytes, which decides for itself what becomes int8."""
-        return ops.mixed_product(x_TI, self.values_OI, self.scale_O, bias_O)
+        return products.mixed_product(x_TI, self.values_OI, self.scale_O, bias_O)
 
     def float(self) -> torch.Tensor:
         return int8.dequantize_rows(self.values_OI, self.scale_O)
@@ -67,18 +71,12 @@ class Int4Weight:
     def scale_O(self) -> torch.Tensor:
         return self.held.scale_O
 
-    def integer_product(self, values_TI: torch.Tensor) -> torch.Tensor:
-        return ops.int4_product(values_TI, self.held.packed, self.held.multiplier_OG)
+    @property
+    def integers(self) -> int4.Int4:
+        return self.held
 
     def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
-        """Widened to the dtype of x: exact in int8, rounded once by the channel's scale."""
-        y_TO = x_TI.new_empty(len(x_TI), len(self.scale_O))
-        for start in range(0, len(self.scale_O), ops.WIDENED_ROWS):
-            rows = slice(start, start + ops.WIDENED_ROWS)
-            widened = ops.widen(self.held.packed[rows], self.held.multiplier_OG[rows])
-            weight_OI = widened.to(x_TI.dtype) * self.scale_O[rows, None].to(x_TI.dtype)
-            y_TO[:, rows] = ops.linear(x_TI, weight_OI, None if bias_O is None else bias_O[rows])
-        return y_TO
+        return products.widened_product(x_TI, self.held, bias_O)
 
     def float(self) -> torch.Tensor:
         return int4.dequantize(self.held)
@@ -92,21 +90,23 @@ class Int4Weight:
 class ForeignWeight:
     """Matrices one below the other: a fused layer's parts may have groups of their own."""
 
-    parts: tuple[Grouped | Blockwise, ...]
+    parts: tuple[Grouped | Tiled | Blockwise, ...]
 
     def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         y_TO = x_TI.new_empty(len(x_TI), sum(part.shape[0] for part in self.parts))
         at = 0
         for part in self.parts:
-            step = ops.WIDENED_ROWS if isinstance(part, Grouped) else part.shape[0]
+            step = products.WIDENED_ROWS if isinstance(part, Grouped) else part.shape[0]
             for start in range(0, part.shape[0], step):
                 end = min(start + step, part.shape[0])
                 rows = slice(at, at + end - start)
                 bias = None if bias_O is None else bias_O[rows]
                 if isinstance(part, Blockwise):
-                    y_TO[:, rows] = ops.blockwise_product(x_TI, part, bias)
+                    y_TO[:, rows] = products.blockwise_product(x_TI, part, bias)
+                elif isinstance(part, Tiled):
+                    y_TO[:, rows] = products.grouped_product(x_TI, part, bias)
                 else:
-                    y_TO[:, rows] = ops.linear(x_TI, part.rows(start, end).to(x_TI.dtype), bias)
+                    y_TO[:, rows] = products.linear(x_TI, part.rows(start, end).to(x_TI.dtype), bias)
                 at += end - start
         return y_TO
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lightrm
-from lightrm import errors, ops
+from lightrm import dispatch, errors, products
 from lightrm.checkpoints.detect import open_checkpoint, said_to_hold
 from lightrm.kernels import reference
 from lightrm.plan import choose_scheme, weight_bytes
@@ -95,7 +95,7 @@ def test_eight_bit_values_stay_packed(foreign: dict) -> None:
 
 def test_files_load_without_bitsandbytes(foreign: dict, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading needs no bitsandbytes: "auto" then takes another scheme, and asking for nf4 says what is missing."""
-    monkeypatch.setattr(ops, "bitsandbytes_kernels", lambda: (None, "ImportError: none here"))
+    monkeypatch.setattr(dispatch, "bitsandbytes_kernels", lambda: (None, "ImportError: none here"))
     folder, scores = foreign["nf4 nested"]
     rm = lightrm.load(folder)
     assert rm.report.scheme.name == "fp32"
@@ -130,14 +130,14 @@ def test_products_agree_with_their_twins(tokens: int, outputs: int, inputs: int,
     weight, x = normal(outputs, inputs, seed=1), normal(tokens, inputs, seed=2, scale=1.0)
     x[:, 3] = 9.0  # an outlier column
     bias_O = normal(outputs, seed=3) if bias else None
-    packed = ops.quantize_blockwise(weight)
+    packed = products.quantize_blockwise(weight)
     assert float((packed.rows(0, outputs) - weight).norm() / weight.norm()) < 0.12
     some = packed.rows(outputs // 3, outputs)
     assert torch.equal(some, packed.rows(0, outputs)[outputs // 3 :])
     twin = reference.blockwise_product(x, packed, bias_O)
-    torch.testing.assert_close(ops.blockwise_product(x, packed, bias_O), twin, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(products.blockwise_product(x, packed, bias_O), twin, rtol=1e-4, atol=1e-4)
     values_OI, scale_O = quantize_rows(weight)
-    mixed = ops.mixed_product(x, values_OI, scale_O, bias_O)
+    mixed = products.mixed_product(x, values_OI, scale_O, bias_O)
     torch.testing.assert_close(mixed, reference.mixed_product(x, values_OI, scale_O, bias_O), rtol=1e-2, atol=1e-2)
     exact = x @ weight.T + (0 if bias_O is None else bias_O)
     assert float((mixed - exact).norm() / exact.norm()) < 0.02

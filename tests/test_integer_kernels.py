@@ -10,9 +10,10 @@ import sys
 import pytest
 import torch
 
-from lightrm import ops
+from lightrm import ops, products
 from lightrm.kernels import cpu, gemm, integer, reference
 from lightrm.schemes.hadamard import hadamard
+from lightrm.schemes.int4 import Int4
 from tests.test_kernels import assert_twice
 
 TOKENS = (1, 2, 17, 65)
@@ -69,7 +70,7 @@ def test_products_are_exact(tokens: int, inputs: int, outputs: int) -> None:
     truth = integer.product(values, weight)
     assert int(truth[0, 0]) == -127 * 127 * inputs
     assert torch.equal(gemm.float_blocks(values, weight), truth)
-    assert torch.equal(ops.int8_product(values, weight), truth)
+    assert torch.equal(products.int8_product(values, weight), truth)
 
 
 @pytest.mark.parametrize("isa", ["SSE41", "AVX2", "AVX512_CORE", "DEFAULT"])
@@ -77,11 +78,11 @@ def test_products_are_exact_on_older_cpus(isa: str) -> None:
     """oneDNN restricted to an older instruction set, some of which saturate: the probe must see it."""
     program = """
 import json, torch
-from lightrm import ops
+from lightrm import products
 from lightrm.kernels import gemm, integer
 x = torch.full((40, 3000), 127, dtype=torch.int8); x[::3] = -128
 w = torch.full((24, 3000), -127, dtype=torch.int8); w[::2] = 127
-print(json.dumps([torch.equal(ops.int8_product(x, w), integer.product(x, w)), gemm.cpu_product()[1]]))
+print(json.dumps([torch.equal(products.int8_product(x, w), integer.product(x, w)), gemm.cpu_product()[1]]))
 """
     environment = os.environ | {"ONEDNN_MAX_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
@@ -93,11 +94,14 @@ print(json.dumps([torch.equal(ops.int8_product(x, w), integer.product(x, w)), ge
 @pytest.mark.parametrize("outputs", [1, 5, 1024, 1100])
 def test_widening_is_exact(group: int, outputs: int) -> None:
     packed = torch.randint(0, 256, (outputs, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    multiplier = int8s(outputs, 256 // group, seed=2) % 16
+    multiplier = int8s(outputs, 256 // group, seed=2) % 16 + 1
+    multiplier[:, ::2] *= -1
+    multiplier[multiplier.abs() > 15] = 15
     truth = integer.widen(packed, multiplier)
     assert torch.equal(cpu.widen(packed, multiplier), truth)
     values = int8s(9, 256)
-    assert torch.equal(ops.int4_product(values, packed, multiplier), integer.product(values, truth))
+    weight = Int4(packed, multiplier, torch.ones(outputs))
+    assert torch.equal(products.int4_product(values, weight), integer.product(values, truth))
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -123,13 +127,16 @@ def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: b
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
-def test_add_product(tokens: int) -> None:
+def test_add_norm_quantize(tokens: int) -> None:
     acc, row_scale, scale = product_of(tokens, 100)
     x, bias = normal(tokens, 100, seed=7), normal(100, seed=8)
     found, slow = x.clone(), x.clone()
-    cpu.add_product(found, acc, row_scale, scale, bias)
-    integer.add_product(slow, acc, row_scale, scale, bias)
-    assert_twice(found, slow, x.double() + acc.double() * row_scale.double()[:, None] * scale.double() + bias.double())
+    values, found_scale = cpu.add_norm_quantize(found, acc, row_scale, scale, bias, 1e-6)
+    slow_values, slow_scale = integer.add_norm_quantize(slow, acc, row_scale, scale, bias, 1e-6)
+    exact = x.double() + acc.double() * row_scale.double()[:, None] * scale.double() + bias.double()
+    assert_twice(found, slow, exact)
+    assert_twice(found_scale, slow_scale, exact.abs().amax(1) / 127 * (exact.square().mean(1) + 1e-6).rsqrt())
+    assert (values.int() - slow_values.int()).abs().max() <= 1, "a rounding may tip over, no more"
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -206,9 +213,10 @@ print(json.dumps([scores, repr(rm), [str(w.message) for w in caught if w.categor
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:
-    with pytest.raises(ValueError, match=r"ops\.int8_product.*values \(3, 4\) int8, weight \(2, 5\) int8"):
-        ops.int8_product(int8s(3, 4), int8s(2, 5))
-    with pytest.raises(ValueError, match=r"ops\.norm_quantize.*x \(3, 4\) bfloat16"):
+    with pytest.raises(ValueError, match=r"int8_product.*values \(3, 4\) int8, weight \(2, 5\) int8"):
+        products.int8_product(int8s(3, 4), int8s(2, 5))
+    with pytest.raises(ValueError, match=r"norm_quantize.*x \(3, 4\) bfloat16"):
         ops.norm_quantize(torch.zeros(3, 4, dtype=torch.bfloat16), 1e-6)
-    with pytest.raises(ValueError, match=r"ops\.silu_mul_quantize"):
-        ops.silu_mul_quantize(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), 8)
+    with pytest.raises(ValueError, match=r"silu_mul_quantize"):
+        sums = products.Sums(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), torch.zeros(24))
+        ops.silu_mul_quantize(sums, 8)

@@ -113,14 +113,14 @@ def test_damage_is_noticed(folder: Path, tmp_path: Path) -> None:
     (half / native.MANIFEST).unlink()
     with pytest.raises(errors.CorruptFileError, match=r"but no lightrm\.json: a copy is incomplete"):
         lightrm.load(half)
-    for content in (b"", b"[]", b'{"format": 1}', b"\xff"):
+    for content in (b"", b"[]", b'{"format": 2}', b"\xff"):
         (half / native.MANIFEST).write_bytes(content)
         with pytest.raises(errors.CorruptFileError, match="not a manifest"):
             lightrm.load(half)
     newer = damaged("newer")
-    manifest = json.loads((newer / native.MANIFEST).read_text()) | {"format": 2, "lightrm": "9.0"}
+    manifest = json.loads((newer / native.MANIFEST).read_text()) | {"format": 9, "lightrm": "9.0"}
     (newer / native.MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(errors.CorruptFileError, match=r"written by lightrm 9\.0 in format 2.*update lightrm"):
+    with pytest.raises(errors.CorruptFileError, match=r"written by lightrm 9\.0 in format 9.*update lightrm"):
         lightrm.load(newer)
 
 

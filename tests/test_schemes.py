@@ -59,23 +59,30 @@ def test_int8_of_nothing_and_of_bad_numbers() -> None:
 @given(st.integers(1, 9), st.integers(1, 5), st.sampled_from([8, 16, 32, 64, 128]))
 def test_int4_packing_is_exact(outputs: int, groups: int, group: int) -> None:
     q = torch.randint(-8, 8, (outputs, groups * group), dtype=torch.int8)
-    packed = int4.pack(q, group)
+    multiplier = (torch.randint(1, 16, (outputs, groups)) * (1 - 2 * torch.randint(0, 2, (outputs, groups)))).char()
+    packed = int4.pack(q, multiplier)
     assert packed.shape == (outputs, groups * group // 2)
-    assert torch.equal(int4.unpack(packed, group), q)
+    assert torch.equal(int4.widen(packed, multiplier).int(), q.int() * multiplier.int().repeat_interleave(group, 1))
 
 
 def test_int4_layout_by_hand() -> None:
-    """Byte k of a group: input k in its low half, input k + group / 2 in its high half, both plus 8."""
+    """Byte k of a block of 8: input k in its low half, input k + 4 in its high half; q + 8, or 7 - q where the
+    multiplier is negative. The groups do not move anything."""
     q = torch.tensor([[-8, 7, 0, 1, 2, 3, -1, -2]], dtype=torch.int8)
-    assert int4.pack(q, 8).tolist() == [[0 | 10 << 4, 15 | 11 << 4, 8 | 7 << 4, 9 | 6 << 4]]
+    plain = [0 | 10 << 4, 15 | 11 << 4, 8 | 7 << 4, 9 | 6 << 4]
+    assert int4.pack(q, torch.tensor([[3]], dtype=torch.int8)).tolist() == [plain]
+    assert int4.pack(q, torch.tensor([[3, 1]], dtype=torch.int8)).tolist() == [plain]
+    turned = [0 | 5 << 4, 15 | 4 << 4, 8 | 8 << 4, 9 | 9 << 4]
+    assert int4.pack(q, torch.tensor([[3, -1]], dtype=torch.int8)).tolist() == [turned]
+    assert [int4.block_of(inputs) for inputs in (4096, 576, 48, 13696)] == [128, 64, 16, 128]
 
 
 @pytest.mark.parametrize("group", [128, 64, 32, 16])
 def test_int4_stays_in_int8(group: int) -> None:
     held = int4.quantize(normal(33, 256) * torch.logspace(-3, 3, 33)[:, None], group)
     assert held.group == group
-    widened = int4.unpack(held.packed, group).int() * held.multiplier_OG.repeat_interleave(group, 1)
-    assert widened.abs().max() <= 120
+    widened = int4.widen(held.packed, held.multiplier_OG)
+    assert widened.int().abs().max() <= 120
     assert held.multiplier_OG.abs().min() >= 1
 
 

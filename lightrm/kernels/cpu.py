@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from lightrm.kernels import rows
+from lightrm.schemes.int4 import block_of
 
 ONE_AT_A_TIME = threading.Lock()  # not every threading layer of numba bears two callers
 
@@ -48,10 +49,17 @@ def split_heads(
     return query, key, value
 
 
-def add_product(
-    x_TD: torch.Tensor, acc_TD: torch.Tensor, row_scale_T: torch.Tensor, scale_D: torch.Tensor, bias_D: torch.Tensor
-) -> None:
-    launch(rows.add_rows, x_TD, acc_TD, row_scale_T, scale_D, bias_D)
+def add_norm_quantize(
+    x_TD: torch.Tensor,
+    acc_TD: torch.Tensor,
+    row_scale_T: torch.Tensor,
+    scale_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    values, scale_T = torch.empty_like(x_TD, dtype=torch.int8), x_TD.new_empty(len(x_TD))
+    launch(rows.add_norm_quantize_rows, x_TD, acc_TD, row_scale_T, scale_D, bias_D, np.float32(eps), values, scale_T)
+    return values, scale_T
 
 
 def silu_mul_quantize(
@@ -65,7 +73,9 @@ def silu_mul_quantize(
 
 def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
     outputs, groups = multiplier_OG.shape
-    half = packed.shape[1] // groups
-    out = torch.empty(outputs, groups, 2, half, dtype=torch.int8)
-    launch(rows.widen_rows(half), packed.view(outputs, groups, half), multiplier_OG, out)
-    return out.view(outputs, -1)
+    inputs = 2 * packed.shape[1]
+    half = block_of(inputs) // 2
+    run = min(half, inputs // groups)
+    out = torch.empty(outputs, inputs // (2 * half), 2, half // run, run, dtype=torch.int8)
+    launch(rows.widen_rows(half, run), packed.view(outputs, -1, half // run, run), multiplier_OG, out)
+    return out.view(outputs, inputs)

@@ -1,4 +1,4 @@
-"""int8 x int8 -> int32 matrix products that add up exactly, and the choice between them.
+"""int8 x int8 -> int32 matrix products of libraries that add up exactly, and the choice between them.
 
 `torch._int_mm` is the fast one where PyTorch has oneDNN. It is asked to prove itself once: on old CPUs without VNNI,
 instructions that saturate at 16 bits have given wrong sums. The other one holds everywhere: a float32 product of at
@@ -11,7 +11,9 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
+from torch.nn import functional
 
+LEAST_ROWS, MULTIPLE = 32, 8  # what cuBLAS takes: more than 16 rows, widths in whole eights
 EXACT_TERMS = 2**24 // 2**14  # |int8 * int8| is at most 2^14
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -26,6 +28,22 @@ def float_blocks(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     for x, weight in zip(x_TI.split(EXACT_TERMS, 1), weight_OI.split(EXACT_TERMS, 1), strict=True):
         acc_TO += (x.float() @ weight.float().T).to(torch.int32)
     return acc_TO
+
+
+def product(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """int8 (T, I) x int8 (O, I) -> int32 (T, O) on the tensors' device."""
+    if x_TI.device.type == "cpu":
+        return cpu_product()[0](x_TI, weight_OI)
+    return card_product(x_TI, weight_OI)
+
+
+def card_product(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
+    """torch._int_mm within what cuBLAS takes: a few rows are padded with zeros; odd widths go by float blocks."""
+    if x_TI.shape[1] % MULTIPLE or len(weight_OI) % MULTIPLE:
+        return float_blocks(x_TI, weight_OI)
+    few = len(x_TI) < LEAST_ROWS
+    padded = functional.pad(x_TI, (0, 0, 0, LEAST_ROWS - len(x_TI))) if few else x_TI
+    return int_mm(padded.contiguous(), weight_OI)[: len(x_TI)]
 
 
 @lru_cache(maxsize=1)

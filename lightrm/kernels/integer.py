@@ -22,15 +22,25 @@ def norm_quantize(x_TD: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.T
     return values, scale_T * torch.rsqrt(x_TD.float().square().mean(-1) + eps)
 
 
+def add_norm_quantize(
+    x_TD: torch.Tensor,
+    acc_TD: torch.Tensor,
+    row_scale_T: torch.Tensor,
+    scale_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """x += product, in place, then norm_quantize."""
+    x_TD += dequantize(acc_TD, row_scale_T, scale_D, bias_D)
+    return norm_quantize(x_TD, eps)
+
+
 def product(values_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
     """int8 x int8 -> int32 (T, O): float64 holds every such sum exactly."""
     return (values_TI.double() @ weight_OI.double().T).to(torch.int32)
 
 
-def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
-    """int4 in groups -> int8 (O, I), the channel's scale left out."""
-    group = 2 * packed.shape[1] // multiplier_OG.shape[1]
-    return int4.unpack(packed, group) * multiplier_OG.repeat_interleave(group, 1)
+widen = int4.widen
 
 
 def dequantize(
@@ -58,13 +68,6 @@ def split_heads(
         width = 2 * rotation[0].shape[1]
         query, key = (reference.rotate(x.reshape(len(x), -1, width), *rotation).flatten(1) for x in (query, key))
     return query.contiguous(), key.contiguous(), value.contiguous()
-
-
-def add_product(
-    x_TD: torch.Tensor, acc_TD: torch.Tensor, row_scale_T: torch.Tensor, scale_D: torch.Tensor, bias_D: torch.Tensor
-) -> None:
-    """x += product, in place."""
-    x_TD += dequantize(acc_TD, row_scale_T, scale_D, bias_D)
 
 
 def silu_mul_quantize(

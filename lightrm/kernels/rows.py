@@ -76,13 +76,18 @@ def sum_of_squares(x):
     return total
 
 
+@njit(**PLAIN)
+def norm_quantize_row(x_D, eps, values_D):
+    most = at_least_tiny(peak(x_D))
+    round_to(values_D, x_D, LEVELS_F / most)
+    mean = sum_of_squares(x_D) / float32(x_D.shape[0])
+    return most / LEVELS_F / np.sqrt(mean + eps)
+
+
 @njit(**PARALLEL)
 def norm_quantize_rows(x_TD, eps, values_TD, scale_T):
     for t in prange(x_TD.shape[0]):
-        most = at_least_tiny(peak(x_TD[t]))
-        round_to(values_TD[t], x_TD[t], LEVELS_F / most)
-        mean = sum_of_squares(x_TD[t]) / float32(x_TD.shape[1])
-        scale_T[t] = most / LEVELS_F / np.sqrt(mean + eps)
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, values_TD[t])
 
 
 @njit(**PARALLEL)
@@ -122,12 +127,17 @@ def split_rows(acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query, key,
                 turn(key[t, b : b + half], key[t, b + half : b + 2 * half], cos_TE[t], sin_TE[t])
 
 
+@njit(**PLAIN)
+def add_row(x_D, acc_D, row_scale, scale_D, bias_D):
+    for d in range(x_D.shape[0]):
+        x_D[d] += float32(acc_D[d]) * (row_scale * scale_D[d]) + bias_D[d]
+
+
 @njit(**PARALLEL)
-def add_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D):
+def add_norm_quantize_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, values_TD, scale_T):
     for t in prange(x_TD.shape[0]):
-        row = row_scale_T[t]
-        for d in range(x_TD.shape[1]):
-            x_TD[t, d] += float32(acc_TD[t, d]) * (row * scale_D[d]) + bias_D[d]
+        add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, values_TD[t])
 
 
 @njit(**PLAIN)
@@ -188,17 +198,29 @@ def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, block, values_TF, sca
 
 
 @cache
-def widen_rows(half: int) -> Callable[..., None]:
-    """The kernel that widens int4 in groups of 2 * half: a trip count known to the compiler is ten times faster."""
+def widen_rows(half: int, run: int) -> Callable[..., None]:
+    """The kernel that widens int4 in blocks of 2 * half, where `run` neighbours of a half share a multiplier.
+
+    packed (O, B, half / run, run), out (O, B, 2, half / run, run), multiplier (O, G). Trip counts known to the compiler
+    make it ten times faster.
+    """
+    runs = half // run
 
     @njit(**PLAIN)
     def widen_row(packed, multiplier_G, out):
-        for g in range(multiplier_G.shape[0]):
-            multiplier = int32(multiplier_G[g])
-            for k in range(half):
-                out[g, 0, k] = np.int8((int32(packed[g, k] & 15) - int32(8)) * multiplier)
-            for k in range(half):
-                out[g, 1, k] = np.int8((int32(packed[g, k] >> 4) - int32(8)) * multiplier)
+        shared = 2 * packed.shape[0] * runs // multiplier_G.shape[0]
+        for b in range(packed.shape[0]):
+            for r in range(runs):
+                low = int32(multiplier_G[2 * b * runs // shared + r])
+                high = int32(multiplier_G[(2 * b + 1) * runs // shared + r])
+                times = int32(abs(low))
+                less = int32(times * (int32(8) - int32(low < 0)))
+                for k in range(run):
+                    out[b, 0, r, k] = np.int8(int32(int32(packed[b, r, k] & 15) * times) - less)
+                times = int32(abs(high))
+                less = int32(times * (int32(8) - int32(high < 0)))
+                for k in range(run):
+                    out[b, 1, r, k] = np.int8(int32(int32(packed[b, r, k] >> 4) * times) - less)
 
     @njit(**PARALLEL)
     def widen(packed, multiplier_OG, out):

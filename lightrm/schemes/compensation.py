@@ -55,7 +55,8 @@ def compensated_int4(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: in
     """On the grid of `schemes.int4`: a step is the channel's scale times a small integer."""
     scale_O = int4.channel_scale(weight_OI)
     q_OI, step_OG = compensated(weight_OI, moment_II, group, lambda part: scale_O * int4.best_multiplier(part, scale_O))
-    return int4.Int4(int4.pack(q_OI, group), (step_OG / scale_O[:, None]).round().to(torch.int8), scale_O)
+    multiplier_OG = (step_OG / scale_O[:, None]).round().to(torch.int8)
+    return int4.Int4(int4.pack(q_OI, multiplier_OG), multiplier_OG, scale_O)
 
 
 def compensated_grouped(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int) -> grouped.Grouped:

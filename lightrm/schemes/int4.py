@@ -6,8 +6,18 @@ multiplier * q lies in -120 .. 120, so a group widens to int8 exactly, and the i
 scale[o] alone (two-level integer scales as in QServe, arXiv 2405.04532, here symmetric). The multiplier has a sign:
 -8 reaches further than 7, and the sign puts it on the side of the group's larger extreme.
 
-Packing, (O, I) -> uint8 (O, I / 2): in each group, byte k holds q + 8 of input k in its low and of input k + group / 2
-in its high half, so that either half of the bytes widens to a contiguous run.
+One layout on disk, in memory and for every kernel, (O, I) -> uint8 (O, I / 2). A row is cut into blocks of 128 inputs
+(or the largest power of two below that divides I), whatever the groups are; 64 bytes hold a block:
+
+    byte        0       1       2    ...   63          16 neighbouring bytes are one load, and
+    low half    n[0]    n[1]    n[2] ...   n[63]       widen to 16 neighbouring inputs from the low halves
+    high half   n[64]   n[65]   n[66] ...  n[127]      and 16 from the high ones: no shuffle in either
+
+n is a nibble without a sign: n = q + 8 under a positive multiplier, 7 - q under a negative one, so that
+
+    multiplier * q = |multiplier| * n - offset,     offset = |multiplier| * (8 or 7)
+
+Four bytes of n times |multiplier| stay four bytes in one 32-bit multiplication, which is how a GPU widens them.
 """
 
 from __future__ import annotations
@@ -22,6 +32,7 @@ from lightrm.schemes.int8 import TINY
 LOW, HIGH = -(2**3), 2**3 - 1
 MOST = (2**7 - 1) // -LOW  # the largest multiplier that keeps multiplier * LOW in int8
 SMALLEST_GROUP = 8
+LARGEST_BLOCK = 128
 ROWS = 64  # channels rounded at once: they stay in cache
 
 
@@ -85,23 +96,46 @@ def quantize_rows(weight_OI: torch.Tensor, group: int) -> tuple[torch.Tensor, to
     scale_N = scale_O.repeat_interleave(inputs // group)
     multiplier_N = best_multiplier(weight_NK, scale_N)
     q = (weight_NK / (scale_N * multiplier_N)[:, None]).round_().clamp_(LOW, HIGH).to(torch.int8)
-    return pack(q.view(outputs, inputs), group), multiplier_N.view(outputs, -1), scale_O
+    multiplier_OG = multiplier_N.view(outputs, -1)
+    return pack(q.view(outputs, inputs), multiplier_OG), multiplier_OG, scale_O
 
 
-def pack(q_OI: torch.Tensor, group: int) -> torch.Tensor:
-    """int8 in -8 .. 7 (O, I) -> uint8 (O, I / 2), in the order that the module describes."""
-    outputs, inputs = q_OI.shape
-    halves = (q_OI - LOW).to(torch.uint8).view(outputs, inputs // group, 2, group // 2)
+def block_of(inputs: int) -> int:
+    """Inputs whose nibbles share bytes: a row's layout does not depend on its groups."""
+    return min(inputs & -inputs, LARGEST_BLOCK)
+
+
+def pack(q_OI: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
+    """int8 in -8 .. 7 (O, I) -> uint8 (O, I / 2), in the layout that the module describes."""
+    negative = multiplier_OG.repeat_interleave(q_OI.shape[1] // multiplier_OG.shape[1], 1) < 0
+    return pack_nibbles(torch.where(negative, HIGH - q_OI, q_OI - LOW).to(torch.uint8))
+
+
+def pack_nibbles(nibble_OI: torch.Tensor) -> torch.Tensor:
+    """uint8 in 0 .. 15 (O, I) -> uint8 (O, I / 2)."""
+    outputs, inputs = nibble_OI.shape
+    halves = nibble_OI.view(outputs, -1, 2, block_of(inputs) // 2)
     return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(outputs, inputs // 2)
 
 
-def unpack(packed: torch.Tensor, group: int) -> torch.Tensor:
-    """The inverse of `pack`: int8 (O, I)."""
-    bytes_ = packed.view(len(packed), -1, 1, group // 2)
-    return (torch.cat([bytes_ & 15, bytes_ >> 4], 2).to(torch.int8) + LOW).view(len(packed), -1)
+def nibbles(packed: torch.Tensor) -> torch.Tensor:
+    """n of every input, uint8 (O, I)."""
+    bytes_ = packed.view(len(packed), -1, 1, block_of(2 * packed.shape[1]) // 2)
+    return torch.cat([bytes_ & 15, bytes_ >> 4], 2).view(len(packed), -1)
+
+
+def offsets(multiplier_OG: torch.Tensor) -> torch.Tensor:
+    """What |multiplier| * n lies above multiplier * q, int8 (O, G)."""
+    return multiplier_OG.abs() * (-LOW - (multiplier_OG < 0).to(torch.int8))
+
+
+def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
+    """multiplier * q, int8 (O, I): the weight without its channel's scale."""
+    group = 2 * packed.shape[1] // multiplier_OG.shape[1]
+    spread, offset = (x.repeat_interleave(group, 1) for x in (multiplier_OG.abs(), offsets(multiplier_OG)))
+    return (nibbles(packed).short() * spread - offset).to(torch.int8)
 
 
 def dequantize(weight: Int4) -> torch.Tensor:
     """float32 (O, I)."""
-    multiplier = weight.multiplier_OG.repeat_interleave(weight.group, 1)
-    return unpack(weight.packed, weight.group).float() * multiplier * weight.scale_O[:, None]
+    return widen(weight.packed, weight.multiplier_OG).float() * weight.scale_O[:, None]

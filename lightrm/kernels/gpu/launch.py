@@ -1,0 +1,42 @@
+"""What every launch of a Triton kernel needs: the right device, whole rows, sizes that are powers of two."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import triton
+from triton import knobs
+
+VERSION = triton.__version__
+INTERPRETED = bool(knobs.runtime.interpret)
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever its tensors lie on."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def whole_rows(x: torch.Tensor) -> torch.Tensor:
+    """A row's numbers side by side; rows may lie apart."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def power(width: int) -> int:
+    """The least power of two that holds it."""
+    return 1 << (width - 1).bit_length()
+
+
+def pieces(whole: int, piece: int) -> int:
+    return -(-whole // piece)
+
+
+def warps_for(block: int) -> int:
+    """For a program that holds a row of `block` numbers: some 32 of them a thread."""
+    return min(16, max(1, block // 1024))
+
+
+def precision(dtype: torch.dtype) -> str:
+    """float32 tensors are multiplied as float32, not as tf32."""
+    return "ieee" if dtype == torch.float32 else "tf32"

@@ -1,0 +1,203 @@
+# mypy: ignore-errors
+"""The passes between products, a program a row, each reading and writing the row once.
+
+A row that a product left as int32 sums (SCALED) stands for `sums * row_scale * scale + bias`; one that it left as
+floats for itself. Rows leave as int8 with a scale (`schemes.int8`) or as floats. The twins are in `kernels.integer`
+and `kernels.reference`. T tokens, D width, F feed-forward width, E head width.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from lightrm.schemes.int8 import LEVELS, TINY
+
+LEVELS_F, TINY_F = tl.constexpr(float(LEVELS)), tl.constexpr(TINY)
+ROUNDER = tl.constexpr(1.5 * 2**23)  # adding and taking away rounds to a whole number, half to even
+
+
+@triton.jit
+def peak_of(x):
+    """Largest magnitude, at least TINY. On the bits, as whole numbers: NaN is larger than every number there."""
+    bits = tl.abs(x).to(tl.int32, bitcast=True)
+    peak = tl.max(tl.ravel(bits), 0).to(tl.float32, bitcast=True)
+    return tl.where(peak < TINY_F, TINY_F, peak)
+
+
+@triton.jit
+def to_int8(x, factor):
+    return ((x * factor + ROUNDER) - ROUNDER).to(tl.int8)
+
+
+@triton.jit
+def norm_row(
+    x,
+    product,
+    row_scale,
+    scale,
+    bias,
+    weight,
+    rows,
+    out,
+    out_scale,
+    eps,
+    D,
+    x_stride,
+    product_stride,
+    ADDED: tl.constexpr,
+    SCALED: tl.constexpr,
+    WEIGHTED: tl.constexpr,
+    NORMED: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    GATHERED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """x += product where ADDED, then RMSNorm where NORMED, then int8 or a float. GATHERED: row rows[t] of x."""
+    t = tl.program_id(0).to(tl.int64)
+    source = tl.load(rows + t).to(tl.int64) if GATHERED else t
+    d = tl.arange(0, BLOCK)
+    inside = d < D
+    v = tl.load(x + source * x_stride + d, mask=inside, other=0).to(tl.float32)
+    if ADDED:
+        added = tl.load(product + t * product_stride + d, mask=inside, other=0).to(tl.float32)
+        if SCALED:
+            added = added * (tl.load(row_scale + t) * tl.load(scale + d, mask=inside, other=0))
+            added += tl.load(bias + d, mask=inside, other=0)
+        v += added
+        tl.store(x + source * x_stride + d, v.to(x.dtype.element_ty), mask=inside)
+    shrink = 1 / tl.sqrt_rn(tl.sum(v * v, 0) / D + eps) if NORMED else 1.0
+    if QUANTIZED:
+        peak = peak_of(v)
+        tl.store(out + t * D + d, to_int8(v, tl.div_rn(LEVELS_F, peak)), mask=inside)
+        tl.store(out_scale + t, tl.div_rn(peak, LEVELS_F) * shrink)
+    else:
+        v = (v * shrink).to(x.dtype.element_ty)
+        if WEIGHTED:
+            v = v.to(tl.float32) * tl.load(weight + d, mask=inside, other=0).to(tl.float32)
+        tl.store(out + t * D + d, v.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def butterflies(x, STEP: tl.constexpr):
+    """One level of the fast Hadamard transform along the rows: a and b, STEP rows apart, become a + b and a - b."""
+    rows: tl.constexpr = x.shape[0]
+    width: tl.constexpr = x.shape[1]
+    pairs = tl.permute(tl.reshape(x, (rows // (2 * STEP), 2, STEP * width)), (0, 2, 1))
+    a, b = tl.split(pairs)
+    return tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (rows, width))
+
+
+@triton.jit
+def gate_row(
+    product,
+    row_scale,
+    scale,
+    out,
+    out_scale,
+    F,
+    product_stride,
+    spread,
+    SCALED: tl.constexpr,
+    QUANTIZED: tl.constexpr,
+    LEVEL: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """silu(gate) * up, the Hadamard transform in blocks of 2^LEVEL, then int8 or a float.
+
+    A row of F is read as 2^LEVEL rows of F / 2^LEVEL, padded to BLOCK: column by column, the transform of
+    `schemes.hadamard`. spread is 1 / sqrt(2^LEVEL).
+    """
+    t = tl.program_id(0).to(tl.int64)
+    ROWS: tl.constexpr = 2**LEVEL
+    each = F // ROWS
+    j = tl.arange(0, BLOCK)[None, :]
+    f = tl.arange(0, ROWS)[:, None] * each + j
+    inside = (j < each) & (f < F)
+    gate = tl.load(product + t * product_stride + f, mask=inside, other=0).to(tl.float32)
+    up = tl.load(product + t * product_stride + F + f, mask=inside, other=0).to(tl.float32)
+    if SCALED:
+        row = tl.load(row_scale + t)
+        gate = gate * (row * tl.load(scale + f, mask=inside, other=0))
+        up = up * (row * tl.load(scale + F + f, mask=inside, other=0))
+    x = gate * up / (1 + tl.exp(-gate))
+    for step in tl.static_range(LEVEL):
+        x = butterflies(x, 2**step)
+    if QUANTIZED:
+        peak = peak_of(x * spread)
+        tl.store(out + t * F + f, to_int8(x, spread * tl.div_rn(LEVELS_F, peak)), mask=inside)
+        tl.store(out_scale + t, tl.div_rn(peak, LEVELS_F))
+    else:
+        tl.store(out + t * F + f, (x * spread).to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def head_row(
+    product,
+    row_scale,
+    scale,
+    bias,
+    cos,
+    sin,
+    out,
+    heads,
+    turned,
+    width,
+    product_stride,
+    out_stride,
+    SCALED: tl.constexpr,
+    TURNED: tl.constexpr,
+    HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+):
+    """The heads of a fused qkv product as floats, the first `turned` of them (query, key) under RoPE (half-split).
+
+    `out` may be the product itself: an element is read and written by one program. cos and sin float32 (T, width / 2).
+    """
+    t = tl.program_id(0).to(tl.int64)
+    half = width // 2
+    h, e = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
+    inside = (h < heads) & (e < half)
+    a_at = h * width + e
+    b_at = a_at + half
+    a = tl.load(product + t * product_stride + a_at, mask=inside, other=0).to(tl.float32)
+    b = tl.load(product + t * product_stride + b_at, mask=inside, other=0).to(tl.float32)
+    if SCALED:
+        row = tl.load(row_scale + t)
+        a = a * (row * tl.load(scale + a_at, mask=inside, other=0)) + tl.load(bias + a_at, mask=inside, other=0)
+        b = b * (row * tl.load(scale + b_at, mask=inside, other=0)) + tl.load(bias + b_at, mask=inside, other=0)
+    if TURNED:
+        turn = inside & (h < turned)
+        c = tl.load(cos + t * half + e, mask=e < half, other=1)
+        s = tl.load(sin + t * half + e, mask=e < half, other=0)
+        a, b = tl.where(turn, a * c - b * s, a), tl.where(turn, b * c + a * s, b)
+    tl.store(out + t * out_stride + a_at, a.to(out.dtype.element_ty), mask=inside)
+    tl.store(out + t * out_stride + b_at, b.to(out.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def widen_row(packed, multiplier, out, K, BLOCK: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr):
+    """int4 in the layout of `schemes.int4` -> int8, some K / 2 bytes of a row at a time."""
+    n, byte = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    inside = byte < K // 2
+    bytes_ = tl.load(packed + n * (K // 2) + byte, mask=inside, other=0)
+    first = byte // HALF * 2 * HALF + byte % HALF
+    for half in tl.static_range(2):
+        k = first + half * HALF
+        times = tl.load(multiplier + n * (K // GROUP) + k // GROUP, mask=inside, other=1).to(tl.int16)
+        less = tl.abs(times) * (8 - (times < 0).to(tl.int16))
+        nibble = (bytes_ >> (4 * half)) & 15
+        tl.store(out + n * K + k, (nibble.to(tl.int16) * tl.abs(times) - less).to(tl.int8), mask=inside)
+
+
+@triton.jit
+def value_row(x, rows, weight, bias, out, D, x_stride, BIASED: tl.constexpr, BLOCK: tl.constexpr):
+    """The value head: row rows[s] of x times each row of weight (K, D), float32, (S, K)."""
+    s, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    d = tl.arange(0, BLOCK)
+    inside = d < D
+    v = tl.load(x + tl.load(rows + s).to(tl.int64) * x_stride + d, mask=inside, other=0).to(tl.float32)
+    y = tl.sum(v * tl.load(weight + k * D + d, mask=inside, other=0).to(tl.float32), 0)
+    if BIASED:
+        y += tl.load(bias + k)
+    tl.store(out + s * tl.num_programs(1) + k, y)
