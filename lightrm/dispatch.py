@@ -88,22 +88,25 @@ def imported(name: str) -> tuple[ModuleType | None, str]:
         return None, f"{type(error).__name__}: {error}"
 
 
+def card_of(like: torch.Tensor) -> int | None:
+    """Compute capability of the card that a tensor lies on, None on a CPU."""
+    return capability(like.device) if like.device.type == "cuda" else None
+
+
 def triton_for(like: torch.Tensor, least: int = LEAST_PASSES) -> Any:
     """Triton's passes for the device of a tensor, or None where it has none; with LEAST_PRODUCTS, its attention."""
-    if like.device.type != "cuda" or capability(like.device) < least:
-        return None
-    return imported("cuda")[0]
+    card = card_of(like)
+    return None if card is None or card < least else imported("cuda")[0]
 
 
 def triton_products_for(like: torch.Tensor) -> Any:
     """Triton's products for the device of a tensor, or None where a library's are taken."""
-    return imported("cuda_products")[0] if triton_for(like, LEAST_PRODUCTS) is not None else None
+    return None if triton_for(like, LEAST_PRODUCTS) is None else imported("cuda_products")[0]
 
 
 def passes(like: torch.Tensor) -> Any:
-    """The passes between integer products: numba's, Triton's, or the plain ones."""
-    found = imported("cpu")[0] if like.device.type == "cpu" else triton_for(like)
-    return found or integer
+    """The passes between integer products: Triton's, numba's, or the plain ones."""
+    return triton_for(like) or (imported("cpu")[0] if like.device.type == "cpu" else None) or integer
 
 
 def bitsandbytes_kernels() -> tuple[ModuleType | None, str]:

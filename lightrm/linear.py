@@ -28,7 +28,7 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value, ea
 
 @dataclass(slots=True)
 class Waiting:
-    """A residual stream with a product that is not added yet: its next reader takes it, and adds it in the same pass."""
+    """A residual stream with a product that is not added yet: its next reader takes it, and adds it as it reads."""
 
     x_TD: torch.Tensor
     sums: Sums | None

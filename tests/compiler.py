@@ -111,7 +111,7 @@ def passes() -> Iterator[tuple[str, Callable[[], object]]]:
 
 def compiled(function: JITFunction, arguments: tuple[Any, ...], options: dict[str, Any], capability: int) -> Any:
     """One launch, compiled with what Triton would assume of its arguments."""
-    settings = {name: options.pop(name) for name in ("num_warps", "num_stages") if name in options}
+    settings = {name: options.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in options}
     signature, constants, attributes = {}, {}, {}
     for place, parameter in enumerate(function.params):
         value = arguments[place] if place < len(arguments) else options[parameter.name]

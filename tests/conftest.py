@@ -14,6 +14,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported; with a card, they run on it
 
 DATA = Path(__file__).parent / "data"
 
@@ -25,3 +27,15 @@ def shared() -> Path:
     if not (folder / "golden").is_dir():
         pytest.skip(f"the shared golden cases are not at {folder} (set LIGHTRM_SHARED)")
     return folder
+
+
+@pytest.fixture
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a kernel does not write stays NaN, or a number that no test expects."""
+    new_empty = torch.Tensor.new_empty
+
+    def poison(tensor: torch.Tensor, *size, **options) -> torch.Tensor:
+        made = new_empty(tensor, *size, **options)
+        return made.fill_(float("nan") if made.is_floating_point() else 99)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison)

@@ -217,6 +217,6 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         products.int8_product(int8s(3, 4), int8s(2, 5))
     with pytest.raises(ValueError, match=r"norm_quantize.*x \(3, 4\) bfloat16"):
         ops.norm_quantize(torch.zeros(3, 4, dtype=torch.bfloat16), 1e-6)
+    sums = products.Sums(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), torch.zeros(24))
     with pytest.raises(ValueError, match=r"silu_mul_quantize"):
-        sums = products.Sums(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), torch.zeros(24))
         ops.silu_mul_quantize(sums, 8)

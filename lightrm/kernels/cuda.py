@@ -1,7 +1,8 @@
 """The passes between products on a card, and attention: tensors in, tensors out. Twins of `integer` and `reference`.
 
 A product comes as int32 sums with the scales that they wait for, or as floats with none. As `cuda_products`, all of it
-runs in Triton's interpreter too. T tokens, D width, F feed-forward width, H query heads, J key/value heads, E head width.
+runs in Triton's interpreter too. T tokens, D width, F feed-forward width, H query heads, J key/value heads, E a head's
+width, S sequences, K outputs of a head.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from lightrm.kernels.gpu.tiles import capability, keys_for
 from lightrm.schemes.int4 import block_of
 
 __all__ = [
-    "VERSION", "add_norm_quantize", "attention", "norm", "norm_quantize", "paths_of", "quantize", "rms_norm", "silu_mul",
-    "silu_mul_quantize", "split_heads", "value_head", "widen",
+    "VERSION", "add_norm_quantize", "attention", "norm", "norm_quantize", "paths_of", "quantize", "rms_norm",
+    "silu_mul", "silu_mul_quantize", "split_heads", "value_head", "widen",
 ]  # fmt: skip
 WIDENED_AT_ONCE = 1024  # bytes of a row that one program widens
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -67,6 +68,7 @@ def norm(
                 QUANTIZED=quantized,
                 GATHERED=rows_S is not None,
                 BLOCK=block,
+                enable_fp_fusion=False,
                 num_warps=warps_for(block),
             )
     return out, scale_T
@@ -124,6 +126,7 @@ def gate(
                 QUANTIZED=quantized,
                 LEVEL=block.bit_length() - 1,
                 BLOCK=columns,
+                enable_fp_fusion=False,
                 num_warps=warps_for(block * columns),
             )
     return out, scale_T
@@ -179,6 +182,7 @@ def split_heads(
                 TURNED=rotation is not None,
                 HEADS=power(heads),
                 HALF=power(head_width // 2),
+                enable_fp_fusion=False,
                 num_warps=warps_for(2 * block),
             )
     query, key, value = out_TO.split([widths[0], widths[1], widths[1]], dim=1)
@@ -201,6 +205,7 @@ def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
                 BLOCK=block,
                 GROUP=inputs // multiplier_OG.shape[1],
                 HALF=block_of(inputs) // 2,
+                enable_fp_fusion=False,
                 num_warps=4,
             )
     return out_OI
@@ -232,7 +237,7 @@ def attention(
                 values,
                 scale_T,
                 arrived,
-                1 / (math.log(2) * math.sqrt(width)),
+                1 / math.sqrt(width),
                 width,
                 paths.tables.shape[1],
                 query_THE.stride(0),
@@ -246,6 +251,7 @@ def attention(
                 KEYS=keys_for(capability(query_THE.device), width),
                 WIDTH=max(16, power(width)),
                 PRECISION=precision(query_THE.dtype),
+                enable_fp_fusion=False,
                 num_warps=max(4, paths.queries // 16),
                 num_stages=2,
             )
@@ -271,6 +277,7 @@ def value_head(
                 x_TD.stride(0),
                 BIASED=bias_K is not None,
                 BLOCK=block,
+                enable_fp_fusion=False,
                 num_warps=warps_for(block),
             )
     return out_SK

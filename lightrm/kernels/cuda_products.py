@@ -66,6 +66,7 @@ def product(
             OUTPUTS=tile.outputs,
             HALF=half,
             BAND=BAND,
+            enable_fp_fusion=False,
             num_warps=tile.warps,
             num_stages=tile.stages,
         )
@@ -104,6 +105,7 @@ def grouped_product(x_TI: torch.Tensor, weight: Tiled, bias_O: torch.Tensor | No
             OUTPUTS=tile.outputs,
             HALF=block_of(inputs) // 2,
             BAND=BAND,
+            enable_fp_fusion=False,
             num_warps=tile.warps,
             num_stages=tile.stages,
         )

@@ -20,7 +20,8 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(R, C) of any float dtype -> int8 (R, C) and the float32 scale of each row (R,)."""
     x = x.float()
     peak = x.abs().amax(-1).clamp(min=TINY)
-    values = (x * (LEVELS / peak)[:, None]).round_().nan_to_num_(0, LEVELS, -LEVELS)
+    factor = torch.full_like(peak, LEVELS) / peak  # LEVELS / peak would be the reciprocal times LEVELS, one bit off
+    values = (x * factor[:, None]).round_().nan_to_num_(0, LEVELS, -LEVELS)
     return values.to(torch.int8), peak / LEVELS
 
 

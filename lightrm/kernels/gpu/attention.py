@@ -20,8 +20,8 @@ import triton.language as tl
 from lightrm.kernels.gpu.products import dot
 from lightrm.kernels.gpu.rows import LEVELS_F, TINY_F, to_int8
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 HEADER = tl.constexpr(4)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def attend(
     scale, SLOPED: tl.constexpr, MASKED: tl.constexpr, DEPTH: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys: scores in base 2, then the running maximum, total and sums."""
+    """One block of keys: scores, then the running maximum, total and sums."""
     position = start + tl.arange(0, KEYS)
     e = tl.arange(0, WIDTH)
     if MASKED:  # positions past the end read the first token and count for nothing
@@ -49,12 +49,13 @@ def attend(
     k = tl.load(key + token[None, :] * key_stride + e[:, None], mask=(e < width)[:, None], other=0)
     score = dot(q, k, tl.zeros((q.shape[0], KEYS), tl.float32), PRECISION) * scale
     if SLOPED:
-        score += slope * (position.to(tl.float32)[None, :] - at.to(tl.float32)[:, None])
+        ahead = position.to(tl.float32)[None, :] - at.to(tl.float32)[:, None]
+        score = tl.fma(ahead, slope, score)
     if MASKED:
         score = tl.where(position[None, :] <= at[:, None], score, float("-inf"))
     above = tl.maximum(most, tl.max(score, 1))
-    weight = tl.exp2(score - above[:, None])
-    shrink = tl.exp2(most - above)
+    weight = tl.exp2((score - above[:, None]) * LOG2_E)  # scaled after the difference: that keeps far keys exact
+    shrink = tl.exp2((most - above) * LOG2_E)
     v = tl.load(value + token[:, None] * value_stride + e[None, :], mask=(e < width)[None, :], other=0)
     sums = dot(weight.to(v.dtype), v, sums * shrink[:, None], PRECISION)
     return sums, above, total * shrink + tl.sum(weight, 1)
@@ -86,7 +87,7 @@ def attention_tile(
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (tiles, H). SHARED_BY query heads read one key/value head; scale is log2(e) / sqrt(E).
+    """Grid (tiles, H). SHARED_BY query heads read one key/value head; scale is 1 / sqrt(E).
 
     QUANTIZED: the last head of a tile to arrive turns the tile's rows of `out`, whole now, into int8 `values` with
     `value_scale`; `arrived` is int32 zeros (tiles,).
@@ -99,7 +100,7 @@ def attention_tile(
     at = begins + i
     q_mask = here[:, None] & (e < width)[None, :]
     q = tl.load(query + row[:, None] * query_stride + head * width + e[None, :], mask=q_mask, other=0)
-    slope = tl.load(slopes + head) * LOG2_E if SLOPED else 0.0
+    slope = tl.load(slopes + head) if SLOPED else 0.0
     key += head // SHARED_BY * width
     value += head // SHARED_BY * width
     sums = tl.zeros((QUERIES, WIDTH), tl.float32)

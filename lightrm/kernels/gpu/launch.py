@@ -1,4 +1,8 @@
-"""What every launch of a Triton kernel needs: the right device, whole rows, sizes that are powers of two."""
+"""What every launch of a Triton kernel needs: the right device, whole rows, sizes that are powers of two.
+
+Every launch sets enable_fp_fusion=False: a product and a sum that a compiler joins round once instead of twice, by its
+mood and version, and a row of int8 would then differ from its twin where a number lies between two levels.
+"""
 
 from __future__ import annotations
 
