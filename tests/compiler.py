@@ -53,12 +53,12 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     for tokens in (16, 50, 4096):
         rows = (meta(tokens, WIDTH, dtype=torch.int8), meta(tokens))
         yield f"int8 {tokens}", lambda r=rows: cuda_products.product(*r, int8, bias, half)
-        for group in (GROUP, 32):
+        for group in (GROUP, 32) if tokens > tiles.SOME else (GROUP,):
             multiplier = meta(WIDTH, WIDTH // group, dtype=torch.int8)
             int4 = Int4(meta(WIDTH, WIDTH // 2, dtype=torch.uint8), multiplier, scale)
             yield f"int4 {tokens} g{group}", lambda r=rows, w=int4: cuda_products.product(*r, w, None, half)
         zero = meta(WIDTH, WIDTH // GROUP, dtype=torch.uint8)
-        for dtype in (half, torch.bfloat16):
+        for dtype in (half, torch.bfloat16) if tokens > tiles.SOME else (half,):
             tiled = Tiled(int4.packed, zero, meta(*zero.shape, dtype=half))
             x = meta(tokens, WIDTH, dtype=dtype)
             yield f"grouped {tokens} {dtype}", lambda x=x, w=tiled: cuda_products.grouped_product(x, w, None)

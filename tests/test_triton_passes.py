@@ -7,6 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("triton")
+
 from lightrm.kernels import cuda, integer, reference
 from lightrm.kernels.gpu.paths import paths_of
 from lightrm.packing import ROOT, Segment

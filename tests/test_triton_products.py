@@ -12,6 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytest.importorskip("triton")
+
 from lightrm.kernels import cuda, cuda_products, gemm, integer, reference
 from lightrm.schemes import grouped, int4, int8, tiled
 from lightrm.schemes.grouped import Grouped

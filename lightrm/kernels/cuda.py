@@ -22,7 +22,7 @@ __all__ = [
     "VERSION", "add_norm_quantize", "attention", "norm", "norm_quantize", "paths_of", "quantize", "rms_norm",
     "silu_mul", "silu_mul_quantize", "split_heads", "value_head", "widen",
 ]  # fmt: skip
-WIDENED_AT_ONCE = 1024  # bytes of a row that one program widens
+WIDENED_AT_ONCE = (16, 256)  # rows, and bytes of each, that one program widens
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -194,14 +194,16 @@ def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
     packed, multiplier_OG = packed.contiguous(), multiplier_OG.contiguous()
     outputs, inputs = len(packed), 2 * packed.shape[1]
     out_OI = packed.new_empty(outputs, inputs, dtype=torch.int8)
-    block = min(WIDENED_AT_ONCE, power(inputs // 2))
+    count, block = WIDENED_AT_ONCE[0], min(WIDENED_AT_ONCE[1], power(inputs // 2))
     if outputs:
         with on(packed.device):
-            rows.widen_row[outputs, pieces(inputs // 2, block)](
+            rows.widen_rows[pieces(outputs, count), pieces(inputs // 2, block)](
                 packed,
                 multiplier_OG,
                 out_OI,
+                outputs,
                 inputs,
+                ROWS=count,
                 BLOCK=block,
                 GROUP=inputs // multiplier_OG.shape[1],
                 HALF=block_of(inputs) // 2,

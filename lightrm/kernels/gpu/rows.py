@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""The passes between products, a program a row, each reading and writing the row once.
+"""The passes between products, most of them a program a row, each reading and writing the row once.
 
 A row that a product left as int32 sums (SCALED) stands for `sums * row_scale * scale + bias`; one that it left as
 floats for itself. Rows leave as int8 with a scale (`schemes.int8`) or as floats. The twins are in `kernels.integer`
@@ -176,10 +176,14 @@ def head_row(
 
 
 @triton.jit
-def widen_row(packed, multiplier, out, K, BLOCK: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr):
-    """int4 in the layout of `schemes.int4` -> int8, some K / 2 bytes of a row at a time."""
-    n, byte = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    inside = byte < K // 2
+def widen_rows(
+    packed, multiplier, out, N, K,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr,
+):  # fmt: skip
+    """int4 in the layout of `schemes.int4` -> int8, BLOCK bytes of ROWS rows at a time."""
+    n = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
+    byte = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
+    inside = (n < N) & (byte < K // 2)
     bytes_ = tl.load(packed + n * (K // 2) + byte, mask=inside, other=0)
     first = byte // HALF * 2 * HALF + byte % HALF
     for half in tl.static_range(2):

@@ -1,0 +1,155 @@
+"""Whole models through Triton's kernels, in the interpreter, against the CPU's path; which card gets which kernels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import lightrm
+from lightrm import dispatch, products
+from lightrm.kernels import cuda, cuda_products
+from lightrm.weights import ForeignWeight
+from tests.conftest import DATA
+
+PROMPT, ANSWERS = "Capital of France?", ["Paris.", "巴黎。"]
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="lends a CPU's tensors to a card's kernels")
+Lend = Callable[[int], None]
+
+
+@pytest.fixture
+def lend(monkeypatch: pytest.MonkeyPatch) -> Lend:
+    """Makes the doors treat tensors on the CPU as if they lay on a card of this compute capability."""
+
+    def lent(card: int) -> None:
+        monkeypatch.setattr(dispatch, "card_of", lambda like: card)
+
+    return lent
+
+
+def ids_of(name: str) -> list[list[int]]:
+    """The shortest cases: the interpreter runs a program a token."""
+    lines = (DATA / name / "cases.jsonl").read_text().splitlines()
+    return sorted((json.loads(line)["input_ids"] for line in lines), key=len)[:3]
+
+
+@pytest.mark.parametrize(("scheme", "card"), [("w8a8", 80), ("w4a8", 80), ("w4a8-g32", 80), ("w8a8", 75), ("w4a8", 75)])
+def test_integer_schemes(scheme: str, card: int, lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With float32 between the kernels, what is left are roundings that tip over, as between numba and PyTorch."""
+    model = lightrm.load("demo", scheme=scheme)
+    expected = model.score(PROMPT, ANSWERS)
+    exact = lightrm.load("demo", scheme="fp32").score(PROMPT, ANSWERS)
+    monkeypatch.setattr(products, "ON_CARD", torch.float32)
+    lend(card)
+    found = model.score(PROMPT, ANSWERS)
+    np.testing.assert_allclose(found, expected, atol=0.1 * np.abs(expected - exact).max(), rtol=0)
+
+
+def test_half_precision_between_kernels_costs_nothing(lend: Lend) -> None:
+    """float16 products tip some roundings over, to either side: the error against float32 stays what int8 makes it."""
+    model = lightrm.load("demo", scheme="w8a8")
+    expected, exact = model.score(PROMPT, ANSWERS), lightrm.load("demo", scheme="fp32").score(PROMPT, ANSWERS)
+    lend(90)
+    found = model.score(PROMPT, ANSWERS)
+    assert (found != expected).any(), "it ran through other kernels"
+    assert np.abs(found - exact).max() < 1.5 * np.abs(expected - exact).max()
+
+
+def test_a_score_does_not_see_its_neighbours(lend: Lend) -> None:
+    """Bit for bit, whatever else is in the pack."""
+    model = lightrm.load("demo", scheme="w8a8")
+    lend(80)
+    together = model.score(PROMPT, ANSWERS)
+    alone = [float(model.score(PROMPT, [answer])[0]) for answer in ANSWERS]
+    assert together.tolist() == alone
+
+
+@pytest.mark.parametrize("name", ["demo", "baichuan-13b-value-head"])
+def test_float_schemes(name: str, lend: Lend) -> None:
+    """Triton's norms, gate, heads and attention under unquantized weights, RoPE and ALiBi: float32 against float32."""
+    model = lightrm.load("demo" if name == "demo" else DATA / name, scheme="fp32")
+    ids = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 90))] if name == "demo" else ids_of(name)
+    expected = model.score_ids(ids)
+    lend(80)
+    np.testing.assert_allclose(model.score_ids(ids), expected, atol=2e-5, rtol=1e-5)
+
+
+def test_alibi_in_8_bits(lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Baichuan: no rotation, so that query, key and value are columns of the product as it is."""
+    ids = ids_of("baichuan-13b-value-head")
+    model = lightrm.load(DATA / "baichuan-13b-value-head", scheme="w8a8")
+    expected = model.score_ids(ids)
+    exact = lightrm.load(DATA / "baichuan-13b-value-head", scheme="fp32").score_ids(ids)
+    monkeypatch.setattr(products, "ON_CARD", torch.float32)
+    lend(80)
+    np.testing.assert_allclose(model.score_ids(ids), expected, atol=0.1 * np.abs(expected - exact).max(), rtol=0)
+
+
+@pytest.mark.parametrize("name", ["gptq-4bit-g32-asym", "gptq-4bit-g32-desc-act"])
+def test_files_of_gptq(name: str, lend: Lend) -> None:
+    """Laid out for the kernel once, at load, activation order included; the scores are those of the plain way."""
+    plain = lightrm.load(DATA / name)
+    lend(86)
+    model = lightrm.load(DATA / name)
+    down = model.decoder.layers[0].down.weight
+    assert isinstance(down, ForeignWeight)
+    assert type(down.parts[0]).__name__ == "Tiled"
+    model.decoder.dtype = plain.decoder.dtype = (
+        torch.float32
+    )  # the interpreter cuts bfloat16 off instead of rounding it
+    found = model.score_ids(ids_of(name))
+    lend(0)
+    np.testing.assert_allclose(found, plain.score_ids(ids_of(name)), atol=2e-5, rtol=1e-5)
+
+
+def test_w4a16_of_our_own(lend: Lend) -> None:
+    model, exact = lightrm.load("demo", scheme="w4a16"), lightrm.load("demo", scheme="fp32")
+    expected = model.score(PROMPT, ANSWERS)
+    lend(80)
+    found, truth = model.score(PROMPT, ANSWERS), exact.score(PROMPT, ANSWERS)
+    assert (found != expected).any(), "it ran through other kernels"
+    assert np.abs(found - truth).max() < 1.2 * np.abs(expected - truth).max()
+
+
+def test_half_precision_overflows_are_found(lend: Lend) -> None:
+    """NaN from a card's kernels is an error with the layer's name, never a score."""
+    model = lightrm.load("demo", scheme="w8a8")
+    model.decoder.layers[2].gate_up.weight.scale_O.fill_(1e6)
+    lend(80)
+    with pytest.raises(lightrm.errors.NumericsError, match=r"layers\.2\.mlp"):
+        model.score(PROMPT, ANSWERS)
+
+
+@pytest.mark.parametrize(("card", "path", "name", "reason"), [
+    (90, "integer", "Triton", "compute capability 9.0: int8 products that scale and add in one kernel"),
+    (75, "integer", "Triton passes", r"7.5: torch._int_mm and PyTorch's attention, since Triton's products compile"),
+    (75, "float", "Triton passes", r"PyTorch's products and attention"),
+    (61, "integer", "plain PyTorch", "compute capability 6.1, Triton's kernels need 7.5; right, but slow"),
+    (120, "float", "torch and Triton", "12.0: PyTorch's products, Triton's attention"),
+])  # fmt: skip
+def test_each_card_gets_its_kernels(monkeypatch, card, path, name, reason) -> None:
+    """And the model's repr, `doctor` and a warning say which and why."""
+    monkeypatch.setattr(dispatch, "capability", lambda device: card)
+    choice = dispatch.kernels_for(torch.device("cuda"), path)
+    assert choice.name == name
+    assert reason in choice.reason
+    assert choice.slow == (name == "plain PyTorch")
+    monkeypatch.setattr(dispatch, "card_of", lambda like: card)
+    here = torch.zeros(1)
+    assert (dispatch.triton_products_for(here) is cuda_products) == (card >= 80)
+    assert (dispatch.triton_for(here) is cuda) == (card >= 75)
+    assert (dispatch.passes(here) is cuda) == (card >= 75)
+
+
+def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card without Triton is slow and says so; nothing is imported that is not there."""
+    monkeypatch.setattr(dispatch, "imported", lambda name: (None, "ModuleNotFoundError: No module named 'triton'"))
+    monkeypatch.setattr(dispatch, "capability", lambda device: 89)
+    choice = dispatch.kernels_for(torch.device("cuda"), "integer")
+    assert choice.slow
+    assert "Triton cannot be imported (ModuleNotFoundError: No module named 'triton'): install it" in str(choice)
