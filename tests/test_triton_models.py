@@ -16,6 +16,7 @@ from lightrm import dispatch, products
 from lightrm.kernels import cuda, cuda_products
 from lightrm.weights import ForeignWeight
 from tests.conftest import DATA
+from tests.zoo import specimens
 
 PROMPT, ANSWERS = "Capital of France?", ["Paris.", "巴黎。"]
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="lends a CPU's tensors to a card's kernels")
@@ -38,16 +39,27 @@ def ids_of(name: str) -> list[list[int]]:
     return sorted((json.loads(line)["input_ids"] for line in lines), key=len)[:3]
 
 
-@pytest.mark.parametrize(("scheme", "card"), [("w8a8", 80), ("w4a8", 80), ("w4a8-g32", 80), ("w8a8", 75), ("w4a8", 75)])
-def test_integer_schemes(scheme: str, card: int, lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With float32 between the kernels, what is left are roundings that tip over, as between numba and PyTorch."""
+@pytest.mark.parametrize(("scheme", "card"), [("w8a8", 80), ("w4a8", 80), ("w8a8", 75), ("w4a8", 75)])
+def test_tiny_models_are_equal(scheme: str, card: int, tmp_path, lend: Lend, monkeypatch) -> None:
+    """With float32 between the kernels, the same scores as on the CPU to the last bits of a float."""
+    model = lightrm.load(specimens()["ziya"].write(tmp_path), scheme=scheme)
+    ids = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 40))]
+    expected = model.score_ids(ids)
+    monkeypatch.setattr(products, "ON_CARD", torch.float32)
+    lend(card)
+    np.testing.assert_allclose(model.score_ids(ids), expected, atol=5e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("scheme", "card"), [("w8a8", 80), ("w4a8", 80), ("w4a8-g32", 80), ("w4a8", 75)])
+def test_the_bundled_model(scheme: str, card: int, lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five layers of 256: a last bit tips a rounding to int8 over somewhere, and that one tips others, as between numba
+    and plain PyTorch. What is left is small beside what int8 itself costs; a wrong kernel would not be."""
     model = lightrm.load("demo", scheme=scheme)
     expected = model.score(PROMPT, ANSWERS)
     exact = lightrm.load("demo", scheme="fp32").score(PROMPT, ANSWERS)
     monkeypatch.setattr(products, "ON_CARD", torch.float32)
     lend(card)
-    found = model.score(PROMPT, ANSWERS)
-    np.testing.assert_allclose(found, expected, atol=0.1 * np.abs(expected - exact).max(), rtol=0)
+    assert np.abs(model.score(PROMPT, ANSWERS) - expected).max() < 0.3 * np.abs(expected - exact).max()
 
 
 def test_half_precision_between_kernels_costs_nothing(lend: Lend) -> None:
@@ -99,9 +111,7 @@ def test_files_of_gptq(name: str, lend: Lend) -> None:
     down = model.decoder.layers[0].down.weight
     assert isinstance(down, ForeignWeight)
     assert type(down.parts[0]).__name__ == "Tiled"
-    model.decoder.dtype = plain.decoder.dtype = (
-        torch.float32
-    )  # the interpreter cuts bfloat16 off instead of rounding it
+    model.decoder.dtype = plain.decoder.dtype = torch.float32  # the interpreter cuts bfloat16 off
     found = model.score_ids(ids_of(name))
     lend(0)
     np.testing.assert_allclose(found, plain.score_ids(ids_of(name)), atol=2e-5, rtol=1e-5)
