@@ -47,28 +47,33 @@ def hugging_face(dtype: torch.dtype, change: Callable | None = None, kernel: str
         ).eval()
         head = model.score.weight.float().to(device)
         body = (model.model if change is None else change(model.model)).to(device)
-
-        @torch.inference_mode()
-        def score(texts: list[np.ndarray]) -> np.ndarray:
-            order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
-            scores = np.empty(len(texts), np.float32)
-            while order:
-                size = max(1, PADDED_TOKENS // len(texts[order[0]]))
-                group, order = order[:size], order[size:]
-                longest = len(texts[group[0]])
-                ids, mask = torch.zeros(len(group), longest, dtype=torch.long), torch.zeros(len(group), longest).long()
-                for row, i in enumerate(group):  # right padding: what a scorer of last tokens needs
-                    ids[row, : len(texts[i])] = torch.from_numpy(texts[i])
-                    mask[row, : len(texts[i])] = 1
-                shown = mask.to(device) if int(mask.min()) == 0 else None
-                states = body(ids.to(device), attention_mask=shown).last_hidden_state
-                last = states[torch.arange(len(group)), torch.tensor([len(texts[i]) - 1 for i in group])]
-                scores[group] = (last.float() @ head.T)[:, 0].cpu().numpy()
-            return scores
-
-        return score, kernel
+        return padded_scorer(body, head, device, PADDED_TOKENS), kernel
 
     return load
+
+
+def padded_scorer(body: torch.nn.Module, head_1D: torch.Tensor, device: str, padded_tokens: int) -> Score:
+    """How one scores with transformers: batches of similar lengths, padded on the right, the last token of each."""
+
+    @torch.inference_mode()
+    def score(texts: list[np.ndarray]) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+        scores = np.empty(len(texts), np.float32)
+        while order:
+            size = max(1, padded_tokens // len(texts[order[0]]))
+            group, order = order[:size], order[size:]
+            longest = len(texts[group[0]])
+            ids, mask = torch.zeros(len(group), longest, dtype=torch.long), torch.zeros(len(group), longest).long()
+            for row, i in enumerate(group):
+                ids[row, : len(texts[i])] = torch.from_numpy(texts[i])
+                mask[row, : len(texts[i])] = 1
+            shown = mask.to(device) if int(mask.min()) == 0 else None
+            states = body(ids.to(device), attention_mask=shown, use_cache=False).last_hidden_state
+            last = states[torch.arange(len(group)), torch.tensor([len(texts[i]) - 1 for i in group])]
+            scores[group] = (last.float() @ head_1D.T)[:, 0].cpu().numpy()
+        return scores
+
+    return score
 
 
 def bitsandbytes_4bit(model: torch.nn.Module) -> torch.nn.Module:

@@ -1,0 +1,140 @@
+"""Every kernel against its twin on this card, on the shapes that are timed and on ugly ones, before any figure.
+
+Whole numbers must be equal. Floats may err twice as far from float64 as plain PyTorch in the same dtype does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from benchmarks.gpu.stopwatch import Suite
+from lightrm.kernels import cuda, cuda_products, integer, reference
+from lightrm.kernels.gpu.paths import paths_of
+from lightrm.packing import ROOT, Segment
+from lightrm.positions import alibi_slopes
+from lightrm.schemes import int4, tiled
+from lightrm.schemes.hadamard import hadamard
+from lightrm.schemes.int4 import Int4
+from lightrm.schemes.int8 import Rowwise
+
+Found = Iterator[tuple[str, bool]]
+
+
+def failures(suite: Suite) -> list[str]:
+    """Names of the checks that do not hold, with how many there were in the suite's rows."""
+    held, failed = 0, []
+    for check in (products, grouped_products, passes, attention):
+        for name, holds in check(suite):
+            held += holds
+            failed += [] if holds else [name]
+    suite.add("checks", "all kernels", "against their twins", "checks held", held, failed=failed)
+    return failed
+
+
+def normal(suite: Suite, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, device=suite.device)
+
+
+def int8s(suite: Suite, *shape: int) -> torch.Tensor:
+    return torch.randint(-127, 128, shape, dtype=torch.int8, device=suite.device)
+
+
+def twice(fast: torch.Tensor, slow: torch.Tensor, exact: torch.Tensor) -> bool:
+    floor = torch.finfo(slow.dtype).eps * float(exact.abs().max())
+    return float((fast.double() - exact).abs().max()) <= 2 * float((slow.double() - exact).abs().max()) + floor
+
+
+def sizes(suite: Suite) -> tuple[tuple[int, int, int], ...]:
+    """Rows, out and in features."""
+    if suite.rehearsal:
+        return ((17, 65, 128),)
+    return ((1, 17, 128), (50, 1000, 5120), (127, 65, 13696), (2048, 15360, 5120), (4096, 5120, 13696))
+
+
+def products(suite: Suite) -> Found:
+    for rows, outputs, inputs in sizes(suite):
+        shape = f"{rows} x {outputs} x {inputs}"
+        values, ones = int8s(suite, rows, inputs), torch.ones(rows, device=suite.device)
+        scale, bias = normal(suite, outputs).abs(), normal(suite, outputs)
+        whole = int8s(suite, outputs, inputs)
+        narrow = int4.quantize(normal(suite, outputs, inputs), int4.group_for(inputs, 128))
+        widened = int4.widen(narrow.packed, narrow.multiplier_OG)
+        yield f"widen {shape}", torch.equal(cuda.widen(narrow.packed, narrow.multiplier_OG), widened)
+        held = {"int8": Rowwise(whole, scale), "int4": Int4(narrow.packed, narrow.multiplier_OG, scale)}
+        for kind, weight in held.items():
+            acc = integer.product(values, whole if kind == "int8" else widened)
+            plain = cuda_products.product(
+                values, ones, weight_with(weight, torch.ones_like(scale)), None, torch.float32
+            )
+            yield f"{kind} {shape}: sums", torch.equal(plain, acc.float())
+            row_scale, stream = normal(suite, rows).abs(), normal(suite, rows, outputs)
+            slow = integer.dequantize(acc, row_scale, scale, bias)
+            exact = acc.double() * row_scale.double()[:, None] * scale.double() + bias.double()
+            half = cuda_products.product(values, row_scale, weight, bias, torch.bfloat16)
+            yield f"{kind} {shape}: scales and bias", twice(half, slow.bfloat16(), exact)
+            expected, onto = slow + stream, stream.clone()
+            cuda_products.product(values, row_scale, weight, bias, torch.float32, onto)
+            yield f"{kind} {shape}: onto the stream", twice(onto, expected, exact + stream.double())
+
+
+def weight_with(weight: Rowwise | Int4, scale_O: torch.Tensor) -> Rowwise | Int4:
+    if isinstance(weight, Rowwise):
+        return Rowwise(weight.values_OI, scale_O)
+    return Int4(weight.packed, weight.multiplier_OG, scale_O)
+
+
+def grouped_products(suite: Suite) -> Found:
+    for rows, outputs, inputs in sizes(suite):
+        grid = tiled.tiled_int4(int4.quantize(normal(suite, outputs, inputs), int4.group_for(inputs, 64)), torch.half)
+        assert grid is not None
+        for dtype in (torch.float16, torch.bfloat16):
+            x, weight_OI = normal(suite, rows, inputs).to(dtype), grid.rows(0, outputs)
+            exact = x.double() @ weight_OI.double().T
+            slow = reference.linear(x, weight_OI.to(dtype), None)
+            found = cuda_products.grouped_product(x, grid, None)
+            yield f"w4a16 {rows} x {outputs} x {inputs} {dtype}", twice(found, slow, exact)
+
+
+def passes(suite: Suite) -> Found:
+    widths = ((48, 144, 16),) if suite.rehearsal else ((63, 43 * 256, 256), (5120, 13696, 128), (4096, 11008, 256))
+    for width, ffn, block in widths:
+        x = normal(suite, 33, width) * torch.logspace(-3, 3, 33, device=suite.device)[:, None]
+        for name, found, slow in (
+            ("quantize", cuda.quantize(x), integer.quantize(x)),
+            ("norm", cuda.norm_quantize(x, 1e-6), integer.norm_quantize(x, 1e-6)),
+        ):
+            yield f"{name} {width}", torch.equal(found[0], slow[0])
+            yield f"{name} {width}: scale", bool(((found[1] - slow[1]).abs() <= 1e-6 * slow[1]).all())
+        gate_up = normal(suite, 33, 2 * ffn).half()
+        values, _ = cuda.silu_mul_quantize(gate_up, None, None, block)
+        expected, _ = integer.quantize(hadamard(reference.silu_mul(gate_up.float()), block))
+        yield f"gate {ffn}", bool((values.int() - expected.int()).abs().max() <= 1)
+        yield f"gate {ffn}: tipped", float((values != expected).float().mean()) < 2e-3
+        rows = torch.tensor([5, 0, 32], device=suite.device)
+        weight, bias = normal(suite, 1, width), normal(suite, 1)
+        exact = x[rows].double() @ weight.double().T + bias.double()
+        yield f"value head {width}", twice(cuda.value_head(x, rows, weight, bias), x[rows] @ weight.T + bias, exact)
+
+
+def attention(suite: Suite) -> Found:
+    """Plain sequences and a forest; the int8 rows many times over, since many programs must agree who is the last."""
+    long = 20 if suite.rehearsal else 700
+    forest = (Segment(0, long), Segment(long, 2 * long, 0), Segment(2 * long, 2 * long + 1, 0))
+    plain = (Segment(0, 1, ROOT), Segment(1, long, ROOT), Segment(long, 2 * long + 1, ROOT))
+    for width in (64, 80, 96, 128):
+        heads, kv_heads = (2, 1) if suite.rehearsal else (8, 4)
+        query = normal(suite, 2 * long + 1, heads, width).half()
+        key, value = (normal(suite, 2 * long + 1, kv_heads, width).half() for _ in range(2))
+        for name, segments in (("plain", plain), ("forest", forest)):
+            for slopes in (None, alibi_slopes(heads).to(suite.device)):
+                paths = paths_of(segments, suite.device)
+                exact = reference.attention(query.float(), key.float(), value.float(), segments, slopes)
+                slow = reference.attention(query, key, value, segments, slopes)
+                where = f"attention {width} {name}{' ALiBi' if slopes is not None else ''}"
+                for k in range(1 if suite.rehearsal else 10):
+                    mixed, values, _ = cuda.attention(query, key, value, paths, slopes, quantized=True)
+                    rounded = torch.equal(values, integer.quantize(mixed.flatten(1).float())[0])
+                    yield f"{where}: int8 rows, {k}", rounded
+                yield where, twice(mixed, slow, exact)
