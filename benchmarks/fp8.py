@@ -1,0 +1,120 @@
+"""Is fp8 more faithful than w8a8? Simulated on a CPU: the same model, rounded to e4m3 where w8a8 rounds to int8.
+
+    python -m benchmarks.fp8 DATA --smollm2 FOLDER
+
+Weights are e4m3 with a scale for each output channel, activations e4m3 with a scale for each token, products are summed
+in float32: the most that hardware does (Hopper's tensor cores sum shorter). With the rotations of w8a8, and without.
+`error` and `tau` as in benchmarks.schemes. Writes results/fp8.json and prints the README's sentence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+import lightrm
+from benchmarks.bundled_model import prompt_of, sample
+from benchmarks.record import provenance, read_result, write_result
+from benchmarks.schemes import LONGEST, PAIRS
+from lightrm import ops
+from lightrm.architecture import Alibi
+from lightrm.checkpoints.detect import open_checkpoint
+from lightrm.checkpoints.hub import resolve
+from lightrm.folding import Folding
+from lightrm.linear import FloatLinear, FloatProduct, Stream
+from lightrm.loading import Loader
+from lightrm.schemes.grammar import parse_scheme
+from lightrm.weights import PlainWeight
+
+E4M3 = torch.float8_e4m3fn
+ROWS = ("w8a8", "fp8", "fp8 without any rotation")
+
+
+def rounded(x: torch.Tensor) -> torch.Tensor:
+    """Each row to e4m3 and back, its largest magnitude at the end of the range."""
+    scale = x.abs().amax(-1, keepdim=True).clamp(min=1e-30) / torch.finfo(E4M3).max
+    return (x / scale).to(E4M3).float() * scale
+
+
+@dataclass(frozen=True, slots=True)
+class Fp8Linear(FloatLinear):
+    def normed(self, stream: Stream, norm_D: torch.Tensor | None, eps: float) -> torch.Tensor:
+        return rounded(FloatLinear.normed(self, stream, norm_D, eps))
+
+    def attended(self, heads: Any, paths: Any, slopes_H: torch.Tensor | None, absolute_bias: bool) -> torch.Tensor:
+        return rounded(FloatLinear.attended(self, heads, paths, slopes_H, absolute_bias))
+
+    def gated(self, gate_up: FloatProduct) -> torch.Tensor:
+        return rounded(ops.silu_mul(gate_up.y_TO, self.block))
+
+
+def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], rotated: bool) -> np.ndarray:
+    cpu = torch.device("cpu")
+    loader = Loader(open_checkpoint(resolve(path, None)), parse_scheme("fp32", cpu), cpu, Alibi())
+    loader.folding = Folding(loader.architecture) if rotated else None
+    decoder, rm.head, _ = loader.load()
+    if loader.folding is not None:
+        decoder.embedding_VD = loader.folding.embedding(loader.checkpoint.read("embedding.weight").float())
+    for i, layer in enumerate(decoder.layers):
+        parts = {name: getattr(layer, name) for name in ("qkv", "output", "gate_up", "down")}
+        decoder.layers[i] = replace(
+            layer,
+            **{n: Fp8Linear(PlainWeight(rounded(p.weight.weight_OI)), p.bias_O, p.block) for n, p in parts.items()},
+        )
+    rm.decoder = decoder
+    return rm.score_ids(texts)
+
+
+def measure(path: str, data: Path, languages: tuple[str, ...]) -> dict[str, Any]:
+    exact = lightrm.load(path, scheme="fp32", max_length=LONGEST)
+    dev = sample(data / "pairs_dev.jsonl.gz", PAIRS, languages)
+    texts = [exact.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
+    truth = exact.score_ids(texts)
+    found = {
+        "w8a8": lightrm.load(path, scheme="w8a8", max_length=LONGEST).score_ids(texts),
+        "fp8": scores_in_fp8(exact, path, texts, True),
+        "fp8 without any rotation": scores_in_fp8(exact, path, texts, False),
+    }
+    return {
+        "answers": len(texts),
+        "rows": {
+            name: {
+                "error": float(np.std(scores - truth) / np.std(truth)),
+                "tau": float(kendalltau(scores, truth).statistic),
+            }
+            for name, scores in found.items()
+        },
+    }
+
+
+def sentence(result: dict[str, Any]) -> str:
+    parts = []
+    for name, model in result["models"].items():
+        shown = ", ".join(f"{row} {100 * model['rows'][row]['error']:.1f} %" for row in ROWS)
+        parts.append(f"{name}: {shown}")
+    return f"Error of the scores over their spread: {'; '.join(parts)}.\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--smollm2", type=Path, required=True, help="the checkpoint of benchmarks.smollm2")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", lightrm.TruncationWarning)
+    models = {
+        "bundled model": measure("demo", arguments.data, ("zh", "en")),
+        "SmolLM2-135M": measure(str(arguments.smollm2), arguments.data, ("en",)),
+    }
+    write_result("fp8", {**provenance(("torch", "numpy", "scipy")), "models": models})
+    print(sentence(read_result("fp8")))
+
+
+if __name__ == "__main__":
+    main()
