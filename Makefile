@@ -1,14 +1,18 @@
 # Two commands: `make demo` scores real text with the bundled model, `make test` runs everything that must hold.
+# With a CUDA card, `make gpu` checks and measures the kernels on it, with the Python that has a CUDA build of PyTorch.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check format
+.PHONY: demo test gpu check format
 
 demo: .venv/installed
 	$(BIN)/lightrm demo
 
 test: check
 	$(BIN)/python -m pytest -n auto
+
+gpu:
+	$(PYTHON) -m benchmarks.gpu
 
 check: .venv/installed-dev
 	$(BIN)/ruff format --check .

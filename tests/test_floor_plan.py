@@ -152,6 +152,6 @@ print(json.dumps(sorted({n.split(".")[0] for n in sys.modules})))
 
 def test_readme_draws_every_room() -> None:
     readme = (PACKAGE.parent / "README.md").read_text()
-    inside = (p.stem for folder in ("checkpoints", "schemes", "kernels") for p in (PACKAGE / folder).glob("[a-z]*.py"))
+    inside = (p.stem for folder in ("checkpoints", "schemes", "kernels") for p in (PACKAGE / folder).rglob("[a-z]*.py"))
     for name in {room(path) for path in FILES} | set(inside):
         assert name in readme, f"README's file tree lacks {name}"

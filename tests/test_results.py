@@ -6,11 +6,12 @@ import re
 
 import pytest
 
-from benchmarks import bundled_model, gptq_files, linear, loading, schemes, scoring
+from benchmarks import bundled_model, fp8, gptq_files, linear, loading, schemes, scoring
 from benchmarks.record import RESULTS, ROOT, read_result, with_table
 
 TABLES = {
     "bundled_model": bundled_model.table,
+    "fp8": fp8.sentence,
     "gptq_files": gptq_files.sentence,
     "linear_cpu": linear.table,
     "loading": loading.table,
