@@ -67,7 +67,8 @@ def on_card(device: torch.device, path: Path) -> KernelChoice:
     has = f"compute capability {card // 10}.{card % 10}"
     module, error = imported("cuda")
     if module is None or card < LEAST_PASSES:
-        why = f"{has}, Triton's kernels need 7.5" if module else f"Triton cannot be imported ({error}): install it"
+        has = f"{has}, " if card else "this is not a card of NVIDIA's: "
+        why = f"{has}Triton's kernels need 7.5" if module else f"Triton cannot be imported ({error}): install it"
         if path == "float":
             return KernelChoice("torch", f"{why}; all goes through PyTorch's own routines", slow=module is None)
         return KernelChoice("plain PyTorch", f"{why}; right, but slow", True, True)

@@ -22,6 +22,7 @@ from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.tiled import Tiled, tiled, tiled_int4
 
 WIDENED_ROWS = 1024  # output channels of a 4-bit weight that are widened at one time
+MOST_INPUTS = (2**31 - 1) // 2**14  # |int8 * int8| is at most 2^14
 ON_CARD = torch.float16  # products between kernels on a card: rounded to 11 bits, then to 8 when they become rows
 
 
@@ -163,6 +164,8 @@ def check_product(
     values_TI: torch.Tensor, row_scale_T: torch.Tensor, weight: Rowwise | Int4, bias_O: torch.Tensor | None
 ) -> None:
     held = weight.values_OI if isinstance(weight, Rowwise) else weight.packed
+    if values_TI.shape[-1] > MOST_INPUTS:
+        raise ValueError(f"product: {values_TI.shape[-1]} inputs may overflow int32 sums, which hold {MOST_INPUTS}")
     inputs = held.shape[1] if isinstance(weight, Rowwise) else 2 * held.shape[1]
     fits = values_TI.ndim == 2 and values_TI.shape[1] == inputs and values_TI.dtype == torch.int8
     fits = fits and row_scale_T.shape == values_TI.shape[:1] and weight.scale_O.shape == held.shape[:1]

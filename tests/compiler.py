@@ -50,7 +50,7 @@ def launches() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every kernel in every form that a 13B model launches, by name."""
     half, scale, bias = torch.float16, meta(WIDTH), meta(WIDTH)
     int8 = Rowwise(meta(WIDTH, WIDTH, dtype=torch.int8), scale)
-    for tokens in (16, 50, 4096):
+    for tokens in (1, 50, 4096):
         rows = (meta(tokens, WIDTH, dtype=torch.int8), meta(tokens))
         yield f"int8 {tokens}", lambda r=rows: cuda_products.product(*r, int8, bias, half)
         for group in (GROUP, 32) if tokens > tiles.SOME else (GROUP,):

@@ -91,6 +91,17 @@ def test_float_schemes(name: str, lend: Lend) -> None:
     np.testing.assert_allclose(model.score_ids(ids), expected, atol=2e-5, rtol=1e-5)
 
 
+def test_the_published_table_of_alibi(lend: Lend) -> None:
+    """A parity option that no kernel has: attention goes the plain way, all else through Triton."""
+    ids = ids_of("baichuan-13b-value-head")
+    for scheme in ("fp32", "w8a8"):
+        model = lightrm.load(DATA / "baichuan-13b-value-head", scheme=scheme, alibi="absolute")
+        expected = model.score_ids(ids)
+        lend(80)
+        np.testing.assert_allclose(model.score_ids(ids), expected, atol=2e-5 if scheme == "fp32" else 0.05, rtol=0)
+        lend(0)
+
+
 def test_alibi_in_8_bits(lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Baichuan: no rotation, so that query, key and value are columns of the product as it is."""
     ids = ids_of("baichuan-13b-value-head")
@@ -139,6 +150,7 @@ def test_half_precision_overflows_are_found(lend: Lend) -> None:
     (90, "integer", "Triton", "compute capability 9.0: int8 products that scale and add in one kernel"),
     (75, "integer", "Triton passes", r"7.5: torch._int_mm and PyTorch's attention, since Triton's products compile"),
     (75, "float", "Triton passes", r"PyTorch's products and attention"),
+    (0, "integer", "plain PyTorch", "this is not a card of NVIDIA's: Triton's kernels need 7.5; right, but slow"),
     (61, "integer", "plain PyTorch", "compute capability 6.1, Triton's kernels need 7.5; right, but slow"),
     (120, "float", "torch and Triton", "12.0: PyTorch's products, Triton's attention"),
 ])  # fmt: skip

@@ -221,12 +221,32 @@ def test_sharing_and_neighbours_change_nothing() -> None:
 
 
 def test_heads_may_be_columns_of_one_tensor() -> None:
-    """Query, key and value as a fused product leaves them: rows far apart, heads side by side."""
+    """Query, key and value as a fused product leaves them: rows far apart, heads side by side. Or heads far apart."""
     whole = normal(150, 8 * 64).half().to(DEVICE)
     q, k, v = (part.unflatten(1, (-1, 64)) for part in whole.split([256, 128, 128], 1))
     paths = paths_of(flat((150,)), DEVICE)
     found = cuda.attention(q, k, v, paths, None)[0]
     assert torch.equal(found, cuda.attention(q.contiguous(), k.contiguous(), v.contiguous(), paths, None)[0])
+    by_head = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
+    assert torch.equal(found, cuda.attention(*by_head, paths, None)[0])
+
+
+def test_rows_may_lie_apart() -> None:
+    """Columns of a wider tensor, a transposed tensor; what is added to in place must have its rows whole."""
+    wide = normal(9, 80).to(DEVICE)
+    part, across = wide[:, 8:72], wide[:, 8:72].T.contiguous().T
+    expected = cuda.norm_quantize(part.contiguous(), 1e-6)
+    for x in (part, across):
+        assert all(torch.equal(a, b) for a, b in zip(cuda.norm_quantize(x, 1e-6), expected, strict=True))
+        assert torch.equal(cuda.silu_mul(x), cuda.silu_mul(part.contiguous()))
+    acc, row_scale, scale, bias = here(*product_of(9, 64), normal(64, seed=8))
+    alone, among = part.contiguous(), wide.clone()
+    cuda.add_norm_quantize(alone, acc, row_scale, scale, bias, 1e-6)
+    cuda.add_norm_quantize(among[:, 8:72], acc, row_scale, scale, bias, 1e-6)
+    assert torch.equal(among[:, 8:72], alone)
+    assert torch.equal(among[:, :8], wide[:, :8])
+    with pytest.raises(ValueError, match="needs its rows whole"):
+        cuda.add_norm_quantize(across, acc, row_scale, scale, bias, 1e-6)
 
 
 def test_a_row_does_not_see_its_neighbours() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("triton")
 
+from lightrm import products
 from lightrm.kernels import cuda, cuda_products, gemm, integer, reference
 from lightrm.schemes import grouped, int4, int8, tiled
 from lightrm.schemes.grouped import Grouped
@@ -24,7 +25,7 @@ from tests.test_kernels import assert_twice
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-UGLY = (1, 15, 16, 17, 63, 65, 127, 300)
+UGLY = (1, 15, 16, 17, 63, 65, 127, 1000)
 
 
 def here(*tensors: torch.Tensor) -> list[torch.Tensor]:
@@ -118,6 +119,18 @@ def test_rows_may_lie_apart() -> None:
     assert not wide[:, :5].any()
     assert not wide[:, 38:].any()
     assert cuda_products.product(values[:0, :64], ones(0), held, None, torch.float16).shape == (0, 33)
+    spaced = normal(40, seed=2).to(DEVICE)[::2]
+    scaled = cuda_products.product(across, spaced, held, None, torch.float32)
+    assert torch.equal(scaled, integer.dequantize(truth.int(), spaced, ones(33), torch.zeros(33, device=DEVICE)))
+    with pytest.raises(ValueError, match=r"needs its rows whole, found strides \(1, 20\)"):
+        cuda_products.product(across, ones(20), held, None, torch.float32, torch.zeros(33, 20, device=DEVICE).T)
+
+
+def test_sums_that_could_overflow_are_refused() -> None:
+    inputs = products.MOST_INPUTS + 1
+    weight = Rowwise(torch.zeros(1, inputs, dtype=torch.int8), torch.ones(1))
+    with pytest.raises(ValueError, match="131072 inputs may overflow int32 sums, which hold 131071"):
+        products.product(torch.zeros(1, inputs, dtype=torch.int8), torch.ones(1), weight, None)
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="needs memory that is not there until it is touched")

@@ -13,7 +13,18 @@ import torch
 
 from lightrm.kernels.gpu import rows
 from lightrm.kernels.gpu.attention import attention_tile
-from lightrm.kernels.gpu.launch import VERSION, on, pieces, power, precision, warps_for, whole_rows
+from lightrm.kernels.gpu.launch import (
+    VERSION,
+    check_in_place,
+    heads_side_by_side,
+    on,
+    pieces,
+    power,
+    precision,
+    vector,
+    warps_for,
+    whole_rows,
+)  # fmt: skip
 from lightrm.kernels.gpu.paths import Paths, paths_of
 from lightrm.kernels.gpu.tiles import capability, keys_for
 from lightrm.schemes.int4 import block_of
@@ -39,11 +50,14 @@ def norm(
 
     eps: None leaves the norm out. added: sums, row scale, scale, bias, added to x in place first.
     """
-    assert x_TD.stride(-1) == 1 or x_TD.shape[-1] == 1
+    if added is not None:
+        check_in_place(x_TD)
+    x_TD = whole_rows(x_TD)
     count, width = len(x_TD) if rows_S is None else len(rows_S), x_TD.shape[1]
     out = x_TD.new_empty(count, width, dtype=torch.int8 if quantized else None)
     scale_T = x_TD.new_empty(count, dtype=torch.float32)
-    sums, row_scale, scale, bias = added if added is not None else (x_TD, scale_T, scale_T, scale_T)
+    sums, *waiting = added if added is not None else (x_TD, scale_T, scale_T, scale_T)
+    sums, (row_scale, scale, bias) = whole_rows(sums), map(vector, waiting)
     block = power(width)
     if count:
         with on(x_TD.device):
@@ -53,8 +67,8 @@ def norm(
                 row_scale,
                 scale,
                 bias,
-                scale_T if weight_D is None else weight_D,
-                scale_T if rows_S is None else rows_S,
+                scale_T if weight_D is None else vector(weight_D),
+                scale_T if rows_S is None else vector(rows_S),
                 out,
                 scale_T,
                 eps or 0.0,
@@ -75,15 +89,15 @@ def norm(
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
-    return norm(whole_rows(x_TD), eps, weight_D=weight_D)[0]
+    return norm(x_TD, eps, weight_D=weight_D)[0]
 
 
 def norm_quantize(x_TD: torch.Tensor, eps: float) -> Pair:
-    return norm(whole_rows(x_TD), eps, quantized=True)
+    return norm(x_TD, eps, quantized=True)
 
 
 def quantize(x_TI: torch.Tensor) -> Pair:
-    return norm(whole_rows(x_TI), None, quantized=True)
+    return norm(x_TI, None, quantized=True)
 
 
 def add_norm_quantize(
@@ -115,8 +129,8 @@ def gate(
         with on(product_TF2.device):
             rows.gate_row[tokens,](
                 product_TF2,
-                scale_T if row_scale_T is None else row_scale_T,
-                scale_T if scale_F2 is None else scale_F2,
+                scale_T if row_scale_T is None else vector(row_scale_T),
+                scale_T if scale_F2 is None else vector(scale_F2),
                 out,
                 scale_T,
                 width,
@@ -167,11 +181,11 @@ def split_heads(
         with on(acc_TO.device):
             rows.head_row[tokens,](
                 acc_TO,
-                filler if row_scale_T is None else row_scale_T,
-                filler if scale_O is None else scale_O,
-                filler if bias_O is None else bias_O,
-                cos_TE,
-                sin_TE,
+                filler if row_scale_T is None else vector(row_scale_T),
+                filler if scale_O is None else vector(scale_O),
+                filler if bias_O is None else vector(bias_O),
+                cos_TE.contiguous(),
+                sin_TE.contiguous(),
                 out_TO,
                 heads,
                 turned,
@@ -222,6 +236,7 @@ def attention(
     quantized: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Attention over a pack, (T, H, E), and where quantized also int8 rows (T, H * E) with their scale (T,)."""
+    query_THE, key_TJE, value_TJE = map(heads_side_by_side, (query_THE, key_TJE, value_TJE))
     tokens, heads, width = query_THE.shape
     out_THE = query_THE.new_empty(tokens, heads, width)
     values = query_THE.new_empty(tokens, heads * width, dtype=torch.int8) if quantized else out_THE
@@ -235,7 +250,7 @@ def attention(
                 value_TJE,
                 out_THE,
                 paths.tables,
-                scale_T if slopes_H is None else slopes_H,
+                scale_T if slopes_H is None else vector(slopes_H),
                 values,
                 scale_T,
                 arrived,
@@ -271,9 +286,9 @@ def value_head(
         with on(x_TD.device):
             rows.value_row[len(rows_S), len(weight_KD)](
                 x_TD,
-                rows_S,
+                vector(rows_S),
                 weight_KD,
-                weight_KD if bias_K is None else bias_K,
+                weight_KD if bias_K is None else vector(bias_K),
                 out_SK,
                 x_TD.shape[1],
                 x_TD.stride(0),

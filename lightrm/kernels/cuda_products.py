@@ -10,7 +10,7 @@ import torch
 
 from lightrm.kernels import cuda
 from lightrm.kernels.gpu.grouped import grouped_product as grouped_kernel
-from lightrm.kernels.gpu.launch import on, pieces, precision, whole_rows
+from lightrm.kernels.gpu.launch import check_in_place, on, pieces, precision, vector, whole_rows
 from lightrm.kernels.gpu.products import integer_product
 from lightrm.kernels.gpu.tiles import BAND, capability, tile_for
 from lightrm.schemes.int4 import Int4, block_of
@@ -31,13 +31,16 @@ def product(
     """values * row_scale times weight, plus bias, as dtype (T, O); or added to the residual, in place."""
     if isinstance(weight, Int4) and block_of(values_TI.shape[1]) < 2 * SMALLEST_HALF:  # a tiny model's odd width
         weight = Rowwise(cuda.widen(weight.packed, weight.multiplier_OG), weight.scale_O)
-    values_TI = whole_rows(values_TI)
+    if residual_TO is not None:
+        check_in_place(residual_TO)
+    values_TI, row_scale_T, scale_O = whole_rows(values_TI), vector(row_scale_T), vector(weight.scale_O)
     (tokens, inputs), outputs = values_TI.shape, len(weight.scale_O)
     tile = tile_for("int4" if isinstance(weight, Int4) else "int8", capability(values_TI.device), tokens)
     if isinstance(weight, Int4):
-        held, multiplier, group, half = weight.packed, weight.multiplier_OG, weight.group, block_of(inputs) // 2
+        held, multiplier = whole_rows(weight.packed), whole_rows(weight.multiplier_OG)
+        group, half = weight.group, block_of(inputs) // 2
     else:
-        held, multiplier, group, half = weight.values_OI, weight.scale_O, 1, tile.half
+        held, multiplier, group, half = whole_rows(weight.values_OI), scale_O, 1, tile.half
     out_TO = values_TI.new_empty(tokens, outputs, dtype=dtype) if residual_TO is None else residual_TO
     if tokens == 0:
         return out_TO
@@ -47,8 +50,8 @@ def product(
             held,
             multiplier,
             row_scale_T,
-            weight.scale_O,
-            weight.scale_O if bias_O is None else bias_O,
+            scale_O,
+            scale_O if bias_O is None else vector(bias_O),
             out_TO,
             tokens,
             outputs,
@@ -88,7 +91,7 @@ def grouped_product(x_TI: torch.Tensor, weight: Tiled, bias_O: torch.Tensor | No
             weight.zero_OG,
             weight.level_OG,
             weight.level_OG if weight.scale_O is None else weight.scale_O,
-            weight.level_OG if bias_O is None else bias_O,
+            weight.level_OG if bias_O is None else vector(bias_O),
             out_TO,
             tokens,
             outputs,

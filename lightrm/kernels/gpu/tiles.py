@@ -60,9 +60,14 @@ def keys_for(card: int, head_width: int) -> int:
 
 
 def capability(device: torch.device) -> int:
-    """10 * major + minor; in the interpreter, which has no device, that of the oldest card in the table."""
+    """10 * major + minor; in the interpreter, which has no device, that of the oldest card in the table.
+
+    AMD's cards, which PyTorch calls cuda too, have 0: the kernels hold instructions of NVIDIA's.
+    """
     if device.type != "cuda":
         return COMPILED_FOR[0]
+    if torch.version.hip is not None:
+        return 0
     major, minor = torch.cuda.get_device_capability(device)
     return 10 * major + minor
 
