@@ -1,11 +1,11 @@
 """One linear layer at a time: every scheme, the shapes of LLaMA-7B and Baichuan-13B, packs of 256 to 8192 tokens.
 
-    python -m benchmarks.linear [--device cuda] [--rounds 5]
+    python -m benchmarks.linear [--rounds 5]
 
 A layer is timed as it runs: rows made from a float input, the product, and the product added to a stream. The ceiling
 is the bare product of the same kind: int8 x int8 for integer schemes, the float product of the scheme's dtype for the
 others. In each round every scheme runs once after its ceiling; shares are taken within a round, medians reported.
-Writes results/linear_DEVICE.json and prints a table.
+Writes results/linear_cpu.json and prints a table. For cards: benchmarks.gpu.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ SHAPES = {
     "13B qkv": (15360, 5120), "13B o": (5120, 5120), "13B gate_up": (27392, 5120), "13B down": (5120, 13696),
 }  # fmt: skip
 TOKENS = (256, 1024, 2048, 8192)
-OURS, BITSANDBYTES = ("w8a8", "w4a8", "w4a16"), ("nf4", "bnb-int8")
-SCHEMES = {"cpu": ("fp32", "bf16", *OURS, *BITSANDBYTES), "cuda": ("fp16", "bf16", *OURS, *BITSANDBYTES)}
+SCHEMES = ("fp32", "bf16", "w8a8", "w4a8", "w4a16", "nf4", "bnb-int8")
+CPU = torch.device("cpu")
 
 
-def build(scheme_name: str, outputs: int, inputs: int, device: torch.device) -> Linear:
+def build(scheme_name: str, outputs: int, inputs: int) -> Linear:
     """A layer with random weights, the quantized parts drawn directly: their values do not matter for time."""
-    scheme = parse_scheme(scheme_name, device)
-    packer = packer_for(scheme, outputs, inputs, device)
+    scheme = parse_scheme(scheme_name, CPU)
+    packer = packer_for(scheme, outputs, inputs, CPU)
     if isinstance(packer, WholePacker):
         packer.put(0, torch.randn(outputs, inputs) * 0.02)
     else:
@@ -46,37 +46,33 @@ def build(scheme_name: str, outputs: int, inputs: int, device: torch.device) -> 
     return linear_for(scheme, packer.weight(), None)
 
 
-def timed(run: Callable[[], object], device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def timed(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
     return time.perf_counter() - started
 
 
-def measure(device: torch.device, rounds: int, shapes: list[str], tokens: list[int]) -> dict[str, Any]:
+def measure(rounds: int, shapes: list[str], tokens: list[int]) -> dict[str, Any]:
     rows = []
     for shape in shapes:
         outputs, inputs = SHAPES[shape]
-        layers = {name: build(name, outputs, inputs, device) for name in SCHEMES[device.type]}
-        values_OI = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8, device=device)
-        floats = {d: torch.randn(outputs, inputs, device=device, dtype=d) for d in (torch.float32, torch.bfloat16)}
+        layers = {name: build(name, outputs, inputs) for name in SCHEMES}
+        values_OI = torch.randint(-127, 128, (outputs, inputs), dtype=torch.int8)
+        floats = {d: torch.randn(outputs, inputs, dtype=d) for d in (torch.float32, torch.bfloat16)}
         for count in tokens:
-            x_TI = torch.randn(count, inputs, device=device)
-            values_TI = torch.randint(-127, 128, (count, inputs), dtype=torch.int8, device=device)
+            x_TI = torch.randn(count, inputs)
+            values_TI = torch.randint(-127, 128, (count, inputs), dtype=torch.int8)
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in layers}
             for k in range(rounds + 1):
                 for name, layer in layers.items():
-                    dtype = parse_scheme(name, device).dtype
-                    x, stream = x_TI.to(dtype), torch.zeros(count, outputs, dtype=dtype, device=device)
+                    dtype = parse_scheme(name, CPU).dtype
+                    x, stream = x_TI.to(dtype), torch.zeros(count, outputs, dtype=dtype)
                     if isinstance(layer, IntegerLinear) or name == "bnb-int8":
-                        bare = timed(lambda: products.int8_product(values_TI, values_OI), device)  # noqa: B023
+                        bare = timed(lambda: products.int8_product(values_TI, values_OI))  # noqa: B023
                     else:
                         weight = floats[dtype if dtype in floats else torch.bfloat16].to(dtype)
-                        bare = timed(lambda: products.linear(x, weight), device)  # noqa: B023
-                    whole = timed(lambda: settled(layer.onto(stream, layer.rows(x))), device)  # noqa: B023
+                        bare = timed(lambda: products.linear(x, weight))  # noqa: B023
+                    whole = timed(lambda: settled(layer.onto(stream, layer.rows(x))))  # noqa: B023
                     if k:
                         times[name].append((bare, whole))
             work = 2 * count * outputs * inputs / 1e9
@@ -92,8 +88,8 @@ def measure(device: torch.device, rounds: int, shapes: list[str], tokens: list[i
                     }
                 )
                 print(rows[-1], flush=True)
-    kernels = str(kernels_for(device, "integer"))
-    return {**provenance(), "device": str(device), "kernels": kernels, "rounds": rounds, "rows": rows}
+    kernels = str(kernels_for(CPU, "integer"))
+    return {**provenance(), "device": "cpu", "kernels": kernels, "rounds": rounds, "rows": rows}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -116,14 +112,12 @@ def table(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--shapes", nargs="*", default=list(SHAPES))
     parser.add_argument("--tokens", nargs="*", type=int, default=list(TOKENS))
     arguments = parser.parse_args()
-    device = torch.device(arguments.device)
-    result = measure(device, arguments.rounds, arguments.shapes, arguments.tokens)
-    write_result(f"linear_{device.type}", result)
+    result = measure(arguments.rounds, arguments.shapes, arguments.tokens)
+    write_result("linear_cpu", result)
     print(table(result))
 
 

@@ -1,6 +1,6 @@
 """One scorer in a process of its own, for `benchmarks.scoring`: load, say what it is, then score when told to.
 
-    python -m benchmarks.peers NAME FOLDER THREADS DEVICE
+    python -m benchmarks.peers NAME FOLDER THREADS
 
 Reads one JSON line a run: {"lengths": [...], "seed": n}, token ids follow from both. Answers with the seconds that
 scoring took, the scores, and the peak memory of the process so far. All peers get the same checkpoint, the same ids,
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 Score = Callable[[list[np.ndarray]], np.ndarray]
-Load = Callable[[Path, str], tuple[Score, str]]
+Load = Callable[[Path], tuple[Score, str]]
 PADDED_TOKENS = 2048  # of one padded batch, as many as lightrm packs
 
 
@@ -29,25 +29,25 @@ def sequences(lengths: list[int], seed: int, vocabulary: int) -> list[np.ndarray
 
 
 def ours(scheme: str) -> Load:
-    def load(folder: Path, device: str) -> tuple[Score, str]:
+    def load(folder: Path) -> tuple[Score, str]:
         import lightrm
 
-        rm = lightrm.load(folder, scheme=scheme, device=device)
+        rm = lightrm.load(folder, scheme=scheme, device="cpu")
         return rm.score_ids, rm.report.kernels.name
 
     return load
 
 
 def hugging_face(dtype: torch.dtype, change: Callable | None = None, kernel: str = "PyTorch") -> Load:
-    def load(folder: Path, device: str) -> tuple[Score, str]:
+    def load(folder: Path) -> tuple[Score, str]:
         import transformers
 
         model = transformers.AutoModelForSequenceClassification.from_pretrained(
             folder, dtype=dtype, attn_implementation="sdpa"
         ).eval()
-        head = model.score.weight.float().to(device)
-        body = (model.model if change is None else change(model.model)).to(device)
-        return padded_scorer(body, head, device, PADDED_TOKENS), kernel
+        head = model.score.weight.float()
+        body = model.model if change is None else change(model.model).to("cpu")  # bitsandbytes rounds as it is moved
+        return padded_scorer(body, head, "cpu", PADDED_TOKENS), kernel
 
     return load
 
@@ -120,7 +120,7 @@ def torch_dynamic(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def llama_cpp(kind: str) -> Load:
-    def load(folder: Path, device: str) -> tuple[Score, str]:
+    def load(folder: Path) -> tuple[Score, str]:
         from benchmarks.llama import LlamaScorer
 
         scorer = LlamaScorer(folder, kind, torch.get_num_threads())
@@ -133,11 +133,9 @@ PEERS: dict[str, Load] = {
     "lightrm w8a8": ours("w8a8"),
     "lightrm w4a8": ours("w4a8"),
     "lightrm bf16": ours("bf16"),
-    "lightrm fp16": ours("fp16"),
     "lightrm fp32": ours("fp32"),
     "transformers fp32": hugging_face(torch.float32),
     "transformers bf16": hugging_face(torch.bfloat16),
-    "transformers fp16": hugging_face(torch.float16),
     "bitsandbytes nf4": hugging_face(torch.bfloat16, bitsandbytes_4bit, "bitsandbytes"),
     "bitsandbytes int8": hugging_face(torch.bfloat16, bitsandbytes_8bit, "bitsandbytes"),
     "torchao int8": hugging_face(torch.float32, torchao_int8, "torchao, eager"),
@@ -148,16 +146,15 @@ PEERS: dict[str, Load] = {
 }
 
 
-def gemms_alone(folder: Path, device: str) -> tuple[Score, str]:
+def gemms_alone(folder: Path) -> tuple[Score, str]:
     """The int8 products of w8a8 and nothing between them: the ceiling. Its "scores" are zeros."""
-    from lightrm import dispatch, products
+    from lightrm import products
     from lightrm.kernels import gemm
 
     config = json.loads((folder / "config.json").read_text())
     width, ffn, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
     shapes = [(3 * width, width), (width, width), (2 * ffn, width), (width, ffn)] * layers
-    weights = [torch.randint(-127, 128, shape, dtype=torch.int8, device=device) for shape in shapes]
-    why = gemm.cpu_product()[1] if device == "cpu" else dispatch.kernels_for(torch.device(device), "integer").name
+    weights = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in shapes]
 
     def score(texts: list[np.ndarray]) -> np.ndarray:
         tokens = sum(len(text) for text in texts)
@@ -165,36 +162,26 @@ def gemms_alone(folder: Path, device: str) -> tuple[Score, str]:
             rows = min(PADDED_TOKENS, tokens - start)
             for weight in weights:
                 products.int8_product(inputs[weight.shape[1]][:rows], weight)
-        if device != "cpu":
-            torch.cuda.synchronize()
         return np.zeros(len(texts), np.float32)
 
-    inputs = {n: torch.ones(PADDED_TOKENS, n, dtype=torch.int8, device=device) for n in (width, ffn)}
-    return score, why
+    inputs = {n: torch.ones(PADDED_TOKENS, n, dtype=torch.int8) for n in (width, ffn)}
+    return score, gemm.cpu_product()[1]
 
 
 PEERS["int8 GEMMs alone"] = gemms_alone
-CPU_ONLY = ("torch quantize_dynamic", "llama.cpp Q8_0", "llama.cpp Q4_0", "llama.cpp Q4_K_M")
-NOT_ON_CPU = ("lightrm fp16", "transformers fp16")  # there, no arithmetic is slower
 
 
-def peers_of(device: str) -> list[str]:
-    return [name for name in PEERS if name not in (NOT_ON_CPU if device == "cpu" else CPU_ONLY)]
-
-
-def peak_memory(device: str) -> int:
+def peak_memory() -> int:
     """Of this process alone, bytes: getrusage's would start at what the parent had in memory."""
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated()
     status = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
 
 
 def main() -> None:
-    name, folder, threads, device = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    name, folder, threads = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     torch.set_num_threads(threads)
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    score, kernel = PEERS[name](folder, device)
+    score, kernel = PEERS[name](folder)
     print(json.dumps({"kernel": kernel}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -202,7 +189,7 @@ def main() -> None:
         started = time.perf_counter()
         scores = score(texts)
         seconds = time.perf_counter() - started
-        print(json.dumps({"seconds": seconds, "peak": peak_memory(device), "scores": scores.tolist()}), flush=True)
+        print(json.dumps({"seconds": seconds, "peak": peak_memory(), "scores": scores.tolist()}), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """End to end: lightrm and its peers on the same checkpoint, the same ids, in turn, in one run.
 
     python -m benchmarks.scoring DATA [--layers 2] [--rounds 5]        DATA holds pairs_dev.jsonl.gz
-    python -m benchmarks.scoring DATA --device cuda --shape 13B        the whole model
 
-The checkpoint has the shape of LLaMA-7B or Baichuan-13B and random weights. On a CPU it has few layers, so that a round
-takes seconds; every peer is a process of its own, asleep while another works, and its peak memory is its own; each
-round runs every peer once, ratios are taken within a round, and the median of the rounds is reported. A GPU cannot hold
-all peers at once: there each is loaded, timed and gone before the next, and ratios are those of the k-th runs.
-`error` is that of the scores against float32 (on a GPU, float16), over their spread, on random weights: it compares
-kernels, and says nothing about real models. Writes results/scoring_DEVICE.json, on a CPU also the README's table.
+The checkpoint has the shape of LLaMA-7B or Baichuan-13B, random weights, and few layers, so that a round takes seconds;
+every peer is a process of its own, asleep while another works, and its peak memory is its own; each round runs every
+peer once, ratios are taken within a round, and the median of the rounds is reported. `error` is that of the scores
+against float32, over their spread, on random weights: it compares kernels, and says nothing about real models.
+Writes results/scoring_cpu.json and the README's table. For cards: benchmarks.gpu.
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers import peers_of
+from benchmarks.peers import PEERS
 from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
 from lightrm.checkpoints.stored import write_safetensors
 
-CEILING, TRUTH = "int8 GEMMs alone", {"cpu": "lightrm fp32", "cuda": "transformers fp16"}
-SHAPES = {"7B": (4096, 11008, 32, 32), "13B": (5120, 13696, 40, 40)}  # width, ffn, heads, layers
+CEILING, TRUTH, RESULT = "int8 GEMMs alone", "lightrm fp32", "scoring_cpu"
+SHAPES = {"7B": (4096, 11008, 32), "13B": (5120, 13696, 40)}  # width, ffn, heads
 PACKAGES = (
     "torch", "numpy", "numba", "transformers", "bitsandbytes", "torchao", "llama_cpp_python",
 )  # fmt: skip
@@ -41,9 +39,9 @@ CONFIG: dict[str, Any] = {
 
 
 def build(folder: Path, layers: int, vocabulary: int = CONFIG["vocab_size"], shape: str = "7B") -> None:
-    """A checkpoint of few layers or all, random fp16 weights, one set for every layer."""
+    """A checkpoint of few layers, random fp16 weights, one set for every layer."""
     generator = torch.Generator().manual_seed(0)
-    width, ffn, heads, _ = SHAPES[shape]
+    width, ffn, heads = SHAPES[shape]
 
     def normal(*shape: int, scale: float) -> torch.Tensor:
         return (torch.randn(shape, generator=generator) * scale).half()
@@ -75,9 +73,9 @@ def real_lengths(data: Path, count: int) -> list[int]:
 class Peer:
     """A worker process; `ask` waits for its answer."""
 
-    def __init__(self, name: str, folder: Path, device: str) -> None:
+    def __init__(self, name: str, folder: Path) -> None:
         self.name = name
-        command = [sys.executable, "-m", "benchmarks.peers", name, str(folder), str(torch.get_num_threads()), device]
+        command = [sys.executable, "-m", "benchmarks.peers", name, str(folder), str(torch.get_num_threads())]
         pipe = subprocess.PIPE
         # Not a pipe: one that nobody reads would fill and stop the peer.
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
@@ -104,12 +102,12 @@ Loads = dict[str, list[int]]
 Answers = dict[str, dict[str, list[dict[str, Any]]]]  # by workload and peer, one a round
 
 
-def in_turn(names: list[str], folder: Path, device: str, loads: Loads, rounds: int, failed: dict[str, str]) -> Answers:
+def in_turn(names: list[str], folder: Path, loads: Loads, rounds: int, failed: dict[str, str]) -> Answers:
     """All peers at once in memory; in each round every one runs once. The first round warms up and is dropped."""
     peers = []
     for name in names:
         try:
-            peers.append(Peer(name, folder, device))
+            peers.append(Peer(name, folder))
         except RuntimeError as error:  # a peer that cannot run is part of the result
             failed[name] = str(error)
     answers: Answers = {}
@@ -132,9 +130,7 @@ def in_turn(names: list[str], folder: Path, device: str, loads: Loads, rounds: i
     return answers
 
 
-def measure(
-    data: Path, shape: str, layers: int, rounds: int, names: list[str], wanted: list[str], device: str
-) -> dict[str, Any]:
+def measure(data: Path, shape: str, layers: int, rounds: int, names: list[str], wanted: list[str]) -> dict[str, Any]:
     lengths = real_lengths(data, 12)
     loads = {
         "4 x 256": [256] * 4,
@@ -145,19 +141,17 @@ def measure(
     }
     loads = {name: load for name, load in loads.items() if name in wanted or not wanted}
     result: dict[str, Any] = {**provenance(available(PACKAGES)), "shape": shape, "layers": layers, "rounds": rounds}
-    result |= {"device": device_name(device), "threads": torch.get_num_threads(), "real lengths": lengths}
+    result |= {
+        "device": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "real lengths": lengths,
+    }
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), layers, shape=shape)
-        together = [names] if device == "cpu" else [[name] for name in names]
-        parts = [in_turn(group, Path(folder), device, loads, rounds, failed) for group in together]
-    answers = {load: {name: found for part in parts for name, found in part.get(load, {}).items()} for load in loads}
-    result["workloads"] = {load: summary(loads[load], answers[load], TRUTH[device]) for load in loads}
+        answers = in_turn(names, Path(folder), loads, rounds, failed)
+    result["workloads"] = {load: summary(loads[load], answers[load]) for load in loads}
     return result | {"failed": failed}
-
-
-def device_name(device: str) -> str:
-    return torch.backends.cpu.get_cpu_capability() if device == "cpu" else torch.cuda.get_device_name()
 
 
 def available(packages: tuple[str, ...]) -> tuple[str, ...]:
@@ -173,14 +167,14 @@ def available(packages: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(found)
 
 
-def summary(sizes: list[int], answers: dict[str, list[dict[str, Any]]], true: str) -> dict[str, Any]:
-    truth = np.array(answers[true][-1]["scores"])
+def summary(sizes: list[int], answers: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    truth = np.array(answers[TRUTH][-1]["scores"])
     runs = {name: [answer["seconds"] for answer in found] for name, found in answers.items()}
     rows = {}
     for name, seconds in runs.items():
         against = {
             other: statistics.median(b / a for a, b in zip(seconds, runs[other], strict=True))
-            for other in ("lightrm w8a8", CEILING, "transformers fp32", "transformers fp16", "transformers bf16")
+            for other in ("lightrm w8a8", CEILING, "transformers fp32", "transformers bf16")
             if other in runs
         }
         last = answers[name][-1]
@@ -220,27 +214,22 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--device", choices=list(TRUTH), default="cpu")
     parser.add_argument("--shape", choices=list(SHAPES), default="7B")
-    parser.add_argument("--layers", type=int, default=None, help="2 on a CPU, all on a GPU")
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=None, help="names of peers")
     parser.add_argument("--loads", nargs="*", default=[], help="workloads, all if none is named")
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     arguments = parser.parse_args()
-    device, shape = arguments.device, arguments.shape
-    layers = arguments.layers or (2 if device == "cpu" else SHAPES[shape][3])
-    names = arguments.only or peers_of(device)
-    result = measure(arguments.data, shape, layers, arguments.rounds, names, arguments.loads, device)
+    names = arguments.only or list(PEERS)
+    result = measure(arguments.data, arguments.shape, arguments.layers, arguments.rounds, names, arguments.loads)
     print(table(result))
     if arguments.dry:
         return
-    name = "scoring_cpu" if device == "cpu" else f"scoring_cuda_{shape}"
-    write_result(name, result)
-    if device == "cpu":
-        readme = ROOT / "README.md"
-        quoted = with_table(readme.read_text(encoding="utf-8"), name, table(read_result(name)))
-        readme.write_text(quoted, encoding="utf-8")
+    write_result(RESULT, result)
+    readme = ROOT / "README.md"
+    quoted = with_table(readme.read_text(encoding="utf-8"), RESULT, table(read_result(RESULT)))
+    readme.write_text(quoted, encoding="utf-8")
 
 
 if __name__ == "__main__":
