@@ -18,7 +18,7 @@ from lightrm.weights import ForeignWeight
 from tests.conftest import DATA
 from tests.zoo import specimens
 
-PROMPT, ANSWERS = "Capital of France?", ["Paris.", "巴黎。"]
+IDS = [[1, 409, 1187, 272, 2905, 31, 640, 2], [1, 88, 734, 2]]  # short: the interpreter runs a program a token
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="lends a CPU's tensors to a card's kernels")
 Lend = Callable[[int], None]
 
@@ -34,7 +34,7 @@ def lend(monkeypatch: pytest.MonkeyPatch) -> Lend:
 
 
 def ids_of(name: str) -> list[list[int]]:
-    """The shortest cases: the interpreter runs a program a token."""
+    """The shortest cases."""
     lines = (DATA / name / "cases.jsonl").read_text().splitlines()
     return sorted((json.loads(line)["input_ids"] for line in lines), key=len)[:3]
 
@@ -50,24 +50,25 @@ def test_tiny_models_are_equal(scheme: str, card: int, tmp_path, lend: Lend, mon
     np.testing.assert_allclose(model.score_ids(ids), expected, atol=5e-6, rtol=0)
 
 
-@pytest.mark.parametrize(("scheme", "card"), [("w8a8", 80), ("w4a8", 80), ("w4a8-g32", 80), ("w4a8", 75)])
-def test_the_bundled_model(scheme: str, card: int, lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+def test_the_bundled_model(scheme: str, lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five layers of 256: a last bit tips a rounding to int8 over somewhere, and that one tips others, as between numba
     and plain PyTorch. What is left is small beside what int8 itself costs; a wrong kernel would not be."""
     model = lightrm.load("demo", scheme=scheme)
-    expected = model.score(PROMPT, ANSWERS)
-    exact = lightrm.load("demo", scheme="fp32").score(PROMPT, ANSWERS)
+    expected = model.score_ids(IDS)
+    exact = lightrm.load("demo", scheme="fp32").score_ids(IDS)
     monkeypatch.setattr(products, "ON_CARD", torch.float32)
-    lend(card)
-    assert np.abs(model.score(PROMPT, ANSWERS) - expected).max() < 0.3 * np.abs(expected - exact).max()
+    lend(80)
+    assert np.abs(model.score_ids(IDS) - expected).max() < 0.3 * np.abs(expected - exact).max()
 
 
 def test_half_precision_between_kernels_costs_nothing(lend: Lend) -> None:
     """float16 products tip some roundings over, to either side: the error against float32 stays what int8 makes it."""
     model = lightrm.load("demo", scheme="w8a8")
-    expected, exact = model.score(PROMPT, ANSWERS), lightrm.load("demo", scheme="fp32").score(PROMPT, ANSWERS)
+    ids = model.encode(["Capital of France?"] * 2, ["Paris.", "巴黎。"])
+    expected, exact = model.score_ids(ids), lightrm.load("demo", scheme="fp32").score_ids(ids)
     lend(90)
-    found = model.score(PROMPT, ANSWERS)
+    found = model.score_ids(ids)
     assert (found != expected).any(), "it ran through other kernels"
     assert np.abs(found - exact).max() < 1.5 * np.abs(expected - exact).max()
 
@@ -76,8 +77,8 @@ def test_a_score_does_not_see_its_neighbours(lend: Lend) -> None:
     """Bit for bit, whatever else is in the pack."""
     model = lightrm.load("demo", scheme="w8a8")
     lend(80)
-    together = model.score(PROMPT, ANSWERS)
-    alone = [float(model.score(PROMPT, [answer])[0]) for answer in ANSWERS]
+    together = model.score_ids(IDS)
+    alone = [float(model.score_ids([ids])[0]) for ids in IDS]
     assert together.tolist() == alone
 
 
@@ -131,9 +132,9 @@ def test_files_of_gptq(name: str, lend: Lend) -> None:
 
 def test_w4a16_of_our_own(lend: Lend) -> None:
     model, exact = lightrm.load("demo", scheme="w4a16"), lightrm.load("demo", scheme="fp32")
-    expected = model.score(PROMPT, ANSWERS)
+    expected = model.score_ids(IDS)
     lend(80)
-    found, truth = model.score(PROMPT, ANSWERS), exact.score(PROMPT, ANSWERS)
+    found, truth = model.score_ids(IDS), exact.score_ids(IDS)
     assert (found != expected).any(), "it ran through other kernels"
     assert np.abs(found - truth).max() < 1.2 * np.abs(expected - truth).max()
 
@@ -144,7 +145,7 @@ def test_half_precision_overflows_are_found(lend: Lend) -> None:
     model.decoder.layers[2].gate_up.weight.scale_O.fill_(1e6)
     lend(80)
     with pytest.raises(lightrm.errors.NumericsError, match=r"layers\.2\.mlp"):
-        model.score(PROMPT, ANSWERS)
+        model.score_ids(IDS)
 
 
 @pytest.mark.parametrize(("card", "path", "name", "reason"), [
