@@ -62,12 +62,14 @@ def test_summary_stays_short() -> None:
         linear | {"what": f"kind {k}", "case": f"shape {n}", "tokens": t, "value": 1.0, "against_bf16": k + 1.0}
         for k in range(5) for n in range(9) for t in (256, 1024)
     ]  # fmt: skip
+    rows += [linear | {"what": "kind 7", "case": "shape 1", "tokens": 256, "value": None, "failed": "OutOfMemoryError"}]
     peers = {"section": "whole", "case": "13B", "unit": "pairs/s", "tflops": 1.0, "peak_gib": 2.0, "failed": ""}
     rows += [peers | {"what": "transformers bf16", "value": 2.0}, peers | {"what": "lightrm w8a8", "value": 5.0}]
     rows += [peers | {"what": f"peer {k}", "value": None, "failed": "ImportError: no"} for k in range(70)]
     text = summary(rows)
     assert len(text.splitlines()) == 60
     assert "linears: kind 2, against bf16  256: 3.00  1024: 3.00  (median share 0.50)" in text
+    assert "linears: kind 7: 1 cases failed, first: OutOfMemoryError" in text
     assert "lightrm w8a8: 5.0 pairs/s, 2.50 x transformers bf16" in text
     assert "peer 3: ImportError: no" in text
     assert slug("NVIDIA GeForce RTX 4090") == "geforce_rtx_4090"

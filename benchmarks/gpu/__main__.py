@@ -24,6 +24,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=8.5, help="whole models stop being measured when they are up")
     parser.add_argument("--sizes", nargs="*", default=["13B", "7B"])
     parser.add_argument("--name", help="of the result files; the card's own name by default")
+    parser.add_argument("--commit", help="what is measured, where the copy on this machine has no git history")
     parser.add_argument("--rehearse", action="store_true")
     return parser.parse_args()
 
@@ -58,7 +59,7 @@ def main() -> int:
     if asked.rehearse:
         print(f"the rehearsal went through: {len(suite.rows)} measurements, whose values mean nothing and are not kept")
         return int(any(row.get("failed") for row in suite.rows))
-    write(asked.name or slug(torch.cuda.get_device_name(device)), suite.rows)
+    write(asked.name or slug(torch.cuda.get_device_name(device)), suite.rows, asked.commit)
     print(summary(suite.rows))
     return 0
 
@@ -67,7 +68,7 @@ def slug(name: str) -> str:
     return "_".join("".join(c if c.isalnum() else " " for c in name.lower()).split()[1:4])
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> None:
+def write(name: str, rows: list[dict[str, Any]], commit: str | None) -> None:
     import torch
     import triton
 
@@ -79,12 +80,22 @@ def write(name: str, rows: list[dict[str, Any]]) -> None:
         "memory_gib": properties.total_memory / 2**30, "processors": properties.multi_processor_count,
         "cuda": torch.version.cuda, "triton": triton.__version__,
     }  # fmt: skip
-    write_result(f"gpu_{name}", {**provenance(), "card": card, "rows": rows})
+    known = {"commit": commit} if commit else {}
+    write_result(f"gpu_{name}", {**provenance(), **known, "card": card, "rows": rows})
     columns = list(dict.fromkeys(key for row in rows for key in row))
     with (RESULTS / f"gpu_{name}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(rows)
+
+
+def failures(rows: list[dict[str, Any]]) -> list[str]:
+    """What could not be timed on this card, one line for each kernel."""
+    failed: dict[str, list[str]] = {}
+    for row in rows:
+        if row["section"] not in ("whole", "checks") and row.get("failed"):
+            failed.setdefault(f"{row['section']}: {row['what']}", []).append(row["failed"])
+    return [f"{what}: {len(said)} cases failed, first: {said[0]}" for what, said in failed.items()]
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -105,6 +116,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         if row["section"] == "passes" and row["value"] is not None:
             lines.append(f"passes: {row['what']}: {row['value']:.0f} GB/s, {row['share']:.2f} of a copy")
+    lines += failures(rows)
     whole = [row for row in rows if row["section"] == "whole"]
     base = {row["case"]: row["value"] for row in whole if row["what"] == "transformers bf16"}
     for row in whole:
