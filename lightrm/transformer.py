@@ -77,7 +77,6 @@ class Decoder:
 
         watch: called with a name and the residual stream after each half of each layer, to find where it broke.
         """
-        a = self.architecture
         rotation = self.rotation(batch)
         paths = ops.paths(batch.segments, self.embedding_VD)
         stream: Stream = self.embedding_VD[batch.token_ids_T].to(self.dtype)
@@ -90,15 +89,17 @@ class Decoder:
             if watch is not None:
                 stream = settled(stream)
                 watch(f"layers.{i}.mlp", stream)
-        return ops.norm_rows(settled(stream), batch.last_S, self.final_norm_D, a.norm_eps)
+        return ops.norm_rows(settled(stream), batch.last_S, self.final_norm_D, self.architecture.norm_eps)
 
     def rotation(self, batch: PackedBatch) -> Rotation:
         return None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
 
     def attend(self, layer: Layer, stream: Stream, rotation: Rotation, paths: Any) -> Stream:
         """x + o(attention(qkv(norm(x)))). Products have no names here and below: they are large, and gone once read."""
-        heads = self.heads(layer.qkv, layer.attention_norm_D, stream, rotation)
-        return layer.output.onto(stream, layer.output.attended(heads, paths, self.slopes_H, self.absolute_bias))
+        attended = layer.output.attended(
+            self.heads(layer.qkv, layer.attention_norm_D, stream, rotation), paths, self.slopes_H, self.absolute_bias
+        )
+        return layer.output.onto(stream, attended)
 
     def heads(self, qkv: Linear, norm_D: torch.Tensor | None, stream: Stream, rotation: Rotation) -> Heads:
         a = self.architecture

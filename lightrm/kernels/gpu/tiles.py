@@ -10,6 +10,7 @@ sums run in one order.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
@@ -59,6 +60,7 @@ def keys_for(card: int, head_width: int) -> int:
     return 64 if head_width <= 64 or (card >= 90 and card not in SMALL_SHARED) else 32
 
 
+@cache
 def capability(device: torch.device) -> int:
     """10 * major + minor; in the interpreter, which has no device, that of the oldest card in the table.
 
