@@ -6,7 +6,7 @@
 First every kernel against its twin on the card; if one differs, it is named, and nothing is measured. Then the card's
 ceilings, linear layers, attention, passes, and whole models beside transformers and bitsandbytes. Needs PyTorch, Triton
 and transformers; bitsandbytes where it is there. Writes results/gpu_NAME.json, a CSV file beside it with one row a
-measurement, and prints a summary. Sizes follow the card's memory: 8 GB are enough.
+measurement, and prints a summary. Sizes follow the card's memory, from 8 GB on.
 """
 
 from __future__ import annotations
