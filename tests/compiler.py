@@ -47,57 +47,59 @@ def meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 
 def launches(capability: int) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Every kernel in every form that a 13B model launches, by name. Few rows only on cards with tiles of their own."""
+    """Every kernel that a 13B model launches, by name; in every form on the cards that have tiles of their own."""
+    every_form = capability in (tiles.LEAST_PASSES, *tiles.TILES["int8"])
     half, scale, bias = torch.float16, meta(WIDTH), meta(WIDTH)
     int8 = Rowwise(meta(WIDTH, WIDTH, dtype=torch.int8), scale)
-    for tokens in (1, 50, 4096) if capability in tiles.TILES["int8"] else (4096,):
+    for tokens in (1, 50, 4096) if every_form else (4096,):
         rows = (meta(tokens, WIDTH, dtype=torch.int8), meta(tokens))
         yield f"int8 {tokens}", lambda r=rows: cuda_products.product(*r, int8, bias, half)
-        for group in (GROUP, 32) if tokens > tiles.SOME else (GROUP,):
+        for group in (GROUP, 32) if every_form and tokens > tiles.SOME else (GROUP,):
             multiplier = meta(WIDTH, WIDTH // group, dtype=torch.int8)
             int4 = Int4(meta(WIDTH, WIDTH // 2, dtype=torch.uint8), multiplier, scale)
             yield f"int4 {tokens} g{group}", lambda r=rows, w=int4: cuda_products.product(*r, w, None, half)
         zero = meta(WIDTH, WIDTH // GROUP, dtype=torch.uint8)
-        for dtype in (half, torch.bfloat16) if tokens > tiles.SOME else (half,):
+        for dtype in (half, torch.bfloat16) if every_form and tokens > tiles.SOME else (half,):
             tiled = Tiled(int4.packed, zero, meta(*zero.shape, dtype=half))
             x = meta(tokens, WIDTH, dtype=dtype)
             yield f"grouped {tokens} {dtype}", lambda x=x, w=tiled: cuda_products.grouped_product(x, w, None)
     rows, stream = (meta(4096, WIDTH, dtype=torch.int8), meta(4096)), meta(4096, WIDTH)
     yield "int8 onto the stream", lambda: cuda_products.product(*rows, int8, None, torch.float32, stream)
     yield "int4 onto the stream", lambda: cuda_products.product(*rows, int4, None, torch.float32, stream)
-    yield from passes()
+    yield from passes(every_form)
 
 
-def passes() -> Iterator[tuple[str, Callable[[], object]]]:
+def passes(every_form: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     half, stream, scale_T = torch.float16, meta(4096, WIDTH), meta(4096)
     sums, gate_up = meta(4096, WIDTH, dtype=torch.int32), meta(4096, 2 * FFN, dtype=half)
     yield "norm", lambda: cuda.norm_quantize(stream, 1e-6)
     yield "add and norm", lambda: cuda.add_norm_quantize(stream, sums, scale_T, meta(WIDTH), meta(WIDTH), 1e-6)
-    yield "quantize", lambda: cuda.quantize(stream)
-    yield "float norm", lambda: cuda.rms_norm(meta(4096, WIDTH, dtype=half), meta(WIDTH, dtype=half), 1e-6)
     yield "gate", lambda: cuda.silu_mul_quantize(gate_up, None, None, 128)
-    yield (
-        "gate of sums",
-        lambda: cuda.silu_mul_quantize(meta(4096, 2 * FFN, dtype=torch.int32), scale_T, meta(2 * FFN), 128),
-    )
-    yield "gate 7B", lambda: cuda.silu_mul_quantize(meta(4096, 2 * 11008, dtype=half), None, None, 256)
-    yield "float gate", lambda: cuda.silu_mul(gate_up)
     qkv, widths, table = 3 * WIDTH, (WIDTH, WIDTH), meta(4096, HEAD_WIDTH // 2)
     rotated = (table, table)
     yield (
         "heads",
         lambda: cuda.split_heads(meta(4096, qkv, dtype=half), None, None, None, widths, rotated, half, HEAD_WIDTH),
     )
-    yield (
-        "heads of sums",
-        lambda: cuda.split_heads(
-            meta(4096, qkv, dtype=torch.int32), scale_T, meta(qkv), meta(qkv), widths, None, half, HEAD_WIDTH
-        ),
-    )
     yield "widen", lambda: cuda.widen(meta(WIDTH, WIDTH // 2, dtype=torch.uint8), meta(WIDTH, 40, dtype=torch.int8))
     yield "value head", lambda: cuda.value_head(stream, meta(9, dtype=torch.int64), meta(1, WIDTH), meta(1))
+    if every_form:
+        yield "quantize", lambda: cuda.quantize(stream)
+        yield "float norm", lambda: cuda.rms_norm(meta(4096, WIDTH, dtype=half), meta(WIDTH, dtype=half), 1e-6)
+        yield "gate 7B", lambda: cuda.silu_mul_quantize(meta(4096, 2 * 11008, dtype=half), None, None, 256)
+        yield "float gate", lambda: cuda.silu_mul(gate_up)
+        yield (
+            "gate of sums",
+            lambda: cuda.silu_mul_quantize(meta(4096, 2 * FFN, dtype=torch.int32), scale_T, meta(2 * FFN), 128),
+        )
+        yield (
+            "heads of sums",
+            lambda: cuda.split_heads(
+                meta(4096, qkv, dtype=torch.int32), scale_T, meta(qkv), meta(qkv), widths, None, half, HEAD_WIDTH
+            ),
+        )
     forest = (Segment(0, 1000, ROOT), Segment(1000, 2000, 0), Segment(2000, 4096, 0))
-    for width in (64, 80, 128):  # 80 and 96 are padded to 128
+    for width in (64, 128):  # 80 and 96 are padded to 128, and the same machine code
         query = meta(4096, 40, width, dtype=half)
         for name, segments in (("plain", forest[:1]), ("shared", forest)):
             paths = cuda.paths_of(segments, torch.device("meta"))

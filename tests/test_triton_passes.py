@@ -153,7 +153,7 @@ def qkv(tokens: int, heads: int, kv_heads: int, width: int, dtype: torch.dtype) 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("lengths", [(1,), (5, 1, 3), (63, 65), (127, 128, 129)])
+@pytest.mark.parametrize("lengths", [(1,), (5, 1, 65), (127, 129)])
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (3, 1, 64), (2, 2, 80), (2, 1, 96), (2, 2, 128)])
 @pytest.mark.parametrize("alibi", [False, True])
 def test_attention(dtype, lengths, heads, kv_heads, width, alibi) -> None:
