@@ -26,6 +26,17 @@ def flat(lengths: tuple[int, ...]) -> tuple[Segment, ...]:
     return tuple(Segment(end - length, end) for end, length in zip(ends, lengths, strict=True))
 
 
+def forest_of(nodes: list[tuple[int, int]]) -> list[Segment]:
+    """Segments of (length, how many before it its parent stands, 0 for a root)."""
+    segments: list[Segment] = []
+    start = 0
+    for index, (length, back) in enumerate(nodes):
+        parent = index - back if 0 < back <= index else ROOT
+        segments.append(Segment(start, start + length, parent))
+        start += length
+    return segments
+
+
 def exact_attention(q, k, v, segments, slopes) -> torch.Tensor:
     """Softmax attention in float64 over an explicit (T, T) mask, independent of both implementations."""
     tokens, heads = q.shape[:2]
@@ -74,12 +85,8 @@ def test_attention(dtype, lengths, heads, kv_heads, width, alibi) -> None:
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=6), st.booleans())
 def test_attention_over_a_forest(nodes: list[tuple[int, int]], alibi: bool) -> None:
     """Prompts, their answers, and answers to those: each segment sees its ancestors and itself, nothing else."""
-    segments: list[Segment] = []
-    start = 0
-    for index, (length, back) in enumerate(nodes):
-        parent = index - back if 0 < back <= index else ROOT
-        segments.append(Segment(start, start + length, parent))
-        start += length
+    segments = forest_of(nodes)
+    start = segments[-1].end
     q, k, v = rows(start, 4, 8, seed=4), rows(start, 2, 8, seed=5), rows(start, 2, 8, seed=6)
     slopes = alibi_slopes(4) if alibi else None
     exact = exact_attention(q, k, v, segments, slopes)

@@ -174,7 +174,7 @@ def asymmetric(outputs: int, inputs: int, group: int, dtype: torch.dtype, shuffl
     return Grouped(words, zero, scale.to(dtype), group_I, 4).to(DEVICE)
 
 
-@pytest.mark.parametrize("tokens", [1, 65])
+@pytest.mark.parametrize("tokens", [1, 50, 65])
 @pytest.mark.parametrize(("inputs", "group"), [(256, 128), (256, 32), (96, 48), (128, 128), (640, 320), (384, 24)])
 @pytest.mark.parametrize(("dtype", "of_scales"), [
     (torch.float16, torch.float16), (torch.bfloat16, torch.float16), (torch.bfloat16, torch.bfloat16),

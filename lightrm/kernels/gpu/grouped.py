@@ -56,9 +56,7 @@ def grouped_product(
     BAND: tl.constexpr,
 ):
     """packed uint8 (N, K / 2), zero uint8 and level_scale (N, K / GROUP); 2 HALF divides K."""
-    row_tile, column_tile = place(tl.cdiv(M, ROWS), tl.cdiv(N, OUTPUTS), BAND)
-    m, n = row_tile * ROWS + tl.arange(0, ROWS), column_tile * OUTPUTS + tl.arange(0, OUTPUTS)
-    m_read, n_read = tl.where(m < M, m, 0), tl.where(n < N, n, 0)
+    m, n, m_read, n_read = place(M, N, ROWS, OUTPUTS, BAND)
     k = tl.arange(0, HALF)
     x_at = x + m_read.to(tl.int64)[None, :] * x_stride + k[:, None]
     packed_at = packed + n_read.to(tl.int64)[:, None] * packed_stride + k[None, :]

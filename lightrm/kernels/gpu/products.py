@@ -41,20 +41,30 @@ EMULATED = tl.constexpr(INTERPRETED)
 
 
 @triton.jit
-def place(rows, columns, GROUP: tl.constexpr):
-    """Tiles in bands of GROUP tile rows, down the band before across: neighbours in time share what L2 holds."""
+def place(M, N, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BAND: tl.constexpr):
+    """Rows m and out features n of this program's tile, and those to read: past the edge the first, to be dropped.
+
+    Tiles go in bands of BAND tile rows, down the band before across: neighbours in time share what L2 holds.
+    """
     tile = tl.program_id(0)
-    band = GROUP * columns
-    first = tile // band * GROUP
-    height = tl.minimum(rows - first, GROUP)
-    return first + tile % band % height, tile % band // height
+    band = BAND * tl.cdiv(N, OUTPUTS)
+    first = tile // band * BAND
+    height = tl.minimum(tl.cdiv(M, ROWS) - first, BAND)
+    m = (first + tile % band % height) * ROWS + tl.arange(0, ROWS)
+    n = tile % band // height * OUTPUTS + tl.arange(0, OUTPUTS)
+    return m, n, tl.where(m < M, m, 0), tl.where(n < N, n, 0)
 
 
 @triton.jit
 def dot(a, b, sums, PRECISION: tl.constexpr):
-    """A product in float. The interpreter multiplies the bits of bfloat16 as integers: there it gets floats."""
-    if EMULATED and a.dtype == tl.bfloat16:
-        sums = tl.dot(a.to(tl.float32), b.to(tl.float32), sums)
+    """A product in float.
+
+    The interpreter's is numpy's, whose order of summing is no card's, and which takes the bits of bfloat16 for
+    integers: there it sums in float64, so that a test sees the kernel's own roundings.
+    """
+    if EMULATED:
+        left, right = a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64)
+        sums += tl.dot(left, right, out_dtype=tl.float64).to(tl.float32)
     else:
         sums = tl.dot(a, b, sums, input_precision=PRECISION)
     return sums
@@ -134,9 +144,7 @@ def integer_product(
     BAND: tl.constexpr,
 ):
     """INT4: weight is uint8 (N, K / 2), multiplier (N, K / GROUP); else int8 (N, K). WHOLE: 2 HALF divides K."""
-    row_tile, column_tile = place(tl.cdiv(M, ROWS), tl.cdiv(N, OUTPUTS), BAND)
-    m, n = row_tile * ROWS + tl.arange(0, ROWS), column_tile * OUTPUTS + tl.arange(0, OUTPUTS)
-    m_read, n_read = tl.where(m < M, m, 0), tl.where(n < N, n, 0)  # past the edge, the first row is read and dropped
+    m, n, m_read, n_read = place(M, N, ROWS, OUTPUTS, BAND)
     k = tl.arange(0, HALF)
     x_at = x + m_read.to(tl.int64)[None, :] * x_stride + k[:, None]
     weight_at = weight + n_read.to(tl.int64)[:, None] * weight_stride + k[None, :]
