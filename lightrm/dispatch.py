@@ -2,7 +2,7 @@
 
 CPU                        numba's passes, PyTorch's int8 products
 CUDA, capability >= 8.0    Triton's products and passes
-CUDA, capability 7.5       PyTorch's int8 products, Triton's passes: Triton's int8 product does not compile there
+CUDA, capability 7.5       PyTorch's int8 products and attention, Triton's passes: its products do not compile there
 otherwise                  plain PyTorch, which is right and slow, and says so
 """
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 
 from benchmarks.gpu.stopwatch import Run, Suite
+from benchmarks.linear import SHAPES
 from lightrm import products
 from lightrm.kernels import cuda, cuda_products, gemm
 from lightrm.kernels.gpu.paths import paths_of
@@ -20,10 +21,6 @@ from lightrm.schemes.int4 import Int4
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.tiled import tiled_int4
 
-LAYERS = {
-    "7B qkv": (12288, 4096), "7B o": (4096, 4096), "7B gate_up": (22016, 4096), "7B down": (4096, 11008),
-    "13B qkv": (15360, 5120), "13B o": (5120, 5120), "13B gate_up": (27392, 5120), "13B down": (5120, 13696),
-}  # fmt: skip
 TOKENS = (256, 1024, 2048, 4096, 16384)
 SQUARE = 8192
 GROUP = 128
@@ -51,7 +48,7 @@ def ceilings(suite: Suite) -> dict[str, float]:
 
 def linears(suite: Suite, ceiling: dict[str, float]) -> None:
     """Every product of a layer, at M tokens: TFLOP/s, against cuBLAS in bf16 in the same round."""
-    shapes = {"tiny": (96, 128)} if suite.rehearsal else LAYERS
+    shapes = {"tiny": (96, 128)} if suite.rehearsal else SHAPES
     for shape, (outputs, inputs) in shapes.items():
         kinds = weights(suite, outputs, inputs)
         for tokens in (17,) if suite.rehearsal else TOKENS:

@@ -13,6 +13,11 @@ import torch
 Run = Callable[[], object]
 
 
+def said(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:120]}"
+
+
 @dataclass
 class Suite:
     """Where the measurements go, and how much is measured.
@@ -45,7 +50,7 @@ class Suite:
                 try:
                     taken = self.timed(run)
                 except Exception as error:  # what a library cannot do on this card is part of the result
-                    failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+                    failed[name] = said(error)
                     continue
                 if k or self.rehearsal:
                     seconds.setdefault(name, []).append(taken)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.lengths import LONGEST, read_lengths
-from benchmarks.gpu.stopwatch import Suite
+from benchmarks.gpu.stopwatch import Suite, said
 from benchmarks.peers import Score, bitsandbytes_4bit, bitsandbytes_8bit, padded_scorer, sequences
 from lightrm.architecture import Architecture, Rope
 from lightrm.folding import Folding
@@ -129,8 +129,7 @@ def measure(suite: Suite, sizes: tuple[str, ...]) -> None:
             try:
                 measure_one(suite, a, name, case)
             except Exception as error:  # a peer that cannot run here is part of the result
-                said = str(error).splitlines()[0][:120] if str(error) else ""
-                suite.add("whole", name, case, "pairs/s", None, failed=f"{type(error).__name__}: {said}")
+                suite.add("whole", name, case, "pairs/s", None, failed=said(error))
             if not suite.rehearsal:
                 gc.collect()
                 torch.cuda.empty_cache()

@@ -241,7 +241,7 @@ def attention(
     out_THE = query_THE.new_empty(tokens, heads, width)
     values = query_THE.new_empty(tokens, heads * width, dtype=torch.int8) if quantized else out_THE
     scale_T = query_THE.new_empty(tokens, dtype=torch.float32)
-    arrived = torch.zeros(paths.tiles, dtype=torch.int32, device=query_THE.device)
+    arrived = torch.zeros(paths.tiles, dtype=torch.int32, device=query_THE.device) if quantized else scale_T
     if paths.tiles:
         with on(query_THE.device):
             attention_tile[paths.tiles, heads](
