@@ -50,11 +50,11 @@ def build(folder: Path, data: Path) -> Path:
 
 def hidden_states(rm: lightrm.RewardModel, texts: list[list[int]]) -> np.ndarray:
     """Last hidden state of each sequence, float32 (n, D)."""
-    from lightrm.packing import batches, pack
+    from lightrm.prefixes import packs
 
     states = np.empty((len(texts), rm.decoder.architecture.width), np.float32)
-    for group in batches([len(ids) for ids in texts], rm.token_budget):
-        states[group] = rm.decoder.last_hidden(pack([texts[i] for i in group])).float().numpy()
+    for group, batch in packs(texts, rm.token_budget):
+        states[group] = rm.decoder.last_hidden(batch).float().numpy()
     return states
 
 

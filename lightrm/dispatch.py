@@ -1,6 +1,6 @@
 """Which implementation runs on which device, and why. `ops` asks here; nothing above does but to show the reason.
 
-CPU                        numba's passes, PyTorch's int8 products
+CPU                        numba's passes and float32 attention, PyTorch's products
 CUDA, capability >= 8.0    Triton's products and passes
 CUDA, capability 7.5       PyTorch's int8 products and attention, Triton's passes: its products do not compile there
 otherwise                  plain PyTorch, which is right and slow, and says so
@@ -51,7 +51,8 @@ def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
     if device.type != "cpu":
         return on_card(device, path)
     if path == "float":
-        return KernelChoice("torch", "products in float on a CPU go through PyTorch's own fused routines")
+        attention = "" if imported("cpu")[0] is None else "; float32 attention is compiled by numba"
+        return KernelChoice("torch", f"products in float on a CPU go through PyTorch's own routines{attention}")
     product, why = gemm.cpu_product()
     slow_products = product is gemm.float_blocks
     error = imported("cpu")[1]
@@ -107,7 +108,12 @@ def triton_products_for(like: torch.Tensor) -> Any:
 
 def passes(like: torch.Tensor) -> Any:
     """The passes between integer products: Triton's, numba's, or the plain ones."""
-    return triton_for(like) or (imported("cpu")[0] if like.device.type == "cpu" else None) or integer
+    return triton_for(like) or compiled_for(like) or integer
+
+
+def compiled_for(like: torch.Tensor) -> Any:
+    """numba's passes and attention for a tensor on a CPU, or None where there are none."""
+    return imported("cpu")[0] if like.device.type == "cpu" else None
 
 
 def bitsandbytes_kernels() -> tuple[ModuleType | None, str]:

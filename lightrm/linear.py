@@ -76,6 +76,13 @@ class Linear(Protocol):
     def gated(self, gate_up: Any) -> Any:
         """silu(gate) * up of another layer's product, as rows."""
 
+    def picked(self, rows: Any, rows_S: torch.Tensor) -> Any:
+        """Some of the rows."""
+
+    def outputs(self, start: int, end: int) -> Linear | None:
+        """Output channels start..end as a layer of their own that holds no copy; None where they cannot be told apart
+        in the format of the weight."""
+
     def __call__(self, rows: Any) -> Product: ...
 
     def onto(self, stream: Stream, rows: Any) -> Stream:
@@ -115,6 +122,13 @@ class FloatLinear:
 
     def gated(self, gate_up: FloatProduct) -> torch.Tensor:
         return ops.silu_mul(gate_up.y_TO, self.block)
+
+    def picked(self, rows: torch.Tensor, rows_S: torch.Tensor) -> torch.Tensor:
+        return rows[rows_S]
+
+    def outputs(self, start: int, end: int) -> FloatLinear | None:
+        weight = self.weight.outputs(start, end)
+        return None if weight is None else FloatLinear(weight, some(self.bias_O, start, end), self.block)
 
     def __call__(self, rows: torch.Tensor) -> FloatProduct:
         return FloatProduct(self.weight.product(rows, self.bias_O))
@@ -169,6 +183,12 @@ class IntegerLinear:
     def gated(self, gate_up: IntegerProduct) -> IntegerRows:
         return IntegerRows(*ops.silu_mul_quantize(gate_up.sums, self.block))
 
+    def picked(self, rows: IntegerRows, rows_S: torch.Tensor) -> IntegerRows:
+        return IntegerRows(rows.values_TI[rows_S], rows.scale_T[rows_S])
+
+    def outputs(self, start: int, end: int) -> IntegerLinear:
+        return IntegerLinear(self.weight.outputs(start, end), some(self.bias_O, start, end), self.block)
+
     def __call__(self, rows: IntegerRows) -> IntegerProduct:
         return IntegerProduct(products.product(rows.values_TI, rows.scale_T, self.weight.integers, self.bias_O))
 
@@ -180,6 +200,10 @@ class IntegerLinear:
     @property
     def bytes(self) -> int:
         return self.weight.bytes + (0 if self.bias_O is None else self.bias_O.nbytes)
+
+
+def some(bias_O: torch.Tensor | None, start: int, end: int) -> torch.Tensor | None:
+    return None if bias_O is None else bias_O[start:end]
 
 
 def linear_for(scheme: Scheme, weight: Held, bias_O: torch.Tensor | None, block: int = 1) -> Linear:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from lightrm import products
-from lightrm.dispatch import passes, triton_for
+from lightrm.dispatch import compiled_for, passes, triton_for
 from lightrm.kernels import library
 from lightrm.kernels.gpu.tiles import LEAST_PRODUCTS
+from lightrm.kernels.paths import paths_of
 from lightrm.packing import Segment
 from lightrm.products import Sums, check
 
@@ -30,15 +31,12 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> t
     return normed
 
 
-def norm_rows(x_TD: torch.Tensor, rows_S: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """rms_norm of the rows that rows_S (int64) names, (S, D). Each by itself, whoever the others are."""
-    triton = triton_for(x_TD)
-    if triton is not None:
-        normed: torch.Tensor = triton.norm(x_TD, eps, weight_D=weight_D, rows_S=rows_S)[0]
-        return normed
+def norm_rows(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """rms_norm, (S, D) -> (S, D), each row by itself, whoever the others are."""
+    if triton_for(x_SD) is not None:
+        return rms_norm(x_SD, weight_D, eps)
     # A library's mean over S rows may round otherwise for every S.
-    found = [library.rms_norm(row[None], weight_D, eps) for row in x_TD[rows_S]]
-    return torch.cat(found) if found else x_TD[:0]
+    return torch.cat([library.rms_norm(row[None], weight_D, eps) for row in x_SD]) if len(x_SD) else x_SD
 
 
 def value_head(x_SD: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None) -> torch.Tensor:
@@ -92,10 +90,13 @@ def rotation_fits(rotation: tuple[torch.Tensor, torch.Tensor] | None, tokens: in
     return rotation is None or all(table.shape == (tokens, head_width // 2) for table in rotation)
 
 
-def paths(segments: Sequence[Segment], like: torch.Tensor) -> Any:
-    """What attention is told of a pack, made once for all layers: Triton's tables, or the segments themselves."""
-    triton = triton_for(like, LEAST_PRODUCTS)
-    return segments if triton is None else triton.paths_of(segments, like.device)
+def paths(segments: Sequence[Segment], like: torch.Tensor, picked: Sequence[int] | None = None) -> Any:
+    """What attention is told of a pack, made once for all layers; picked: the tokens whose queries there will be, None
+    for all."""
+    triton, compiled = triton_for(like, LEAST_PRODUCTS), compiled_for(like)
+    if triton is None and compiled is not None:
+        return compiled.paths(segments, picked)
+    return paths_of(segments, like.device, picked)
 
 
 def attention(
@@ -108,15 +109,19 @@ def attention(
 ) -> torch.Tensor:
     """Packed causal attention over a forest of segments, (T, H, E); J divides H. See `kernels.reference`.
 
-    paths: what `ops.paths` made of the segments.
+    paths: what `ops.paths` made of the segments. Of picked tokens, query and result have a row each.
     """
-    check_attention(query_THE, key_TJE, value_TJE)
-    triton = triton_for(query_THE, LEAST_PRODUCTS)
-    if triton is None:
-        return library.attention(query_THE, key_TJE, value_TJE, paths, slopes_H, absolute_bias)
-    if absolute_bias:  # a parity option, not a fast path
-        return library.attention(query_THE, key_TJE, value_TJE, paths.segments, slopes_H, absolute_bias)
-    mixed: torch.Tensor = triton.attention(query_THE, key_TJE, value_TJE, paths, slopes_H)[0]
+    check_attention(query_THE, key_TJE, value_TJE, paths)
+    triton = None if absolute_bias else triton_for(query_THE, LEAST_PRODUCTS)
+    compiled = None if absolute_bias or query_THE.dtype != torch.float32 else compiled_for(query_THE)
+    mixed: torch.Tensor
+    if triton is not None:
+        mixed = triton.attention(query_THE, key_TJE, value_TJE, paths, slopes_H)[0]
+    elif compiled is not None:
+        mixed = compiled.attention(query_THE, key_TJE, value_TJE, paths, slopes_H)
+    else:  # absolute_bias is a parity option, not a fast path
+        segments, picked = paths.segments, paths.picked
+        mixed = library.attention(query_THE, key_TJE, value_TJE, segments, slopes_H, absolute_bias, picked)
     return mixed
 
 
@@ -133,14 +138,16 @@ def attention_quantize(
     if triton is None or absolute_bias:
         mixed = attention(query_THE, key_TJE, value_TJE, paths, slopes_H, absolute_bias)
         return quantize(mixed.flatten(1).float())
-    check_attention(query_THE, key_TJE, value_TJE)
+    check_attention(query_THE, key_TJE, value_TJE, paths)
     _, values, scale_T = triton.attention(query_THE, key_TJE, value_TJE, paths, slopes_H, quantized=True)
     return values, scale_T
 
 
-def check_attention(query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor) -> None:
-    tokens, heads, width = query_THE.shape
+def check_attention(query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor, paths: Any) -> None:
+    queries, heads, width = query_THE.shape
+    tokens = max((segment.end for segment in paths.segments), default=0)
     fits = key_TJE.shape == value_TJE.shape and key_TJE.shape[::2] == (tokens, width) and heads % key_TJE.shape[1] == 0
+    fits = fits and queries == paths.rows
     check(fits, "attention", query=query_THE, key=key_TJE, value=value_TJE)
 
 
@@ -193,7 +200,7 @@ def split_heads(
 
 
 def by_head(parts: Sequence[torch.Tensor], head_width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query, key, value = (part.unflatten(1, (-1, head_width)) for part in parts)
+    query, key, value = (part.unflatten(1, (part.shape[1] // head_width, head_width)) for part in parts)
     return query, key, value
 
 

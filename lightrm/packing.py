@@ -1,25 +1,28 @@
-"""Token ids -> PackedBatch: sequences laid end to end, no padding anywhere.
+"""PackedBatch: token ids end to end, no padding anywhere, and what each token sees.
 
 A pack is a forest of segments. A segment is a run of tokens that sees its ancestors in full and itself causally.
-A plain sequence is one segment without a parent; a prompt with n answers is one parent with n children.
-`pack` makes plain ones today; positions, attention and the pooling already read the forest.
+A plain sequence is one segment without a parent; a prompt with n answers is one parent with n children. `prefixes`
+makes them; attention walks the paths from the roots.
 
 T tokens in a pack, S sequences, N segments.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 ROOT = -1
+Ranges = list[tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens start..end of a pack; `parent` is the index of the segment it continues, or ROOT."""
+    """Tokens start..end of a pack, after those of the segments before it; `parent` is the index of the segment it
+    continues, or ROOT."""
 
     start: int
     end: int
@@ -35,13 +38,16 @@ class PackedBatch:
     segments: tuple[Segment, ...]
     last_S: torch.Tensor
 
+    def __len__(self) -> int:
+        return len(self.token_ids_T)
+
     def to(self, device: torch.device) -> PackedBatch:
         return PackedBatch(
             self.token_ids_T.to(device), self.position_ids_T.to(device), self.segments, self.last_S.to(device)
         )
 
 
-def key_ranges(segments: Sequence[Segment], index: int) -> list[tuple[int, int]]:
+def key_ranges(segments: Sequence[Segment], index: int) -> Ranges:
     """Token ranges that segment `index` may see, oldest ancestor first, itself last."""
     ranges = []
     while index != ROOT:
@@ -53,33 +59,19 @@ def key_ranges(segments: Sequence[Segment], index: int) -> list[tuple[int, int]]
     return ranges[::-1]
 
 
-def pack(sequences: Sequence[Sequence[int]]) -> PackedBatch:
-    """Lay sequences end to end, one segment each. Every sequence has at least one token."""
-    segments, start = [], 0
-    for ids in sequences:
-        segments.append(Segment(start, start + len(ids)))
-        start += len(ids)
-    return PackedBatch(
-        token_ids_T=torch.tensor([i for ids in sequences for i in ids], dtype=torch.int64),
-        position_ids_T=torch.cat([torch.arange(len(ids)) for ids in sequences]),
-        segments=tuple(segments),
-        last_S=torch.tensor([segment.end - 1 for segment in segments]),
-    )
+def views(segments: Sequence[Segment], picked: Sequence[int] | None = None) -> Iterator[tuple[int, int, Ranges]]:
+    """Query rows start..end and the token ranges that the last of them sees; each row before it sees one token less.
 
-
-def batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Groups of indices, longest sequences first, at most `token_budget` tokens a group.
-
-    Sorted by length, so that a progress bar slows down never and memory peaks at once; a sequence longer than
-    the budget goes alone.
+    picked: tokens, one query row each, instead of a row for every token. Raises ValueError if one lies in no segment.
     """
-    group: list[int] = []
-    used = 0
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if group and used + lengths[index] > token_budget:
-            yield group
-            group, used = [], 0
-        group.append(index)
-        used += lengths[index]
-    if group:
-        yield group
+    if picked is None:
+        for index, segment in enumerate(segments):
+            yield segment.start, segment.end, key_ranges(segments, index)
+        return
+    starts = [segment.start for segment in segments]
+    for row, token in enumerate(picked):
+        index = bisect_right(starts, token) - 1
+        if index < 0 or token >= segments[index].end:
+            raise ValueError(f"token {token} lies in no segment of this pack")
+        ranges = key_ranges(segments, index)
+        yield row, row + 1, [*ranges[:-1], (ranges[-1][0], token + 1)]

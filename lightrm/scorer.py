@@ -24,8 +24,9 @@ from lightrm.conversation import Prompt, kind, responses_of, turns_of
 from lightrm.errors import InputError, NumericsError, SchemeError, TokenizerError
 from lightrm.heads import ValueHead
 from lightrm.loading import LoadReport
-from lightrm.packing import PackedBatch, batches, pack
+from lightrm.packing import PackedBatch
 from lightrm.plan import choose_scheme
+from lightrm.prefixes import ALONE, pack, packs
 from lightrm.progress import token_progress
 from lightrm.schemes.grammar import size_text
 from lightrm.templates import AnyTemplate, find_template
@@ -189,13 +190,10 @@ class RewardModel:
     def run(self, sequences: Sequence[list[int]], progress: bool) -> np.ndarray:
         """Packs of similar lengths through decoder and head; input order restored."""
         scores = np.empty(len(sequences), dtype=np.float32)
-        lengths = [len(ids) for ids in sequences]
-        with token_progress(sum(lengths), progress) as advance:
-            for group in batches(lengths, self.token_budget):
-                batch = pack([sequences[i] for i in group]).to(self.device)
-                score_S = self.head(self.decoder.last_hidden(batch))
-                scores[group] = score_S.cpu().numpy()
-                advance(sum(lengths[i] for i in group))
+        with token_progress(sum(len(ids) for ids in sequences), progress) as advance:
+            for group, batch in packs(sequences, self.token_budget):
+                scores[group] = self.head(self.decoder.last_hidden(batch.to(self.device))).cpu().numpy()
+                advance(sum(len(sequences[i]) for i in group))
         if not np.isfinite(scores).all():
             first = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise NumericsError(
@@ -294,7 +292,7 @@ def calibration_packs(
         raise TokenizerError(f"calibration needs text: {no_text}")
     longest = max_length or template.max_length or tokens.max_length or budget
     ids = [tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids for p, r in calibration]
-    return [pack([ids[i] for i in group]) for group in batches([len(i) for i in ids], budget)]
+    return [batch for _, batch in packs(ids, budget, ALONE)]
 
 
 def text_side(

@@ -4,12 +4,14 @@
     for each layer:  x += o(attention(qkv(norm(x))));  x += down(silu(gate(h)) * up(h)), h = norm(x)
     norm(x) at the last token of each sequence
 
+Only that token is read, so of the last layer all tokens need keys and values, and the last ones the rest.
+
 Shapes: T tokens in a pack, S sequences, D width, H query heads, J key/value heads, E head width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +39,21 @@ class Layer:
     mlp_norm_D: torch.Tensor | None
     gate_up: Linear
     down: Linear
+
+
+class Flow:
+    """A pack on its way through the layers."""
+
+    def __init__(self, batch: PackedBatch, decoder: Decoder) -> None:
+        self.batch = batch
+        self.rotation = decoder.rotation(batch)
+        self.paths = ops.paths(batch.segments, decoder.embedding_VD)
+        self.stream: Stream = decoder.embedding_VD[batch.token_ids_T].to(decoder.dtype)
+
+    def seen(self, name: str, watch: Watch | None) -> None:
+        if watch is not None:
+            self.stream = settled(self.stream)
+            watch(name, self.stream)
 
 
 class Decoder:
@@ -77,34 +94,55 @@ class Decoder:
 
         watch: called with a name and the residual stream after each half of each layer, to find where it broke.
         """
-        rotation = self.rotation(batch)
-        paths = ops.paths(batch.segments, self.embedding_VD)
-        stream: Stream = self.embedding_VD[batch.token_ids_T].to(self.dtype)
-        for i, layer in enumerate(self.layers):
-            stream = self.attend(layer, stream, rotation, paths)
-            if watch is not None:
-                stream = settled(stream)
-                watch(f"layers.{i}.attention", stream)
-            stream = self.think(layer, stream)
-            if watch is not None:
-                stream = settled(stream)
-                watch(f"layers.{i}.mlp", stream)
-        return ops.norm_rows(settled(stream), batch.last_S, self.final_norm_D, self.architecture.norm_eps)
+        return self.last_hiddens([batch], watch)[0]
+
+    @torch.inference_mode()
+    def last_hiddens(self, batches: Sequence[PackedBatch], watch: Watch | None = None) -> list[torch.Tensor]:
+        """As `last_hidden`, of several packs that go through each layer in turn: a layer is needed once for all."""
+        flows = [Flow(batch, self) for batch in batches]
+        for i in range(len(self.layers)):
+            layer, last = self.layers[i], i == len(self.layers) - 1
+            for flow in flows:
+                self.attend_last(layer, flow) if last else self.attend(layer, flow)
+                flow.seen(f"layers.{i}.attention", watch)
+                flow.stream = self.think(layer, flow.stream)
+                flow.seen(f"layers.{i}.mlp", watch)
+                if len(flows) > 1:
+                    flow.stream = settled(flow.stream)  # a product that waits would wait in every pack
+            del layer  # before the next one is asked for
+        return [ops.norm_rows(settled(flow.stream), self.final_norm_D, self.architecture.norm_eps) for flow in flows]
 
     def rotation(self, batch: PackedBatch) -> Rotation:
         return None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
 
-    def attend(self, layer: Layer, stream: Stream, rotation: Rotation, paths: Any) -> Stream:
+    def attend(self, layer: Layer, flow: Flow) -> None:
         """x + o(attention(qkv(norm(x)))). Products have no names here and below: they are large, and gone once read."""
-        attended = layer.output.attended(
-            self.heads(layer.qkv, layer.attention_norm_D, stream, rotation), paths, self.slopes_H, self.absolute_bias
-        )
-        return layer.output.onto(stream, attended)
+        heads = self.heads(layer.qkv, layer.attention_norm_D, flow.stream, flow.rotation)
+        flow.stream = layer.output.onto(flow.stream, self.mixed(layer, heads, flow.paths))
+
+    def attend_last(self, layer: Layer, flow: Flow) -> None:
+        """The same for the last token of each sequence alone, which is all that the stream holds then."""
+        a, last_S = self.architecture, flow.batch.last_S
+        rows = layer.qkv.normed(flow.stream, layer.attention_norm_D, a.norm_eps)
+        queries = layer.qkv.outputs(0, a.query_width)
+        others = layer.qkv.outputs(a.query_width, a.query_width + 2 * a.kv_width)
+        if queries is None or others is None:
+            query, key, value = layer.qkv(rows).heads((a.query_width, a.kv_width), a.head_width, flow.rotation)
+            query = query[last_S]
+        else:
+            _, key, value = others(rows).heads((0, a.kv_width), a.head_width, flow.rotation)
+            rotation = None if flow.rotation is None else (flow.rotation[0][last_S], flow.rotation[1][last_S])
+            query, _, _ = queries(layer.qkv.picked(rows, last_S)).heads((a.query_width, 0), a.head_width, rotation)
+        paths = ops.paths(flow.batch.segments, self.embedding_VD, last_S.tolist())
+        flow.stream = layer.output.onto(settled(flow.stream)[last_S], self.mixed(layer, (query, key, value), paths))
 
     def heads(self, qkv: Linear, norm_D: torch.Tensor | None, stream: Stream, rotation: Rotation) -> Heads:
         a = self.architecture
         product = qkv(qkv.normed(stream, norm_D, a.norm_eps))
         return product.heads((a.query_width, a.kv_width), a.head_width, rotation)
+
+    def mixed(self, layer: Layer, heads: Heads, paths: Any) -> Any:
+        return layer.output.attended(heads, paths, self.slopes_H, self.absolute_bias)
 
     def think(self, layer: Layer, stream: Stream) -> Stream:
         """x + down(silu(gate(h)) * up(h)), h = norm(x)"""

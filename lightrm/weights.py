@@ -6,8 +6,9 @@
     ForeignWeight   in another program's 4 or 8 bits: GPTQ's (`schemes.grouped`, on a card as
                     `schemes.tiled`), bitsandbytes' (`schemes.blockwise`)
 
-Each knows its size in memory, and multiplies float rows (`product`), or is made of integers that the integer path
-multiplies (`integers`), or both; nothing here knows layers, files or models. O x I a weight, T tokens.
+Each knows its size in memory, gives some of its output channels as a weight of their own (`outputs`), and multiplies
+float rows (`product`), or is made of integers that the integer path multiplies (`integers`), or both; nothing here
+knows layers, files or models. O x I a weight, T tokens.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class PlainWeight:
     def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         return products.linear(x_TI, self.weight_OI, bias_O)
 
+    def outputs(self, start: int, end: int) -> PlainWeight:
+        return PlainWeight(self.weight_OI[start:end])
+
     @property
     def bytes(self) -> int:
         return self.weight_OI.nbytes
@@ -52,6 +56,9 @@ class Int8Weight:
     def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         """LLM.int8: the way of bitsandbytes, which decides for itself what becomes int8."""
         return products.mixed_product(x_TI, self.values_OI, self.scale_O, bias_O)
+
+    def outputs(self, start: int, end: int) -> Int8Weight:
+        return Int8Weight(self.values_OI[start:end], self.scale_O[start:end])
 
     def float(self) -> torch.Tensor:
         return int8.dequantize_rows(self.values_OI, self.scale_O)
@@ -77,6 +84,10 @@ class Int4Weight:
 
     def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:
         return products.widened_product(x_TI, self.held, bias_O)
+
+    def outputs(self, start: int, end: int) -> Int4Weight:
+        packed, multiplier_OG, scale_O = self.held.packed, self.held.multiplier_OG, self.held.scale_O
+        return Int4Weight(int4.Int4(packed[start:end], multiplier_OG[start:end], scale_O[start:end]))
 
     def float(self) -> torch.Tensor:
         return int4.dequantize(self.held)
@@ -109,6 +120,17 @@ class ForeignWeight:
                     y_TO[:, rows] = products.linear(x_TI, part.rows(start, end).to(x_TI.dtype), bias)
                 at += end - start
         return y_TO
+
+    def outputs(self, start: int, end: int) -> ForeignWeight | None:
+        """None if a part would have to be cut in two."""
+        whole, at = [], 0
+        for part in self.parts:
+            first, at = at, at + part.shape[0]
+            if start <= first and at <= end:
+                whole.append(part)
+            elif first < end and start < at:
+                return None
+        return ForeignWeight(tuple(whole))
 
     @property
     def bytes(self) -> int:

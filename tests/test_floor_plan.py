@@ -39,6 +39,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("dispatch",),
     ("kernels",),
     ("schemes",),
+    ("prefixes",),
     ("packing",),
     ("progress",),
     ("errors",),

@@ -98,16 +98,16 @@ def test_absolute_bias_is_the_published_half_precision_table() -> None:
     """slope * j rounded to bf16 and added to bf16 scores: far from the exact function at a long distance."""
     q, k, v = (rows(300, 4, 16, seed=s, dtype=torch.bfloat16) for s in (1, 2, 3))
     slopes = alibi_slopes(4)
-    segments = flat((300,))
-    found = ops.attention(q, k, v, segments, slopes, absolute_bias=True)
+    paths = ops.paths(flat((300,)), q)
+    found = ops.attention(q, k, v, paths, slopes, absolute_bias=True)
     score = (q.float().transpose(0, 1) @ k.float().permute(1, 2, 0) / 4.0).to(torch.bfloat16)
     table = (slopes[:, None, None] * torch.arange(300)).to(torch.bfloat16)
     future = torch.ones(300, 300).triu(1).bool()
     weights = (score + table).float().masked_fill(future, float("-inf")).softmax(-1)
     expected = (weights @ v.float().transpose(0, 1)).transpose(0, 1)
     torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
-    assert (ops.attention(q, k, v, segments, slopes).float() - expected).abs().max() > 0.02
-    in_fp32 = [ops.attention(q.float(), k.float(), v.float(), segments, slopes, absolute) for absolute in (True, False)]
+    assert (ops.attention(q, k, v, paths, slopes).float() - expected).abs().max() > 0.02
+    in_fp32 = [ops.attention(q.float(), k.float(), v.float(), paths, slopes, absolute) for absolute in (True, False)]
     torch.testing.assert_close(in_fp32[0], in_fp32[1], atol=1e-4, rtol=1e-3)
 
 
@@ -129,7 +129,9 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"linear.*x \(3, 4\) float32, weight \(2, 5\) float32"):
         products.linear(torch.zeros(3, 4), torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"attention"):
-        ops.attention(torch.zeros(3, 4, 8), torch.zeros(3, 3, 8), torch.zeros(3, 3, 8), flat((3,)))
+        ops.attention(
+            torch.zeros(3, 4, 8), torch.zeros(3, 3, 8), torch.zeros(3, 3, 8), ops.paths(flat((3,)), torch.zeros(1))
+        )
 
 
 def test_alibi_slopes() -> None:

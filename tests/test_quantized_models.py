@@ -18,7 +18,7 @@ from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.folding import Folding
 from lightrm.loading import Loader
-from lightrm.packing import pack
+from lightrm.prefixes import pack
 from lightrm.schemes.grammar import parse_scheme
 from tests.zoo import LLAMA_CONFIG, WIDTH, Specimen, llama_weights, normal, specimens
 

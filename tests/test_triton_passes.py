@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 pytest.importorskip("triton")
 
 from lightrm.kernels import cuda, integer, reference
-from lightrm.kernels.gpu.paths import paths_of
+from lightrm.kernels.paths import paths_of
 from lightrm.packing import ROOT, Segment
 from lightrm.positions import alibi_slopes
 from lightrm.schemes.hadamard import hadamard

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.gpu.stopwatch import Suite
 from lightrm.kernels import cuda, cuda_products, integer, reference
-from lightrm.kernels.gpu.paths import paths_of
+from lightrm.kernels.paths import paths_of
 from lightrm.packing import ROOT, Segment
 from lightrm.positions import alibi_slopes
 from lightrm.schemes import int4, tiled

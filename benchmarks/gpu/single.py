@@ -14,7 +14,7 @@ from benchmarks.gpu.stopwatch import Run, Suite
 from benchmarks.linear import SHAPES
 from lightrm import products
 from lightrm.kernels import cuda, cuda_products, gemm
-from lightrm.kernels.gpu.paths import paths_of
+from lightrm.kernels.paths import paths_of
 from lightrm.packing import Segment
 from lightrm.positions import alibi_slopes
 from lightrm.schemes.int4 import Int4

@@ -25,7 +25,7 @@ from lightrm.folding import Folding
 from lightrm.heads import ValueHead
 from lightrm.linear import Linear, linear_for
 from lightrm.packers import Packer
-from lightrm.packing import batches, pack
+from lightrm.prefixes import packs
 from lightrm.schemes.grammar import Scheme, parse_scheme
 from lightrm.transformer import Decoder, Layer
 
@@ -72,9 +72,8 @@ def ours(a: Architecture, name: str, device: torch.device) -> Score:
 
     def score(texts: list[np.ndarray]) -> np.ndarray:
         scores = np.empty(len(texts), np.float32)
-        for group in batches([len(text) for text in texts], BUDGET):
-            batch = pack([texts[i].tolist() for i in group]).to(device)
-            scores[group] = head(decoder.last_hidden(batch)).cpu().numpy()
+        for group, batch in packs(texts, BUDGET):
+            scores[group] = head(decoder.last_hidden(batch.to(device))).cpu().numpy()
         return scores
 
     return score

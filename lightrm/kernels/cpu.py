@@ -1,16 +1,22 @@
-"""The integer path's passes on a CPU: tensors in, tensors out, numba's compiled rows between. Twins of `integer`."""
+"""The integer path's passes and float32 attention on a CPU: tensors in, tensors out, numba's compiled code between.
+
+Twins of `integer`, and of `reference.attention`.
+"""
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 
-from lightrm.kernels import rows
+from lightrm.kernels import flash, rows
+from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
+from lightrm.packing import Segment
 from lightrm.schemes.int4 import block_of
 
 ONE_AT_A_TIME = threading.Lock()  # not every threading layer of numba bears two callers
@@ -79,3 +85,23 @@ def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
     out = torch.empty(outputs, inputs // (2 * half), 2, half // run, run, dtype=torch.int8)
     launch(rows.widen_rows(half, run), packed.view(outputs, -1, half // run, run), multiplier_OG, out)
     return out.view(outputs, inputs)
+
+
+def paths(segments: Sequence[Segment], picked: Sequence[int] | None) -> Paths:
+    return paths_of(segments, torch.device("cpu"), picked, flash.QUERIES)
+
+
+def attention(
+    query_THE: torch.Tensor,
+    key_TJE: torch.Tensor,
+    value_TJE: torch.Tensor,
+    paths: Paths,
+    slopes_H: torch.Tensor | None,
+) -> torch.Tensor:
+    heads, width = query_THE.shape[1:]
+    query_THE, key_TJE, value_TJE = (heads_side_by_side(x) for x in (query_THE, key_TJE, value_TJE))
+    out_THE = query_THE.new_empty(query_THE.shape)
+    slopes_H = torch.zeros(heads) if slopes_H is None else slopes_H
+    scale = np.float32(1 / math.sqrt(width))
+    launch(flash.attention_rows, query_THE, key_TJE, value_TJE, paths.tables, scale, slopes_H, out_THE)
+    return out_THE

@@ -16,7 +16,6 @@ from lightrm.kernels.gpu.attention import attention_tile
 from lightrm.kernels.gpu.launch import (
     VERSION,
     check_in_place,
-    heads_side_by_side,
     on,
     pieces,
     power,
@@ -25,8 +24,8 @@ from lightrm.kernels.gpu.launch import (
     warps_for,
     whole_rows,
 )  # fmt: skip
-from lightrm.kernels.gpu.paths import Paths, paths_of
 from lightrm.kernels.gpu.tiles import capability, keys_for
+from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
 from lightrm.schemes.int4 import block_of
 
 __all__ = [

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from lightrm.kernels import reference
-from lightrm.packing import Segment, key_ranges
+from lightrm.packing import Segment, views
 from lightrm.schemes.hadamard import hadamard as hadamard_rows
 
 QUERY_BLOCK = 128  # rows of an explicit bias held at once: H x 128 x K floats
@@ -47,19 +47,19 @@ def attention(
     segments: Sequence[Segment],
     slopes_H: torch.Tensor | None,
     absolute_bias: bool = False,
+    picked: Sequence[int] | None = None,
 ) -> torch.Tensor:
     if absolute_bias:  # a parity option, not a fast path
-        return reference.attention(query_THE, key_TJE, value_TJE, segments, slopes_H, absolute_bias)
+        return reference.attention(query_THE, key_TJE, value_TJE, segments, slopes_H, absolute_bias, picked)
     heads, kv_heads = query_THE.shape[1], key_TJE.shape[1]
     out_THE = torch.empty_like(query_THE)
-    for index, segment in enumerate(segments):
-        ranges = key_ranges(segments, index)
+    for first, end, ranges in views(segments, picked):
         key_1HKE = gather_heads(key_TJE, ranges, heads // kv_heads)
         value_1HKE = gather_heads(value_TJE, ranges, heads // kv_heads)
-        query_1HQE = query_THE[segment.start : segment.end].transpose(0, 1)[None]
-        if slopes_H is None and len(ranges) == 1:
+        query_1HQE = query_THE[first:end].transpose(0, 1)[None]
+        if slopes_H is None and end - first == key_1HKE.shape[2]:
             mixed = functional.scaled_dot_product_attention(query_1HQE, key_1HKE, value_1HKE, is_causal=True)
-            out_THE[segment.start : segment.end] = mixed[0].transpose(0, 1)
+            out_THE[first:end] = mixed[0].transpose(0, 1)
             continue
         before = key_1HKE.shape[2] - query_1HQE.shape[2]
         for start in range(0, query_1HQE.shape[2], QUERY_BLOCK):
@@ -71,7 +71,7 @@ def attention(
                 value_1HKE[:, :, :last],
                 attn_mask=block_bias(slopes_H, before + start, last, query_THE),
             )
-            out_THE[segment.start + start : segment.start + start + block_1HQE.shape[2]] = mixed[0].transpose(0, 1)
+            out_THE[first + start : first + start + block_1HQE.shape[2]] = mixed[0].transpose(0, 1)
     return out_THE
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lightrm.packing import Segment, key_ranges
+from lightrm.packing import Segment, views
 from lightrm.schemes import int8
 from lightrm.schemes.blockwise import Blockwise
 
@@ -76,21 +76,23 @@ def attention(
     segments: Sequence[Segment],
     slopes_H: torch.Tensor | None,
     absolute_bias: bool = False,
+    picked: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """softmax(q k / sqrt(E) + bias) v, per segment over its ancestors and causally over itself -> (T, H, E).
+
+    picked: the queries are those of these tokens only.
 
     bias = slope * (j - i). With `absolute_bias` it is slope * j rounded to the dtype of the query, added to
     scores of that dtype: what Baichuan-13B's published code computes.
     """
     heads, kv_heads = query_THE.shape[1], key_TJE.shape[1]
     out_THE = torch.empty_like(query_THE)
-    for index, segment in enumerate(segments):
-        ranges = key_ranges(segments, index)
+    for first, end, ranges in views(segments, picked):
         key_HKE = torch.cat([key_TJE[a:b] for a, b in ranges]).repeat_interleave(heads // kv_heads, 1).transpose(0, 1)
         value_HKE = (
             torch.cat([value_TJE[a:b] for a, b in ranges]).repeat_interleave(heads // kv_heads, 1).transpose(0, 1)
         )
-        query_HQE = query_THE[segment.start : segment.end].transpose(0, 1)
+        query_HQE = query_THE[first:end].transpose(0, 1)
         j = torch.arange(key_HKE.shape[1], device=query_THE.device)
         i = j[len(j) - query_HQE.shape[1] :]
         score_HQK = query_HQE.float() @ key_HKE.float().transpose(1, 2) / query_HQE.shape[-1] ** 0.5
@@ -102,5 +104,5 @@ def attention(
                 score_HQK = score_HQK + slopes_H[:, None, None] * (j[None, :] - i[:, None])
         score_HQK = score_HQK.masked_fill(j[None, :] > i[:, None], float("-inf"))
         mixed_HQE = score_HQK.softmax(-1) @ value_HKE.float()
-        out_THE[segment.start : segment.end] = mixed_HQE.transpose(0, 1).to(query_THE.dtype)
+        out_THE[first:end] = mixed_HQE.transpose(0, 1).to(query_THE.dtype)
     return out_THE

@@ -32,13 +32,6 @@ def vector(x: torch.Tensor) -> torch.Tensor:
     return x if x.stride(0) == 1 or len(x) == 1 else x.contiguous()
 
 
-def heads_side_by_side(x_THE: torch.Tensor) -> torch.Tensor:
-    """A token's heads one after the other; tokens may lie apart."""
-    width = x_THE.shape[2]
-    fits = x_THE.stride(2) == 1 and (x_THE.stride(1) == width or x_THE.shape[1] == 1)
-    return x_THE if fits else x_THE.contiguous()
-
-
 def check_in_place(x_TD: torch.Tensor) -> None:
     """Raises ValueError if a kernel could not write into it where it lies."""
     if x_TD.stride(-1) != 1 and x_TD.shape[-1] != 1:

@@ -1,0 +1,90 @@
+"""What each query of a pack sees, as tables for the attention kernels of cards and CPUs; their layout is drawn in
+`gpu.attention`.
+
+Made once a pack, on the host, for all layers. Neighbouring ranges of a path are joined, so that a plain sequence has
+one range and an answer to a shared prompt two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from lightrm.packing import Segment, views
+
+# A product needs 16 rows, even where one query is picked. Fewer than 128 queries, and Triton lays the two products of
+# heads of 128 out differently and carries every score from one layout to the other.
+QUERIES, PICKED_QUERIES = 128, 16
+HEADER = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """tables int32 (tiles, 4 + 2 depth) on the device; rows: queries in all; depth: most ranges of a path; picked:
+    the tokens whose queries these are, None for all."""
+
+    tables: torch.Tensor
+    rows: int
+    depth: int
+    segments: tuple[Segment, ...]
+    picked: tuple[int, ...] | None = None
+    queries: int = QUERIES
+
+    @property
+    def tiles(self) -> int:
+        return len(self.tables)
+
+
+def paths_of(
+    segments: Sequence[Segment],
+    device: torch.device,
+    picked: Sequence[int] | None = None,
+    queries: int | None = None,
+) -> Paths:
+    """Paths of every token, or of the picked tokens: query row s is then that of token picked[s].
+
+    queries: rows of a tile; what a card takes if not given. Raises ValueError if a picked token lies in no segment.
+    """
+    queries = queries or (QUERIES if picked is None else PICKED_QUERIES)
+    rows, count = [], 0
+    found = [(first, end, joined(ranges)) for first, end, ranges in views(segments, picked)]
+    depth = max((len(ranges) for _, _, ranges in found), default=1)
+    for first, end, ranges in found:
+        seen = sum(last - start for start, last in ranges)
+        begins = seen - (end - first)
+        table = turns(ranges, depth)
+        rows += [[at, min(queries, end - at), begins + at - first, 0, *table] for at in range(first, end, queries)]
+        count += end - first
+    tables = torch.tensor(rows, dtype=torch.int32).view(-1, HEADER + 2 * depth)
+    return Paths(tables.to(device), count, depth, tuple(segments), None if picked is None else tuple(picked), queries)
+
+
+def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Without empty ranges, neighbours made one."""
+    found: list[tuple[int, int]] = []
+    for start, end in ranges:
+        if start == end:
+            continue
+        if found and found[-1][1] == start:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return found
+
+
+def turns(ranges: list[tuple[int, int]], depth: int) -> list[int]:
+    """Where each range begins on the path, and what leads from a position to its token; absent ranges begin nowhere."""
+    found, position = [], 0
+    for start, end in ranges:
+        found += [position, start - position]
+        position += end - start
+    return found + [2**31 - 1, 0] * (depth - len(ranges))
+
+
+def heads_side_by_side(x_THE: torch.Tensor) -> torch.Tensor:
+    """A token's heads one after the other; tokens may lie apart."""
+    width = x_THE.shape[2]
+    fits = x_THE.stride(2) == 1 and (x_THE.stride(1) == width or x_THE.shape[1] == 1)
+    return x_THE if fits else x_THE.contiguous()

@@ -1,0 +1,85 @@
+# mypy: ignore-errors
+"""One tile of a float32 product, held in a CPU's vector registers: what LLVM does not make of loops by itself.
+
+    C (rows, lanes) = [C +] A (rows, depth) @ B (depth, lanes)
+
+Each number is one chain of fused multiply-adds along the depth, so it does not depend on the tile that it was computed
+in. Written in LLVM's own language, for which numba has a door: a vector of 16 floats becomes one register with AVX-512,
+two with AVX2, four with NEON.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core.cgutils import get_or_insert_function
+from numba.extending import intrinsic
+
+FEATURES = llvmlite.binding.get_host_cpu_features()
+ROWS = 16 if FEATURES.get("avx512f") else 4  # of a tile: as many sums as half of the registers hold
+FUSED = platform.machine().lower() not in ("x86_64", "amd64", "x86") or bool(FEATURES.get("fma"))
+FLOAT, WORD, SHORT, BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(32), 4
+
+
+def tile(rows: int, lanes: int, onto: bool) -> Callable[..., None]:
+    """A compiled tile, called with (A, B, C, a_row, a_step, b_step, c_row, depth): three addresses; the floats from one
+    row of A to the next, from one step of A's depth to the next, from one row of B and of C to the next; the depth, at
+    least 1. onto: add to C instead of replacing it.
+    """
+    vector = ir.VectorType(FLOAT, lanes)
+
+    def generate(context, builder, signature, arguments):
+        a, b, c, a_row, a_step, b_step, c_row, depth = arguments
+
+        def moved(address, count, by=1):
+            """An address plus count * by floats."""
+            by = ir.Constant(WORD, by) if isinstance(by, int) else by
+            count = ir.Constant(WORD, count) if isinstance(count, int) else count
+            return builder.add(address, builder.mul(builder.mul(count, by), ir.Constant(WORD, BYTES)))
+
+        def pointer(address, kind):
+            return builder.inttoptr(address, kind.as_pointer())
+
+        def load(address, kind):
+            return builder.load(pointer(address, kind), align=BYTES)
+
+        def spread(scalar):
+            """A number in every lane."""
+            nothing = ir.Constant(vector, ir.Undefined)
+            first = builder.insert_element(nothing, scalar, ir.Constant(SHORT, 0))
+            return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(SHORT, lanes), [0] * lanes))
+
+        def multiply_add(x, y, total):
+            if not FUSED:
+                return builder.fadd(builder.fmul(x, y), total)
+            kind = ir.FunctionType(vector, [vector] * 3)
+            return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fma.v{lanes}f32"), [x, y, total])
+
+        zero = ir.Constant(vector, [0.0] * lanes)
+        begin = [load(moved(c, r, c_row), vector) if onto else zero for r in range(rows)]
+        before, body, after = builder.block, builder.append_basic_block("steps"), builder.append_basic_block("done")
+        builder.branch(body)
+        builder.position_at_end(body)
+        k, sums = builder.phi(WORD), [builder.phi(vector) for _ in range(rows)]
+        b_lanes = load(moved(b, k, b_step), vector)
+        column = moved(a, k, a_step)
+        more = [multiply_add(spread(load(moved(column, r, a_row), FLOAT)), b_lanes, sums[r]) for r in range(rows)]
+        following = builder.add(k, ir.Constant(WORD, 1))
+        for phi, first, later in zip([k, *sums], [ir.Constant(WORD, 0), *begin], [following, *more], strict=True):
+            phi.add_incoming(first, before)
+            phi.add_incoming(later, body)
+        builder.cbranch(builder.icmp_signed("<", following, depth), body, after)
+        builder.position_at_end(after)
+        for r in range(rows):
+            builder.store(more[r], pointer(moved(c, r, c_row), vector), align=BYTES)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def multiply(typing, a, b, c, a_row, a_step, b_step, c_row, depth):
+        return types.void(*[types.intp] * 8), generate
+
+    return multiply

@@ -1,0 +1,186 @@
+"""Cost follows distinct tokens: what several sequences begin with is computed once, and no score moves by it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import lightrm
+from lightrm import ops
+from lightrm.kernels import library, reference
+from lightrm.packing import ROOT, PackedBatch, views
+from lightrm.positions import alibi_slopes
+from lightrm.prefixes import ALONE, LEAST_SHARED, pack, packs
+from tests.conftest import DATA
+from tests.test_kernels import assert_twice, exact_attention, flat, forest_of, rows
+
+cpu = pytest.importorskip("lightrm.kernels.cpu")
+
+
+def path(batch: PackedBatch, last: int) -> list[int]:
+    """Tokens from a root to token `last`."""
+    ((_, _, ranges),) = views(batch.segments, [last])
+    return [token for start, end in ranges for token in range(start, end)]
+
+
+@settings(deadline=None, max_examples=200)
+@given(
+    st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), max_size=12),
+    st.integers(1, 30),
+    st.sampled_from([1, 2, 4, ALONE]),
+)
+def test_every_sequence_is_a_path(sequences: list[list[int]], budget: int, least: int) -> None:
+    """Ids and positions along the path are the sequence's own; each is in one pack; budgets hold."""
+    seen = []
+    for group, batch in packs(sequences, budget, least):
+        seen += group
+        for index, last in zip(group, batch.last_S.tolist(), strict=True):
+            tokens = path(batch, last)
+            assert batch.token_ids_T[tokens].tolist() == sequences[index]
+            assert batch.position_ids_T[tokens].tolist() == list(range(len(sequences[index])))
+        distinct = {tuple(sequences[index]) for index in group}
+        assert len(batch) <= budget or len(distinct) == 1
+        assert len(batch) <= sum(len(ids) for ids in distinct), "never more than alone"
+    assert sorted(seen) == list(range(len(sequences)))
+
+
+@given(st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), min_size=1, max_size=12))
+def test_one_pack_holds_each_prefix_once(sequences: list[list[int]]) -> None:
+    prefixes = {tuple(ids[: k + 1]) for ids in sequences for k in range(len(ids))}
+    assert len(pack(sequences, least_shared=1)) == len(prefixes)
+
+
+def test_answers_share_their_prompt() -> None:
+    prompts = [list(range(100, 160)), list(range(200, 240))]
+    sequences = [prompts[k % 2] + [k] * 20 for k in range(6)]
+    batch = pack(sequences)
+    assert len(batch) == 60 + 40 + 6 * 20
+    assert sum(segment.parent == ROOT for segment in batch.segments) == 2
+    assert len(pack(sequences, ALONE)) == 3 * 80 + 3 * 60
+    few = [[7] * (LEAST_SHARED - 1) + [k] * 5 for k in range(4)]
+    assert all(segment.parent == ROOT for segment in pack(few).segments), "not worth a segment"
+
+
+def test_a_group_too_large_for_one_pack_repeats_only_its_prompt() -> None:
+    sequences = [list(range(100, 200)) + [k] * 20 for k in range(20)]
+    sizes = [len(batch) for _, batch in packs(sequences, 300)]
+    assert sizes == [300, 300]
+    other = [[9] * 150, *sequences[:9]]  # the second group would not fit behind the first
+    assert [len(batch) for _, batch in packs(other, 300)] == [150, 280]
+
+
+def test_steps_of_a_dialogue_are_one_path() -> None:
+    whole = list(range(3, 203))
+    batch = pack([whole[:end] for end in range(20, 201, 20)])
+    assert len(batch) == 200
+    assert batch.last_S.tolist() == list(range(19, 200, 20))
+
+
+def test_many_nested_sequences() -> None:
+    """Deeper than Python's stack, each one token longer than the last."""
+    sequences = [[5] * length for length in range(1, 1500)]
+    assert len(pack(sequences)) < 1500 * LEAST_SHARED
+
+
+@pytest.mark.parametrize("lengths", [(1,), (5, 1, 3), (63, 65), (127, 128, 129), (1, 260, 2)])
+@pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (6, 2, 16), (5, 5, 80), (2, 1, 100), (2, 2, 128)])
+@pytest.mark.parametrize("alibi", [False, True])
+def test_compiled_attention(lengths, heads, kv_heads, width, alibi, poisoned) -> None:
+    tokens = sum(lengths)
+    q, k, v = rows(tokens, heads, width), rows(tokens, kv_heads, width, seed=1), rows(tokens, kv_heads, width, seed=2)
+    slopes = alibi_slopes(heads) if alibi else None
+    found = cpu.attention(q, k, v, cpu.paths(flat(lengths), None), slopes)
+    slow = reference.attention(q, k, v, flat(lengths), slopes)
+    assert_twice(found, slow, exact_attention(q, k, v, flat(lengths), slopes))
+
+
+NODES = st.lists(st.tuples(st.integers(1, 90), st.integers(0, 3)), min_size=1, max_size=6)
+
+
+@settings(deadline=None, max_examples=40)
+@given(NODES, st.booleans())
+def test_attention_does_not_see_who_shares(nodes: list[tuple[int, int]], alibi: bool) -> None:
+    """A path alone gives the bits that it gives in a forest, and picked queries those that they have among all."""
+    segments = forest_of(nodes)
+    tokens = segments[-1].end
+    q, k, v = rows(tokens, 4, 24, seed=4), rows(tokens, 2, 24, seed=5), rows(tokens, 2, 24, seed=6)
+    slopes = alibi_slopes(4) if alibi else None
+    shared = cpu.attention(q, k, v, cpu.paths(segments, None), slopes)
+    exact = exact_attention(q, k, v, segments, slopes)
+    torch.testing.assert_close(shared.double(), exact, atol=1e-6, rtol=1e-5)
+    picked = [segment.end - 1 for segment in segments][::-1]
+    assert torch.equal(cpu.attention(q[picked], k, v, cpu.paths(segments, picked), slopes), shared[picked])
+    for slow in (library, reference):
+        found = slow.attention(q[picked], k, v, segments, slopes, picked=picked)
+        torch.testing.assert_close(found.double(), exact[picked], atol=1e-6, rtol=1e-5)
+    for start, end, ranges in views(segments):
+        along = [token for first, last in ranges for token in range(first, last)]
+        alone = cpu.attention(q[along], k[along], v[along], cpu.paths(flat((len(along),)), None), slopes)
+        assert torch.equal(alone[start - end :], shared[start:end])
+
+
+def test_attention_keeps_far_and_large_scores_apart() -> None:
+    """Scores far below the largest vanish, those of hidden tokens count for nothing, NaN stays NaN."""
+    q, k, v = (rows(70, 1, 16, seed=s) * 30 for s in (1, 2, 3))
+    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), None), None)
+    slow = reference.attention(q, k, v, flat((70,)), None)
+    assert_twice(found, slow, exact_attention(q, k, v, flat((70,)), None))
+    k[40] = float("nan")
+    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), None), None)
+    assert bool(found[:40].isfinite().all())
+    assert bool(found[40:].isnan().all())
+
+
+def test_a_token_of_no_segment_is_named() -> None:
+    with pytest.raises(ValueError, match="token 5 lies in no segment"):
+        ops.paths(flat((5,)), torch.zeros(1), [5])
+
+
+def groups(vocabulary: int, seed: int) -> list[list[int]]:
+    """Prompts with answers, a dialogue by steps, twins, loners; in mixed order."""
+    generator = np.random.default_rng(seed)
+
+    def some(length: int) -> list[int]:
+        return generator.integers(3, vocabulary, length).tolist()
+
+    made = [some(length) for length in (1, 2, 90)]
+    for length in (20, 64, 100):
+        prompt = some(length)
+        made += [prompt + some(int(answer)) for answer in generator.integers(1, 70, 4)] + [prompt, prompt]
+    dialogue = some(150)
+    made += [dialogue[:step] for step in (17, 50, 51, 130)]
+    return [made[k] for k in generator.permutation(len(made))]
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "bf16", "w8a8", "w4a8"])
+@pytest.mark.parametrize("model", ["demo", "baichuan-13b-value-head"])
+def test_scores_do_not_move(scheme: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integer schemes to the last bit, under every budget; fp32 to 1e-5; bf16 within its own noise."""
+    rm = lightrm.load(model if model == "demo" else DATA / model, scheme=scheme)
+    sequences = groups(min(rm.decoder.architecture.vocabulary, 6000), seed=1)
+    alone = np.array([rm.score_ids([ids])[0] for ids in sequences])
+    for budget in (1, 150, 4096):
+        rm.token_budget = budget
+        together = rm.score_ids(sequences)
+        if rm.report.scheme.integer:
+            assert np.array_equal(together, alone), budget
+        else:
+            np.testing.assert_allclose(together, alone, atol=0.05 if scheme == "bf16" else 1e-5)
+
+
+def test_each_token_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Equal prompts anywhere in a batch; in the last layer, the MLP sees one row a sequence."""
+    rm = lightrm.load("demo", scheme="fp32")
+    seen: list[int] = []
+    think = type(rm.decoder).think
+    monkeypatch.setattr(type(rm.decoder), "think", lambda d, layer, x: (seen.append(len(x)), think(d, layer, x))[1])
+    prompts = ["Why is the sky blue? Explain it so that a child of eight would like it."] * 3
+    answers = ["Sunlight is scattered.", "Because.", "No idea, ask somebody else."]
+    scores = rm.score_batch([prompts[0], "What is rain?", *prompts[1:]], [answers[0], "Water.", *answers[1:]])
+    ids = rm.encode([*prompts, "What is rain?"], [*answers, "Water."])
+    assert seen == [len(pack(ids))] * (len(rm.decoder.layers) - 1) + [4]
+    assert seen[0] < sum(map(len, ids)) - 2 * LEAST_SHARED
+    np.testing.assert_allclose(rm.score(prompts[0], answers), scores[[0, 2, 3]], atol=1e-5)
