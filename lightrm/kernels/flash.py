@@ -38,8 +38,8 @@ def soften(score_KQ, total_Q, most_Q, shrink_Q, keys):
     for k in range(keys):
         for i in range(lanes):
             x = score_KQ[k, i]
-            weight = exponential(x - most_Q[i])
-            score_KQ[k, i] = weight if x > NEVER else float32(0)
+            weight = exponential(x - most_Q[i]) + (x - x)  # NaN and Inf become NaN, numbers stay
+            score_KQ[k, i] = float32(0) if x == NEVER else weight
             total_Q[i] += score_KQ[k, i]
 
 
