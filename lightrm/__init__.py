@@ -13,16 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightrm.engine import MemoryWarning
     from lightrm.errors import (
         CheckpointError,
         InputError,
         LightRMError,
+        MemoryLimitError,
         NumericsError,
         SchemeError,
         TemplateError,
         TokenizerError,
     )
-    from lightrm.scorer import KernelWarning, RewardModel, TruncationWarning, load
+    from lightrm.opening import KernelWarning, load
+    from lightrm.scorer import RewardModel, TruncationWarning
 
 __version__ = "0.1.0"
 
@@ -31,6 +34,8 @@ __all__ = [
     "InputError",
     "KernelWarning",
     "LightRMError",
+    "MemoryLimitError",
+    "MemoryWarning",
     "NumericsError",
     "RewardModel",
     "SchemeError",
@@ -41,12 +46,19 @@ __all__ = [
 ]
 
 
+ROOMS = {
+    "KernelWarning": "lightrm.opening",
+    "MemoryWarning": "lightrm.engine",
+    "RewardModel": "lightrm.scorer",
+    "TruncationWarning": "lightrm.scorer",
+    "load": "lightrm.opening",
+}
+
+
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'lightrm' has no attribute {name!r}")
-    room = (
-        "lightrm.scorer" if name in ("KernelWarning", "RewardModel", "TruncationWarning", "load") else "lightrm.errors"
-    )
+    room = ROOMS.get(name, "lightrm.errors")
     return getattr(import_module(room), name)
 
 

@@ -170,9 +170,9 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     from lightrm.checkpoints.detect import listed, open_checkpoint
     from lightrm.checkpoints.hub import resolve
     from lightrm.checkpoints.inventory import check_tensors
-    from lightrm.plan import needs
+    from lightrm.opening import text_side
+    from lightrm.plan import schemes_of, weight_bytes
     from lightrm.schemes.grammar import size_text
-    from lightrm.scorer import text_side
 
     folder = resolve(path, revision)
     if native.is_native(folder):
@@ -203,8 +203,8 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{a.parameters:,} (without output layer)"
     if checkpoint.sources:
         yield "on disk", size_text(checkpoint.bytes())
-    planned = needs(a, torch.device("cpu"), tokens=1)
-    yield "in memory", ", ".join(f"{need.scheme} {size_text(need.weights)}" for need in planned)
+    planned = schemes_of(torch.device("cpu"))
+    yield "in memory", ", ".join(f"{scheme} {size_text(weight_bytes(a, scheme))}" for scheme in planned)
     if checkpoint.ignored:
         yield "ignored", listed(checkpoint.ignored)
 
@@ -272,33 +272,41 @@ def calibration_pairs(path: str, tokens: int) -> Iterator[tuple[Any, str]]:
 
 @main.command()
 @click.argument("path")
-@click.option("--vram", default=None, help="Memory to plan for, such as 8GiB; what is free now if not given.")
-@click.option("--token-budget", default=None, type=int, help="Tokens computed at once.")
+@click.option("--memory", "--vram", default=None, help="To plan for, such as 8GiB; what is free now if not given.")
+@click.option("--token-budget", default=None, type=int, help="Tokens computed at once; what pays if not given.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
-def plan(path: str, vram: str | None, token_budget: int | None, device: str, revision: str | None) -> None:
-    """Say what each scheme would need for the model at PATH, what fits, and what 'auto' takes. Reads no weights."""
+def plan(path: str, memory: str | None, token_budget: int | None, device: str, revision: str | None) -> None:
+    """Say how each scheme would run the model at PATH, and what 'auto' takes, by its config.json alone."""
     from lightrm.checkpoints.config import read_architecture, read_config
     from lightrm.checkpoints.detect import said_to_hold
     from lightrm.checkpoints.hub import resolve_config
-    from lightrm.plan import SHARE, choose_scheme, needs
+    from lightrm.errors import SchemeError
+    from lightrm.opening import PLANNED_TOKENS, choose_device, free_bytes
+    from lightrm.plan import choose_scheme, room_for, schemes_of, weight_bytes
+    from lightrm.residence import LEAST_TOKENS, choose_residence, resident_bytes, streamed_bytes
     from lightrm.schemes.grammar import parse_size, size_text
-    from lightrm.scorer import TOKEN_BUDGET, choose_device, free_bytes
 
     place = choose_device(device)
     config = read_config(resolve_config(path, revision))
     a = read_architecture(config)
-    free = parse_size(vram) if vram is not None else free_bytes(place)
-    budget = token_budget or TOKEN_BUDGET[place.type]
-    table = Table(title=f"{a}, {size_text(free)} on {place}, {budget} tokens at once", title_justify="left")
-    for column in ("scheme", "weights", "activations", "together", "fits"):
-        table.add_column(column, justify="right" if column != "scheme" else "left")
-    for need in needs(a, place, budget):
-        sizes = (need.weights, need.activations, need.total)
-        fits = "yes" if need.total <= SHARE * free else "no"
-        table.add_row(str(need.scheme), *map(size_text, sizes), fits)
+    room = room_for(place, None if memory is None else parse_size(memory), free_bytes(place))
+    least = token_budget or LEAST_TOKENS
+    table = Table(title=f"{a}, {room.of} on {place}", title_justify="left")
+    for column in ("scheme", "weights", "resident from", "streamed from", "runs", "at most"):
+        table.add_column(column, justify="left" if column in ("scheme", "runs") else "right")
+    for scheme in schemes_of(place):
+        needs = resident_bytes(a, scheme, least), streamed_bytes(a, scheme, least, least)
+        try:
+            found = choose_residence(a, scheme, place, room, token_budget)
+            packs = f"packs of {found.tokens}"
+            runs = f"streamed, {found.window} tokens in {packs}" if found.streamed else f"resident, {packs}"
+            bound = size_text(found.bytes)
+        except SchemeError:
+            runs, bound = "no", "-"
+        table.add_row(str(scheme), *map(size_text, (weight_bytes(a, scheme), *needs)), runs, bound)
     Console().print(table)
-    chosen = choose_scheme("auto", place, a, free, budget, said_to_hold(config))
+    chosen = choose_scheme("auto", place, a, room, token_budget or PLANNED_TOKENS, said_to_hold(config))
     click.echo(f"auto takes {chosen}: {chosen.reason}")
 
 
@@ -311,8 +319,8 @@ def doctor() -> None:
     import torch
 
     from lightrm.dispatch import kernels_for
+    from lightrm.opening import choose_device, free_bytes
     from lightrm.schemes.grammar import size_text
-    from lightrm.scorer import choose_device, free_bytes
 
     table = Table(show_header=False, box=None)
     table.add_row("lightrm", f"{lightrm.__version__} on Python {platform.python_version()}, {platform.platform()}")

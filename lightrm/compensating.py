@@ -28,11 +28,16 @@ from lightrm.weights import Held, Int4Weight
 
 
 def loader_for(
-    checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi, packs: Sequence[PackedBatch]
+    checkpoint: Checkpoint,
+    scheme: Scheme,
+    device: torch.device,
+    alibi: Alibi,
+    packs: Sequence[PackedBatch],
+    twin: Decoder | None = None,
 ) -> Loader:
     """The loader that a scheme needs. Raises SchemeError if packs are given for one that does not calibrate."""
     if not packs:
-        return Loader(checkpoint, scheme, device, alibi)
+        return Loader(checkpoint, scheme, device, alibi, twin)
     if scheme.weights != "int4" or scheme.kind == checkpoint.holds:
         raise SchemeError(f"calibration compensates the rounding of 4-bit weights: {scheme} has nothing to calibrate")
     return CompensatingLoader(checkpoint, scheme, device, alibi, packs)
@@ -49,7 +54,8 @@ class CompensatingLoader(Loader):
 
     @torch.inference_mode()
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
-        decoder = Decoder(self.architecture, embedding_VD, [], None, torch.float32)
+        layers: list[Layer] = []
+        decoder = Decoder(self.architecture, embedding_VD, layers, None, torch.float32)
         streams = [embedding_VD[pack.token_ids_T].float() for pack in self.packs]
         with item_progress(self.architecture.layers, "layers rounded") as advance:
             for i in range(self.architecture.layers):
@@ -65,9 +71,9 @@ class CompensatingLoader(Loader):
                 products = [gate_up(gate_up.normed(self.cast(x), mlp, self.architecture.norm_eps)) for x in streams]
                 down = self.rounded(prefix, "down", None, [self.gated(product) for product in products])
                 streams = [self.added(x, down, down.gated(p)) for x, p in zip(streams, products, strict=True)]
-                decoder.layers.append(Layer(attention, qkv, output, mlp, gate_up, down))
+                layers.append(Layer(attention, qkv, output, mlp, gate_up, down))
                 advance(1)
-        return decoder.layers
+        return layers
 
     def normed(self, x_TD: torch.Tensor, norm_D: torch.Tensor | None) -> torch.Tensor:
         return ops.rms_norm(x_TD, None if norm_D is None else norm_D.float(), self.architecture.norm_eps)

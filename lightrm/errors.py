@@ -14,6 +14,7 @@ LightRMError
 ├── SchemeError                no such scheme, or not on this device
 ├── InputError (ValueError)    what the caller passed to a scoring call
 │   └── TooLongError           over the length limit in strict mode
+├── MemoryLimitError           one sequence that the memory has no room for
 └── NumericsError              NaN or Inf in weights or scores
 """
 
@@ -74,6 +75,10 @@ class InputError(LightRMError, ValueError):
 
 class TooLongError(InputError):
     """A text is over the length limit, and `strict=True` forbids cutting it."""
+
+
+class MemoryLimitError(LightRMError):
+    """One sequence needs more memory than there is, also alone."""
 
 
 class NumericsError(LightRMError):

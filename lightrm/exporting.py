@@ -29,12 +29,12 @@ from lightrm.conversation import Prompt
 from lightrm.errors import CheckpointError, SchemeError
 from lightrm.loading import Loader, LoadReport
 from lightrm.native import LINEARS, is_native
+from lightrm.opening import calibration_packs, choose_device, text_side
 from lightrm.packers import Packer, WholePacker
 from lightrm.packing import PackedBatch
 from lightrm.schemes import grouped
 from lightrm.schemes.compensation import compensated_grouped
 from lightrm.schemes.grammar import Scheme, parse_scheme
-from lightrm.scorer import TOKEN_BUDGET, calibration_packs, choose_device, text_side
 from lightrm.transformer import Decoder, Layer
 from lightrm.weights import ForeignWeight, Held
 
@@ -73,7 +73,7 @@ def export_gptq(
         )
     group = common_group(checkpoint.architecture, wanted.group)
     tokens, form, no_text = text_side(checkpoint, template, parse_specials=False)
-    packs = calibration_packs(tokens, form, no_text, calibration, None, TOKEN_BUDGET[place.type])
+    packs = calibration_packs(tokens, form, no_text, calibration, None)
     decoder, _, report = GptqLoader(checkpoint, wanted, place, packs, group).load()
     write(destination, checkpoint, decoder, group)
     return report
@@ -141,9 +141,10 @@ def write(folder: Path, checkpoint: Checkpoint, decoder: Decoder, group: int) ->
 
 def packed_tensors(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
     """The layers' matrices, under the file's own names; a layer is dropped once it is done."""
-    rows = part_rows(decoder.architecture)
+    rows, layers = part_rows(decoder.architecture), decoder.layers
+    assert isinstance(layers, list)
     for i in range(decoder.architecture.layers):
-        layer = decoder.layers.pop(0)
+        layer = layers.pop(0)
         for name in LINEARS:
             weight = getattr(layer, name).weight
             assert isinstance(weight, ForeignWeight)

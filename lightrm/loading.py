@@ -26,7 +26,9 @@ from lightrm.packers import Packer, WholePacker, packer_for
 from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
+from lightrm.streaming import StreamedLayers
 from lightrm.transformer import Decoder, Layer
+from lightrm.twins import Part, held_once
 from lightrm.weights import ForeignWeight, Held, Int8Weight
 
 CHECKED_AT_ONCE = 2**20
@@ -34,8 +36,12 @@ CHECKED_AT_ONCE = 2**20
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What loading did. seconds: wall time; bytes: of the weights as held; ignored: tensors of the file left out;
-    sqnr_db: signal to quantization noise of each matrix under our names, in dB, inf where nothing was lost."""
+    """What loading did.
+
+    seconds: wall time; bytes: of the weights as held, without layers that are streamed; shared: bytes among them that
+    another model holds; ignored: tensors of the file left out; sqnr_db: signal to quantization noise of each matrix
+    under our names, in dB, inf where nothing was lost.
+    """
 
     seconds: float
     bytes: int
@@ -44,6 +50,7 @@ class LoadReport:
     file_dtypes: tuple[str, ...]
     ignored: tuple[str, ...]
     sqnr_db: dict[str, float] = field(default_factory=dict)
+    shared: int = 0
 
     @property
     def worst(self) -> tuple[str, float] | None:
@@ -54,17 +61,22 @@ class LoadReport:
     def __str__(self) -> str:
         ignored = f"; ignored {listed(self.ignored, 3)}" if self.ignored else ""
         worst = f"; least SQNR {self.worst[1]:.1f} dB, {self.worst[0]}" if self.worst else ""
+        shared = f", {size_text(self.shared)} of it shared," if self.shared else ""
         return (
-            f"{size_text(self.bytes)} as {self.scheme} ({self.scheme.reason}) from {'/'.join(self.file_dtypes)} "
-            f"in {self.seconds:.1f} s; kernels: {self.kernels}{worst}{ignored}"
+            f"{size_text(self.bytes)}{shared} as {self.scheme} ({self.scheme.reason}) from "
+            f"{'/'.join(self.file_dtypes)} in {self.seconds:.1f} s; kernels: {self.kernels}{worst}{ignored}"
         )
 
 
 class Loader:
     """Places the tensors of one checkpoint on one device."""
 
-    def __init__(self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi) -> None:
-        self.checkpoint, self.scheme, self.device = checkpoint, scheme, device
+    def __init__(
+        self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi, twin: Decoder | None = None
+    ) -> None:
+        """twin: a model whose equal tensors are taken instead of second copies."""
+        self.checkpoint, self.scheme, self.device, self.twin = checkpoint, scheme, device, twin
+        self.shared = 0
         self.architecture = real_architecture(checkpoint)
         if isinstance(self.architecture.positions, Alibi):
             self.architecture = replace(self.architecture, positions=alibi)
@@ -72,16 +84,20 @@ class Loader:
         self.folding = Folding(self.architecture) if scheme.folds and not self.keeps_file else None
         self.dtypes: set[str] = set()
         self.sqnr_db: dict[str, float] = {}
+        self.checked: set[int] = set()  # layers that were read before
+        self.measures = True
 
-    def load(self) -> tuple[Decoder, ValueHead, LoadReport]:
+    def load(self, streamed: bool = False) -> tuple[Decoder, ValueHead, LoadReport]:
+        """streamed: layers stay in the file, and are read and checked in the first pass over them."""
         started = time.perf_counter()
         a = self.architecture
         check_tensors(self.checkpoint)
         final_norm = self.read("final_norm.weight")
         head = self.head(final_norm)
         embedding = self.embedding()
-        layers = self.layers(embedding)
-        decoder = Decoder(a, embedding, layers, self.norm(final_norm), self.scheme.dtype)
+        layers = StreamedLayers(a.layers, self.layer, self.device) if streamed else self.layers(embedding)
+        norm = self.once(self.norm(final_norm), None if self.twin is None else self.twin.final_norm_D)
+        decoder = Decoder(a, embedding, layers, norm, self.scheme.dtype)
         report = LoadReport(
             seconds=time.perf_counter() - started,
             bytes=decoder.bytes,
@@ -90,12 +106,15 @@ class Loader:
             file_dtypes=tuple(sorted(self.dtypes)),
             ignored=self.checkpoint.ignored,
             sqnr_db=self.sqnr_db,
+            shared=self.shared,
         )
         return decoder, head, report
 
     def read(self, ours: str) -> torch.Tensor:
         """Raises NumericsError if the tensor is not finite."""
         tensor = self.checkpoint.read(ours)
+        if not self.measures:
+            return tensor
         self.dtypes.add(str(tensor.dtype).removeprefix("torch."))
         parts = torch.split(tensor.reshape(-1), CHECKED_AT_ONCE)
         count = sum(int((~torch.isfinite(part)).sum()) for part in parts)
@@ -123,7 +142,7 @@ class Loader:
             energy, lost = energies(exact, part)
             signal, noise = signal + energy, noise + lost
         self.note("embedding", signal, noise)
-        return placed
+        return self.once(placed, None if self.twin is None else self.twin.embedding_VD)
 
     def note(self, name: str, signal: float, noise: float) -> None:
         if not math.isfinite(noise):
@@ -134,6 +153,19 @@ class Loader:
         return [self.layer(i) for i in range(self.architecture.layers)]
 
     def layer(self, i: int) -> Layer:
+        """Checked and measured the first time."""
+        self.measures = i not in self.checked
+        made = self.made(i)
+        self.checked.add(i)
+        resident = self.twin is not None and isinstance(self.twin.layers, list) and i < len(self.twin.layers)
+        return self.once(made, self.twin.layers[i] if self.twin is not None and resident else None)
+
+    def once(self, part: Part, twin: Part | None) -> Part:
+        held, saved = held_once(part, twin)
+        self.shared += saved
+        return held
+
+    def made(self, i: int) -> Layer:
         prefix = f"layers.{i}."
         norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
         return Layer(
@@ -161,12 +193,13 @@ class Loader:
             packer.put(start, folded)
             start += len(folded)
             del folded  # before the next part is read
-        self.note(f"{prefix}{name}", packer.signal, packer.noise)
+        if self.measures:
+            self.note(f"{prefix}{name}", packer.signal, packer.noise)
         return self.linear_of(prefix, name, packer.weight())
 
     def packer(self, outputs: int, inputs: int) -> Packer | WholePacker:
         scheme = replace(self.scheme, weights="float") if self.keeps_file else self.scheme
-        return packer_for(scheme, outputs, inputs, self.device)
+        return packer_for(scheme, outputs, inputs, self.device, self.measures)
 
     def file_weight(self, prefix: str, name: str) -> Held | None:
         """A quantized file's own values of one layer; None if it does not pack all parts of it."""

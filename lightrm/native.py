@@ -18,14 +18,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
+from lightrm.checkpoints.source import TensorSource
 from lightrm.checkpoints.stored import check_finished, copy_text_files, whole_folder, write_json, write_safetensors
 from lightrm.dispatch import kernels_for
 from lightrm.errors import CorruptFileError, SchemeError
@@ -35,7 +34,9 @@ from lightrm.linear import Linear, linear_for
 from lightrm.loading import LoadReport
 from lightrm.schemes.grammar import Scheme, parse_scheme
 from lightrm.schemes.int4 import Int4
-from lightrm.transformer import Decoder, Layer
+from lightrm.streaming import StreamedLayers
+from lightrm.transformer import Decoder, Layer, Layers
+from lightrm.twins import held_once
 from lightrm.weights import ForeignWeight, Int4Weight, Int8Weight, PlainWeight
 
 MANIFEST, WEIGHTS, FORMAT = "lightrm.json", "lightrm.safetensors", 2
@@ -112,7 +113,8 @@ def word_sum(tensor: torch.Tensor) -> int:
 def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor of a quantized model, by the name it has in the file."""
     yield "embedding", decoder.embedding_VD
-    for i, layer in enumerate(decoder.layers):
+    for i in range(len(decoder.layers)):
+        layer = decoder.layers[i]
         for name in LINEARS:
             linear = getattr(layer, name)
             for part, tensor in parts_of(linear.weight).items():
@@ -179,46 +181,80 @@ def chosen_scheme(manifest: Manifest, text: str, device: torch.device) -> Scheme
 
 
 def restore(
-    manifest: Manifest, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    scheme: Scheme,
+    device: torch.device,
+    alibi: Alibi,
+    twin: Decoder | None = None,
+    streamed: bool = False,
 ) -> tuple[Decoder, ValueHead, LoadReport]:
-    """Map the tensors, check their sums, and put the model together. Raises CorruptFileError."""
+    """Map the tensors, check their sums, and put the model together. Raises CorruptFileError.
+
+    twin: a model whose equal tensors are taken instead; streamed: layers are read, and checked once, as they are used.
+    """
     started = time.perf_counter()
-    tensors = read_tensors(manifest, device)
-    a = replace(checkpoint.architecture, vocabulary=len(tensors["embedding"]))
+    tensors = Tensors(manifest, device, streamed)
+    head = head_of(tensors, manifest.post)
+    embedding, shared = held_once(tensors["embedding"], None if twin is None else twin.embedding_VD)
+    a = replace(checkpoint.architecture, vocabulary=len(embedding))
     if isinstance(a.positions, Alibi):
         a = replace(a, positions=alibi)
-    try:
-        layers = [layer_of(tensors, i, a, scheme) for i in range(a.layers)]
-        count = sum(name.startswith("head.") and name.endswith(".weight") for name in tensors)
-        weights = tuple(tensors[f"head.{k}.weight"] for k in range(count))
-        head = ValueHead(weights, tuple(tensors.get(f"head.{k}.bias") for k in range(count)), manifest.post)
-    except KeyError as error:
-        raise CorruptFileError(f"{manifest.folder / WEIGHTS} lacks tensor {error}: quantize it again") from error
-    decoder = Decoder(a, tensors["embedding"], layers, None, scheme.dtype)
+    layers: Layers
+    if streamed:
+        layers = StreamedLayers(a.layers, lambda i: layer_of(tensors, i, a, scheme), device)
+    else:
+        layers = []
+        for i in range(a.layers):
+            beside = twin.layers[i] if twin is not None and isinstance(twin.layers, list) else None
+            layer, saved = held_once(layer_of(tensors, i, a, scheme), beside)
+            layers.append(layer)
+            shared += saved
+    decoder = Decoder(a, embedding, layers, None, scheme.dtype)
     kernels = kernels_for(device, scheme.path)
     seconds = time.perf_counter() - started
-    return decoder, head, LoadReport(seconds, decoder.bytes, kernels, scheme, (scheme.weights,), (), manifest.sqnr_db)
+    report = LoadReport(seconds, decoder.bytes, kernels, scheme, (scheme.weights,), (), manifest.sqnr_db, shared)
+    return decoder, head, report
 
 
-def read_tensors(manifest: Manifest, device: torch.device) -> dict[str, torch.Tensor]:
-    path = manifest.folder / WEIGHTS
-    size = path.stat().st_size if path.is_file() else 0
-    if size != manifest.bytes:
-        raise CorruptFileError(f"{path} has {size} bytes, its manifest says {manifest.bytes}: copy it again")
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors: dict[str, torch.Tensor] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CorruptFileError(f"{path} cannot be read: {error}; copy or quantize it again") from error
-    if tensors.keys() != manifest.sums.keys():
-        raise CorruptFileError(f"{path} holds other tensors than its manifest lists: copy or quantize it again")
-    for name, tensor in tensors.items():
-        if word_sum(tensor) != manifest.sums[name]:
-            raise CorruptFileError(f"{path}: tensor {name!r} was altered: copy or quantize it again")
-    return tensors if device.type == "cpu" else {name: tensor.to(device) for name, tensor in tensors.items()}
+def head_of(tensors: Tensors, post: PostStep) -> ValueHead:
+    count = sum(name.startswith("head.") and name.endswith(".weight") for name in tensors.names)
+    weights = tuple(tensors[f"head.{k}.weight"] for k in range(count))
+    return ValueHead(weights, tuple(tensors.get(f"head.{k}.bias") for k in range(count)), post)
 
 
-def layer_of(tensors: dict[str, Any], i: int, a: Architecture, scheme: Scheme) -> Layer:
+class Tensors:
+    """The tensors of a folder by name, each checked against its sum the first time: mapped, or read into memory of
+    their own, which is theirs alone to give back."""
+
+    def __init__(self, manifest: Manifest, device: torch.device, read: bool) -> None:
+        self.path, self.sums, self.device = manifest.folder / WEIGHTS, manifest.sums, device
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size != manifest.bytes:
+            raise CorruptFileError(f"{self.path} has {size} bytes, its manifest says {manifest.bytes}: copy it again")
+        self.source = TensorSource([self.path])
+        self.take = self.source.read if read else self.source.mapped
+        self.names = frozenset(self.source.names)
+        if self.names != self.sums.keys():
+            raise CorruptFileError(
+                f"{self.path} holds other tensors than its manifest lists: copy or quantize it again"
+            )
+        self.checked: set[str] = set()
+
+    def get(self, name: str) -> torch.Tensor | None:
+        return self[name] if name in self.names else None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.names:
+            raise CorruptFileError(f"{self.path} lacks tensor {name!r}: quantize it again")
+        tensor = self.take(name)
+        if name not in self.checked and word_sum(tensor) != self.sums[name]:
+            raise CorruptFileError(f"{self.path}: tensor {name!r} was altered: copy or quantize it again")
+        self.checked.add(name)
+        return tensor.to(self.device)
+
+
+def layer_of(tensors: Tensors, i: int, a: Architecture, scheme: Scheme) -> Layer:
     def linear(name: str) -> Linear:
         stem = f"layers.{i}.{name}."
         block = Folding(a).gated_block if name == "down" else 1

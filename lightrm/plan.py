@@ -1,7 +1,6 @@
 """How much memory each scheme needs, what fits, and what `scheme="auto"` therefore takes.
 
-Bytes follow from the architecture alone, so a plan needs a config.json and no weights. They are of tensors: a Python
-process with PyTorch takes some 0.3 GiB beside them.
+Bytes follow from the architecture alone, so a plan needs a config.json and no weights. They are of tensors.
 """
 
 from __future__ import annotations
@@ -19,19 +18,26 @@ from lightrm.schemes.int4 import group_for
 
 SMALL = 10**9  # parameters up to which fp32 is quick enough on a CPU to be the default
 SHARE = 0.9  # of the free memory that a model may take
+PROCESS = 2**29  # of Python and PyTorch, which on a CPU use the same memory
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
-    """Bytes that a scheme takes: of weights, and of activations at the token budget."""
+class Room:
+    """Bytes that tensors may take, and in words what they are a part of."""
 
-    scheme: Scheme
-    weights: int
-    activations: int
+    bytes: int
+    of: str
 
-    @property
-    def total(self) -> int:
-        return self.weights + self.activations
+
+def room_for(device: torch.device, memory: int | None, free: int) -> Room:
+    """memory: what the caller allows, the process included; None for most of what is free."""
+    if memory is None:
+        return Room(int(SHARE * free), f"{size_text(free)} free")
+    return Room(memory - overhead(device), f"{size_text(memory)} given")
+
+
+def overhead(device: torch.device) -> int:
+    return PROCESS if device.type == "cpu" else 0
 
 
 def weight_bytes(a: Architecture, scheme: Scheme) -> int:
@@ -40,7 +46,6 @@ def weight_bytes(a: Architecture, scheme: Scheme) -> int:
     half = scheme.dtype.itemsize
     norms = 0 if scheme.folds else half * (2 * a.layers + 1) * a.width
     biases = half * a.bias_parameters
-    table = a.vocabulary * a.width * (2 if scheme.folds else half)
     if scheme.weights == "float":
         matrices = half * a.matrix_parameters
     elif scheme.weights == "nf4":  # a byte for each block of 64, four for each 256 of those, 1 KiB of tables a matrix
@@ -50,7 +55,12 @@ def weight_bytes(a: Architecture, scheme: Scheme) -> int:
         matrices = a.matrix_parameters + 4 * outputs
     else:
         matrices = a.matrix_parameters // 2 + multipliers(a, scheme) + 4 * outputs
-    return matrices + norms + biases + table
+    return matrices + norms + biases + table_bytes(a, scheme)
+
+
+def table_bytes(a: Architecture, scheme: Scheme) -> int:
+    """The embedding."""
+    return a.vocabulary * a.width * (2 if scheme.folds else scheme.dtype.itemsize)
 
 
 def multipliers(a: Architecture, scheme: Scheme) -> int:
@@ -84,25 +94,19 @@ def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
     return tokens * (stream + max(attention, mlp)) + widened
 
 
-def needs(a: Architecture, device: torch.device, tokens: int) -> list[Need]:
-    """What every scheme of this device would take, the most exact first."""
-    found = []
-    for name in NAMES:
-        if name == "fp16" and device.type == "cpu":
-            continue
-        scheme = parse_scheme(name, device)
-        found.append(Need(scheme, weight_bytes(a, scheme), activation_bytes(a, scheme, tokens)))
-    return found
+def schemes_of(device: torch.device) -> list[Scheme]:
+    """What a device runs, the most exact first; bitsandbytes' too where it is not installed."""
+    return [parse_scheme(name, device) for name in NAMES if name != "fp16" or device.type != "cpu"]
 
 
 def choose_scheme(
-    text: str, device: torch.device, a: Architecture, free_bytes: int | None, tokens: int, holds: str | None = None
+    text: str, device: torch.device, a: Architecture, room: Room, tokens: int, holds: str | None = None
 ) -> Scheme:
-    """Parse a scheme; "auto" takes the first that fits of a list that depends on the device, and says why.
+    """Parse a scheme; "auto" takes the first that fits of a list that depends on the device, and says why; where none
+    does, the published half precision, whose layers are streamed.
 
-    free_bytes: memory at hand, None if it cannot be told; holds: the scheme that keeps a quantized file's
-    own values.
-    Raises SchemeError on an unknown scheme, and on "auto" where nothing fits.
+    tokens: of a pack; holds: the scheme that keeps a quantized file's own values.
+    Raises SchemeError on an unknown scheme.
     """
     if text != "auto":
         scheme = parse_scheme(text, device)
@@ -117,16 +121,13 @@ def choose_scheme(
     for name, why in preferred(a, device):
         scheme = parse_scheme(name, device)
         need = weight_bytes(a, scheme) + activation_bytes(a, scheme, tokens)
-        if free_bytes is None or need <= SHARE * free_bytes:
+        if need <= room.bytes:
             before = f"; {', '.join(tried)} would not fit" if tried else ""
-            free = "" if free_bytes is None else f" of {size_text(free_bytes)} free"
-            return parse_scheme(name, device, f"{why}: {size_text(need)}{free}{before}")
+            return parse_scheme(name, device, f"{why}: {size_text(need)} of {room.of}{before}")
         tried.append(f"{name} ({size_text(need)})")
-    assert free_bytes is not None
-    raise SchemeError(
-        f"nothing fits into {size_text(free_bytes)} free on {device}: {', '.join(tried)}; free some memory, lower "
-        "token_budget, or ask for a scheme by name to try all the same"
-    )
+    half = "fp16" if device.type == "cuda" else "bf16"
+    why = f"{', '.join(tried)} would not fit into {room.of}: layers are streamed, in the precision they are stored in"
+    return parse_scheme(half, device, why)
 
 
 def preferred(a: Architecture, device: torch.device) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from typing import Protocol
 class Advance(Protocol):
     """Called with the number of tokens, or of things, just done."""
 
-    def __call__(self, done: int, /) -> None: ...
+    def __call__(self, done: float, /) -> None: ...
 
 
 @contextmanager

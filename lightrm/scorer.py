@@ -3,45 +3,27 @@
 from __future__ import annotations
 
 import html
-import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import psutil
 import torch
 
-from lightrm import native
-from lightrm.architecture import Alibi
-from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
-from lightrm.checkpoints.hub import resolve
-from lightrm.checkpoints.inventory import real_architecture
-from lightrm.compensating import loader_for
+from lightrm.checkpoints.detect import Checkpoint
 from lightrm.conversation import Prompt, kind, responses_of, turns_of
-from lightrm.errors import InputError, NumericsError, SchemeError, TokenizerError
-from lightrm.heads import ValueHead
+from lightrm.engine import Engine
+from lightrm.errors import InputError, TokenizerError
 from lightrm.loading import LoadReport
-from lightrm.packing import PackedBatch
-from lightrm.plan import choose_scheme
-from lightrm.prefixes import ALONE, pack, packs
 from lightrm.progress import token_progress
 from lightrm.schemes.grammar import size_text
-from lightrm.templates import AnyTemplate, find_template
-from lightrm.tokens import Encoded, Tokens, read_tokens
-from lightrm.transformer import Decoder
-
-TOKEN_BUDGET = {"cpu": 2048, "cuda": 16384}  # tokens of one pack: enough to fill the units, little beside the weights
+from lightrm.templates import AnyTemplate
+from lightrm.tokens import Encoded, Tokens
 
 
 class TruncationWarning(UserWarning):
     """Some texts were longer than the model's limit and were cut."""
-
-
-class KernelWarning(UserWarning):
-    """A fast kernel that belongs on this machine cannot run, and a slow one does its work."""
 
 
 class Ranked(NamedTuple):
@@ -89,21 +71,27 @@ class RewardModel:
     def __init__(
         self,
         checkpoint: Checkpoint,
-        decoder: Decoder,
-        head: ValueHead,
+        engine: Engine,
         report: LoadReport,
         tokens: Tokens | None,
         template: AnyTemplate | None,
         no_text: str,
         max_length: int | None,
-        token_budget: int,
         strict: bool,
     ) -> None:
-        self.checkpoint, self.decoder, self.head, self.report = checkpoint, decoder, head, report
-        self.tokens, self.template, self.no_text = tokens, template, no_text
-        self.token_budget, self.strict = token_budget, strict
-        self.device = decoder.embedding_VD.device
+        self.checkpoint, self.engine, self.report = checkpoint, engine, report
+        self.decoder, self.head, self.device = engine.decoder, engine.head, engine.device
+        self.tokens, self.template, self.no_text, self.strict = tokens, template, no_text, strict
         self.max_length = self.limit(max_length)
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens computed at once: of one pack, or of the packs that are streamed one after the other."""
+        return self.engine.tokens
+
+    @token_budget.setter
+    def token_budget(self, tokens: int) -> None:
+        self.engine.tokens = tokens
 
     def limit(self, asked: int | None) -> int:
         """Longest sequence in tokens: what was asked for, else the template's, else the tokenizer's; never more
@@ -187,156 +175,25 @@ class RewardModel:
             raise InputError(f"sequence {k} has {len(array)} tokens, this model has {longest} positions")
         return [int(i) for i in array]
 
+    def stream(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Iterator[tuple[int, float]]:
+        """As `score_batch`, but position and score of each response as soon as its pack is done, in no order."""
+        for group, found in self.engine.scores(self.encode(prompts, responses)):
+            yield from zip(group, found.tolist(), strict=True)
+
     def run(self, sequences: Sequence[list[int]], progress: bool) -> np.ndarray:
-        """Packs of similar lengths through decoder and head; input order restored."""
+        """Scores of all sequences, input order restored."""
         scores = np.empty(len(sequences), dtype=np.float32)
         with token_progress(sum(len(ids) for ids in sequences), progress) as advance:
-            for group, batch in packs(sequences, self.token_budget):
-                scores[group] = self.head(self.decoder.last_hidden(batch.to(self.device))).cpu().numpy()
-                advance(sum(len(sequences[i]) for i in group))
-        if not np.isfinite(scores).all():
-            first = int(np.flatnonzero(~np.isfinite(scores))[0])
-            raise NumericsError(
-                f"the score of sequence {first} is {scores[first]}: {self.first_overflow(sequences[first])} under "
-                f"{self.report.scheme}; load with scheme='bf16' or 'fp32'; if those overflow too, the weights are bad"
-            )
+            for group, found in self.engine.scores(sequences, advance):
+                scores[group] = found
         return scores
-
-    def first_overflow(self, sequence: list[int]) -> str:
-        """Where NaN or Inf first shows while a sequence is computed again, in words."""
-        found: list[str] = []
-
-        def watch(name: str, x_TD: torch.Tensor) -> None:
-            if not found and not bool(torch.isfinite(x_TD).all()):
-                found.append(name)
-
-        self.decoder.last_hidden(pack([sequence]).to(self.device), watch)
-        return f"activations overflow in {found[0]}" if found else "the head overflows"
 
     def __repr__(self) -> str:
         template = self.template.name if self.template is not None else "none: score_ids only"
+        shared = f", {size_text(self.report.shared)} of it shared" if self.report.shared else ""
         return (
             f"RewardModel({self.checkpoint.layout.name} · {self.decoder.architecture} · head {self.head} · "
             f"template {template} · {self.report.scheme}, {self.report.scheme.reason} · "
-            f"{size_text(self.report.bytes)} on {self.device} · kernels: {self.report.kernels})"
+            f"{size_text(self.report.bytes)}{shared} on {self.device} · {self.engine.residence} · "
+            f"kernels: {self.report.kernels})"
         )
-
-
-def load(
-    path_or_id: str | os.PathLike[str],
-    *,
-    scheme: str = "auto",
-    device: str = "auto",
-    template: str | None = None,
-    max_length: int | None = None,
-    strict: bool = False,
-    parse_specials: bool = False,
-    alibi: Literal["relative", "absolute"] = "relative",
-    revision: str | None = None,
-    base: str | os.PathLike[str] | None = None,
-    token_budget: int | None = None,
-    calibration: Sequence[tuple[Prompt, str]] | None = None,
-) -> RewardModel:
-    """Load a reward model without running any of its code.
-
-    path_or_id: a folder, a hub id such as "IDEA-CCNL/Ziya-LLaMA-7B-Reward", or "demo" for the bundled model.
-    scheme: "auto", or a name of `lightrm.schemes.grammar`: "w8a8", "w4a8", "bf16", ...
-    device: "auto", "cpu", "cuda", "cuda:1".
-    template: a name of `lightrm.templates.TEMPLATES`, "chat" for the checkpoint's own; None takes the layout's.
-    max_length: tokens of one text at most; None takes the template's. strict: raise where a text would be cut.
-    parse_specials: let special tokens in user text act, as Hugging Face tokenizers do; for parity tests only.
-    alibi: "absolute" repeats the half-precision position table of Baichuan's published code.
-    revision: commit, tag or branch of a hub id. base: the base model of a LoRA adapter, if it has moved.
-    token_budget: tokens computed at once.
-    calibration: prompts with responses on which 4-bit rounding compensates its own error; some 10,000 tokens serve.
-
-    Raises a CheckpointError for the files, SchemeError for scheme or device, TemplateError for the template.
-    """
-    folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
-    place = choose_device(device)
-    if token_budget is not None and token_budget < 1:
-        raise InputError(f"token_budget must be positive, found {token_budget}")
-    budget = token_budget or TOKEN_BUDGET[place.type]
-    if native.is_native(folder):
-        if calibration:
-            raise InputError(f"{folder} is quantized already: pass calibration when loading its source")
-        manifest, checkpoint = native.open_native(folder)
-        chosen = native.chosen_scheme(manifest, scheme, place)
-        tokens, form, no_text = text_side(checkpoint, template, parse_specials)
-        decoder, head, report = native.restore(manifest, checkpoint, chosen, place, Alibi(alibi))
-    else:
-        checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
-        chosen = choose_scheme(
-            scheme, place, real_architecture(checkpoint), free_bytes(place), budget, checkpoint.holds
-        )
-        tokens, form, no_text = text_side(checkpoint, template, parse_specials)
-        packs = calibration_packs(tokens, form, no_text, calibration, max_length, budget)
-        decoder, head, report = loader_for(checkpoint, chosen, place, Alibi(alibi), packs).load()
-    if report.kernels.slow:
-        warnings.warn(f"slow kernels: {report.kernels}", KernelWarning, stacklevel=2)
-    return RewardModel(checkpoint, decoder, head, report, tokens, form, no_text, max_length, budget, strict)
-
-
-def calibration_packs(
-    tokens: Tokens | None,
-    template: AnyTemplate | None,
-    no_text: str,
-    calibration: Sequence[tuple[Prompt, str]] | None,
-    max_length: int | None,
-    budget: int,
-) -> list[PackedBatch]:
-    """Calibration text in the model's own template, packed as scoring would pack it."""
-    if not calibration:
-        return []
-    if tokens is None or template is None:
-        raise TokenizerError(f"calibration needs text: {no_text}")
-    longest = max_length or template.max_length or tokens.max_length or budget
-    ids = [tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids for p, r in calibration]
-    return [batch for _, batch in packs(ids, budget, ALONE)]
-
-
-def text_side(
-    checkpoint: Checkpoint, template: str | None, parse_specials: bool
-) -> tuple[Tokens | None, AnyTemplate | None, str]:
-    """Tokenizer and template, or None with the sentence that says what is missing."""
-    try:
-        tokens = read_tokens(
-            checkpoint.tokenizer_folder(),
-            parse_specials=parse_specials,
-            reward_id=checkpoint.reward_id,
-            fallback=checkpoint.config.raw,
-        )
-    except TokenizerError as error:
-        if template is not None:
-            raise
-        return None, None, str(error)
-    name = template or checkpoint.template
-    if name is None or (name == "chat" and template is None and tokens.chat_source is None):
-        return (
-            tokens,
-            None,
-            f"layout {checkpoint.layout.name} does not say how its prompts look: pass template=... to load",
-        )
-    return tokens, tokens.own_template() if name == "chat" else find_template(name), ""
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that a model could take on a device now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SchemeError(f"no device {name!r}: {error}") from error
-    if device.type not in TOKEN_BUDGET:
-        raise SchemeError(f"device {name!r} is not supported: lightrm runs on 'cpu' and 'cuda'")
-    seen = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= seen:
-        raise SchemeError(f"device {name!r} was asked for, but PyTorch sees {seen} CUDA devices")
-    return device

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -41,6 +41,14 @@ class Layer:
     down: Linear
 
 
+class Layers(Protocol):
+    """A list of layers, or what gives them one after the other."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Layer: ...
+
+
 class Flow:
     """A pack on its way through the layers."""
 
@@ -63,7 +71,7 @@ class Decoder:
         self,
         architecture: Architecture,
         embedding_VD: torch.Tensor,
-        layers: list[Layer],
+        layers: Layers,
         final_norm_D: torch.Tensor | None,
         dtype: torch.dtype,
     ) -> None:
@@ -82,10 +90,11 @@ class Decoder:
 
     @property
     def bytes(self) -> int:
-        """Of the weights as held."""
+        """Of the weights as held; of layers that are not in a list, none."""
+        layers: list[Layer] = self.layers if isinstance(self.layers, list) else []
         vectors = [self.embedding_VD, self.final_norm_D]
-        vectors += [norm for layer in self.layers for norm in (layer.attention_norm_D, layer.mlp_norm_D)]
-        linears = [linear for layer in self.layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        vectors += [norm for layer in layers for norm in (layer.attention_norm_D, layer.mlp_norm_D)]
+        linears = [linear for layer in layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
         return sum(v.nbytes for v in vectors if v is not None) + sum(linear.bytes for linear in linears)
 
     @torch.inference_mode()
@@ -97,8 +106,13 @@ class Decoder:
         return self.last_hiddens([batch], watch)[0]
 
     @torch.inference_mode()
-    def last_hiddens(self, batches: Sequence[PackedBatch], watch: Watch | None = None) -> list[torch.Tensor]:
-        """As `last_hidden`, of several packs that go through each layer in turn: a layer is needed once for all."""
+    def last_hiddens(
+        self, batches: Sequence[PackedBatch], watch: Watch | None = None, after: Callable[[], None] | None = None
+    ) -> list[torch.Tensor]:
+        """As `last_hidden`, of several packs that go through each layer in turn: a layer is needed once for all.
+
+        after: called when a layer is done.
+        """
         flows = [Flow(batch, self) for batch in batches]
         for i in range(len(self.layers)):
             layer, last = self.layers[i], i == len(self.layers) - 1
@@ -110,6 +124,8 @@ class Decoder:
                 if len(flows) > 1:
                     flow.stream = settled(flow.stream)  # a product that waits would wait in every pack
             del layer  # before the next one is asked for
+            if after is not None:
+                after()
         return [ops.norm_rows(settled(flow.stream), self.final_norm_D, self.architecture.norm_eps) for flow in flows]
 
     def rotation(self, batch: PackedBatch) -> Rotation:

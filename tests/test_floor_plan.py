@@ -21,17 +21,21 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("cli",),
     ("demonstration",),
     ("exporting",),
+    ("opening",),
     ("scorer",),
     ("conversation",),
     ("tokens",),
     ("chat",),
     ("templates", "vocabulary"),
+    ("engine",),
     ("compensating", "native"),
     ("loading",),
     ("checkpoints",),
+    ("streaming",),
     ("transformer",),
     ("linear", "heads"),
     ("packers",),
+    ("residence", "twins"),
     ("weights", "folding", "positions", "plan"),
     ("architecture",),
     ("ops",),
@@ -114,7 +118,8 @@ def test_remote_code_is_never_asked_for() -> None:
 
 def test_public_names() -> None:
     assert sorted(lightrm.__all__) == [
-        "CheckpointError", "InputError", "KernelWarning", "LightRMError", "NumericsError", "RewardModel", "SchemeError",
+        "CheckpointError", "InputError", "KernelWarning", "LightRMError", "MemoryLimitError", "MemoryWarning",
+        "NumericsError", "RewardModel", "SchemeError",
         "TemplateError", "TokenizerError", "TruncationWarning", "load",
     ]  # fmt: skip
     for name in lightrm.__all__:

@@ -81,6 +81,11 @@ class TensorSource:
         except (OSError, EOFError, safetensors.SafetensorError) as error:
             raise CorruptFileError(f"{path}: tensor {name!r} cannot be read: {error}") from error
 
+    def mapped(self, name: str) -> torch.Tensor:
+        """One tensor of a safetensors file where the file is mapped: its pages are read when they are looked at."""
+        tensor: torch.Tensor = self.opened[self.names[name]].get_tensor(name)
+        return tensor
+
     def read_pickled(self, path: Path, name: str) -> torch.Tensor:
         """Through the tensor's place in the file, where this PyTorch tells it; else copied out of the mapped file."""
         tensor: torch.Tensor = self.opened[path][name]

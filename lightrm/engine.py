@@ -1,0 +1,158 @@
+"""Sequences of ids in, scores out: packs through decoder and head under a token budget, one caller at a time.
+
+Where the device runs out of memory, the budget is halved, and what was not scored yet is packed anew. A score does not
+depend on its pack, so none is changed by that.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from lightrm.errors import MemoryLimitError, NumericsError
+from lightrm.heads import ValueHead
+from lightrm.packing import PackedBatch
+from lightrm.plan import activation_bytes
+from lightrm.prefixes import Run, pack, packs
+from lightrm.progress import Advance
+from lightrm.residence import Residence
+from lightrm.schemes.grammar import Scheme, size_text
+from lightrm.transformer import Decoder
+
+Scored = tuple[list[int], np.ndarray]  # which sequences, and their scores
+
+
+class MemoryWarning(UserWarning):
+    """The device ran out of memory; packs are smaller from now on."""
+
+
+def ignored(tokens: float) -> None:
+    """No progress bar."""
+
+
+def share(window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance, layers: int) -> Callable[[], None]:
+    """Tells of the tokens behind a window, shared ones as often as they were given, a layer's part at a time."""
+    tokens = sum(len(sequences[i]) for group, _ in window for i in group)
+    return lambda: advance(tokens / layers)
+
+
+class Engine:
+    """A model that scores ids. tokens: of one pack, lowered where memory ends; more than one thread may call."""
+
+    def __init__(self, decoder: Decoder, head: ValueHead, scheme: Scheme, residence: Residence) -> None:
+        self.decoder, self.head, self.scheme, self.residence = decoder, head, scheme, residence
+        self.device = decoder.embedding_VD.device
+        self.tokens = residence.tokens
+        self.turn = threading.Lock()
+
+    def scores(self, sequences: Sequence[Sequence[int]], advance: Advance = ignored) -> Iterator[Scored]:
+        """Scores as they are ready, some sequences at a time, in no order; each sequence once.
+
+        advance: called after each layer with a part of the tokens that are being scored.
+        Raises NumericsError if a score is NaN or Inf, MemoryLimitError if a sequence does not fit even alone.
+        """
+        waiting = list(range(len(sequences)))
+        while waiting:
+            done: set[int] = set()
+            for group, found in self.sweep([sequences[i] for i in waiting], advance):
+                done.update(group)
+                positions = [waiting[k] for k in group]
+                self.check_finite(positions, found, sequences)
+                yield positions, found
+            waiting = [i for k, i in enumerate(waiting) if k not in done]  # some, where memory ran out on the way
+
+    def sweep(self, sequences: Sequence[Sequence[int]], advance: Advance) -> Iterator[Scored]:
+        """One pack after the other; of a streamed model, a window of packs after the other. Ends where memory does."""
+        window: list[Run] = []
+        tokens = 0
+        for run in packs(sequences, self.tokens):
+            if window and tokens + len(run[1]) > self.residence.window:
+                found = self.compute(window, share(window, sequences, advance, len(self.decoder.layers)))
+                yield from found
+                if not found:
+                    return
+                window, tokens = [], 0
+            window.append(run)
+            tokens += len(run[1])
+        if window:
+            yield from self.compute(window, share(window, sequences, advance, len(self.decoder.layers)))
+
+    def compute(self, window: list[Run], after: Callable[[], None]) -> list[Scored]:
+        """Nothing, where the memory did not suffice: the packs are smaller then."""
+        for _, batch in window:
+            self.check_room(batch)
+        with self.turn:
+            found = self.tried(window, after)
+        if found is None:
+            self.halve(max(window, key=lambda run: len(run[1])))
+            return []
+        return found
+
+    def tried(self, window: list[Run], after: Callable[[], None]) -> list[Scored] | None:
+        """None where memory ran out; by then, all that the attempt took is free again."""
+        try:
+            hidden = self.decoder.last_hiddens([batch.to(self.device) for _, batch in window], after=after)
+            return [(group, self.head(x).cpu().numpy()) for (group, _), x in zip(window, hidden, strict=True)]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def check_room(self, batch: PackedBatch) -> None:
+        """On a CPU, where the system ends a process that takes too much. Raises MemoryLimitError."""
+        if self.device.type != "cpu" or len(batch) <= self.residence.tokens:
+            return
+        need = activation_bytes(self.decoder.architecture, self.scheme, len(batch))
+        if need > self.residence.room:
+            raise MemoryLimitError(
+                f"a sequence of {len(batch)} tokens takes {size_text(need)} while it is computed, and there are "
+                f"{size_text(self.residence.room)} beside the weights: set max_length lower, or give it more memory"
+            )
+
+    def halve(self, largest: Run) -> None:
+        """After packs that did not fit. Raises MemoryLimitError if the largest of them was a single sequence."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        batch = largest[1]
+        if len(batch) == int(batch.position_ids_T[-1]) + 1:
+            raise MemoryLimitError(
+                f"{self.device} has no memory for a sequence of {len(batch)} tokens alone: set max_length lower, take "
+                "a smaller scheme, or pass memory=... to load, so that layers are streamed"
+            )
+        if self.tokens == self.residence.tokens:
+            warnings.warn(
+                f"{self.device} ran out of memory at {len(batch)} tokens at once: packs are halved until they fit, and "
+                "stay so; scores are the same",
+                MemoryWarning,
+                stacklevel=2,
+            )
+        self.tokens = len(batch) // 2
+
+    def check_finite(self, positions: list[int], found: np.ndarray, sequences: Sequence[Sequence[int]]) -> None:
+        """Raises NumericsError."""
+        for k in np.flatnonzero(~np.isfinite(found))[:1]:
+            raise NumericsError(
+                f"the score of sequence {positions[k]} is {found[k]}: {self.first_overflow(sequences[positions[k]])} "
+                f"under {self.scheme}; load with scheme='bf16' or 'fp32'; if those overflow too, the weights are bad"
+            )
+
+    def first_overflow(self, sequence: Sequence[int]) -> str:
+        """Where NaN or Inf first shows while a sequence is computed again, in words."""
+        found: list[str] = []
+
+        def watch(name: str, x_TD: torch.Tensor) -> None:
+            if not found and not bool(torch.isfinite(x_TD).all()):
+                found.append(name)
+
+        with self.turn:
+            self.decoder.last_hidden(pack([sequence]).to(self.device), watch)
+        return f"activations overflow in {found[0]}" if found else "the head overflows"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch's CPU allocator has no exception class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

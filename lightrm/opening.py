@@ -1,0 +1,171 @@
+"""From a path or hub id to a RewardModel: what the files are, which scheme, where it runs, whether it fits."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+
+from lightrm import native
+from lightrm.architecture import Alibi
+from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
+from lightrm.checkpoints.hub import resolve
+from lightrm.checkpoints.inventory import real_architecture
+from lightrm.compensating import loader_for
+from lightrm.conversation import Prompt, responses_of, turns_of
+from lightrm.engine import Engine
+from lightrm.errors import InputError, SchemeError, TokenizerError
+from lightrm.packing import PackedBatch
+from lightrm.plan import choose_scheme, room_for
+from lightrm.prefixes import ALONE, packs
+from lightrm.residence import MOST_TOKENS, choose_residence
+from lightrm.schemes.grammar import parse_size
+from lightrm.scorer import RewardModel
+from lightrm.templates import AnyTemplate, find_template
+from lightrm.tokens import Tokens, read_tokens
+
+PLANNED_TOKENS = 2048  # computed at once where nothing else is said: enough to fill the units
+
+
+class KernelWarning(UserWarning):
+    """A fast kernel that belongs on this machine cannot run, and a slow one does its work."""
+
+
+def load(
+    path_or_id: str | os.PathLike[str],
+    *,
+    scheme: str = "auto",
+    device: str = "auto",
+    template: str | None = None,
+    max_length: int | None = None,
+    strict: bool = False,
+    parse_specials: bool = False,
+    alibi: Literal["relative", "absolute"] = "relative",
+    revision: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    token_budget: int | None = None,
+    memory: str | int | None = None,
+    calibration: Sequence[tuple[Prompt, str]] | None = None,
+    beside: RewardModel | None = None,
+) -> RewardModel:
+    """Load a reward model without running any of its code.
+
+    path_or_id: a folder, a hub id such as "IDEA-CCNL/Ziya-LLaMA-7B-Reward", or "demo" for the bundled model.
+    scheme: "auto", or a name of `lightrm.schemes.grammar`: "w8a8", "w4a8", "bf16", ...
+    device: "auto", "cpu", "cuda", "cuda:1".
+    template: a name of `lightrm.templates.TEMPLATES`, "chat" for the checkpoint's own; None takes the layout's.
+    max_length: tokens of one text at most; None takes the template's. strict: raise where a text would be cut.
+    parse_specials: let special tokens in user text act, as Hugging Face tokenizers do; for parity tests only.
+    alibi: "absolute" repeats the half-precision position table of Baichuan's published code.
+    revision: commit, tag or branch of a hub id. base: the base model of a LoRA adapter, if it has moved.
+    token_budget: tokens computed at once; None takes what the memory allows.
+    memory: what lightrm may take on the device, such as "8GiB" or a number of bytes, on a CPU Python and PyTorch
+    included; None takes most of what is free. A model that does not fit is streamed, layer by layer.
+    calibration: prompts with responses on which 4-bit rounding compensates its own error; some 10,000 tokens serve.
+    beside: a loaded model of the same base, whose equal tensors are taken instead of second copies, and its scheme.
+
+    Raises a CheckpointError for the files, SchemeError for scheme, device or memory, TemplateError for the template.
+    """
+    folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
+    place = choose_device(device)
+    if token_budget is not None and token_budget < 1:
+        raise InputError(f"token_budget must be positive, found {token_budget}")
+    given = parse_size(memory) if isinstance(memory, str) else memory
+    room = room_for(place, given, free_bytes(place))
+    twin = None if beside is None else beside.decoder
+    if beside is not None and scheme == "auto":
+        scheme = beside.report.scheme.name
+    if native.is_native(folder):
+        if calibration:
+            raise InputError(f"{folder} is quantized already: pass calibration when loading its source")
+        manifest, checkpoint = native.open_native(folder)
+        chosen = native.chosen_scheme(manifest, scheme, place)
+        residence = choose_residence(checkpoint.architecture, chosen, place, room, token_budget, twin is not None)
+        tokens, form, no_text = text_side(checkpoint, template, parse_specials)
+        decoder, head, report = native.restore(
+            manifest, checkpoint, chosen, place, Alibi(alibi), twin, residence.streamed
+        )
+    else:
+        checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
+        a = real_architecture(checkpoint)
+        chosen = choose_scheme(scheme, place, a, room, token_budget or PLANNED_TOKENS, checkpoint.holds)
+        residence = choose_residence(a, chosen, place, room, token_budget, twin is not None)
+        if residence.streamed and calibration:
+            raise InputError(f"calibration needs the whole model in memory: {residence}")
+        tokens, form, no_text = text_side(checkpoint, template, parse_specials)
+        packs = calibration_packs(tokens, form, no_text, calibration, max_length)
+        loader = loader_for(checkpoint, chosen, place, Alibi(alibi), packs, twin)
+        decoder, head, report = loader.load(residence.streamed)
+    if report.kernels.slow:
+        warnings.warn(f"slow kernels: {report.kernels}", KernelWarning, stacklevel=2)
+    engine = Engine(decoder, head, chosen, residence)
+    return RewardModel(checkpoint, engine, report, tokens, form, no_text, max_length, strict)
+
+
+def calibration_packs(
+    tokens: Tokens | None,
+    template: AnyTemplate | None,
+    no_text: str,
+    calibration: Sequence[tuple[Prompt, str]] | None,
+    max_length: int | None,
+) -> list[PackedBatch]:
+    """Calibration text in the model's own template, packed as scoring would pack it."""
+    if not calibration:
+        return []
+    if tokens is None or template is None:
+        raise TokenizerError(f"calibration needs text: {no_text}")
+    longest = max_length or template.max_length or tokens.max_length or PLANNED_TOKENS
+    ids = [tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids for p, r in calibration]
+    return [batch for _, batch in packs(ids, PLANNED_TOKENS, ALONE)]
+
+
+def text_side(
+    checkpoint: Checkpoint, template: str | None, parse_specials: bool
+) -> tuple[Tokens | None, AnyTemplate | None, str]:
+    """Tokenizer and template, or None with the sentence that says what is missing."""
+    try:
+        tokens = read_tokens(
+            checkpoint.tokenizer_folder(),
+            parse_specials=parse_specials,
+            reward_id=checkpoint.reward_id,
+            fallback=checkpoint.config.raw,
+        )
+    except TokenizerError as error:
+        if template is not None:
+            raise
+        return None, None, str(error)
+    name = template or checkpoint.template
+    if name is None or (name == "chat" and template is None and tokens.chat_source is None):
+        return (
+            tokens,
+            None,
+            f"layout {checkpoint.layout.name} does not say how its prompts look: pass template=... to load",
+        )
+    return tokens, tokens.own_template() if name == "chat" else find_template(name), ""
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that a model could take on a device now."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SchemeError(f"no device {name!r}: {error}") from error
+    if device.type not in MOST_TOKENS:
+        raise SchemeError(f"device {name!r} is not supported: lightrm runs on 'cpu' and 'cuda'")
+    seen = torch.cuda.device_count() if device.type == "cuda" else 1
+    if (device.index or 0) >= seen:
+        raise SchemeError(f"device {name!r} was asked for, but PyTorch sees {seen} CUDA devices")
+    return device
