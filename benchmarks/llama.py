@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
+from lightrm.prefixes import common
+
 NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
@@ -52,9 +54,11 @@ def write_gguf(folder: Path) -> Path:
 
 
 class LlamaScorer:
-    """Last hidden states as llama.cpp's embeddings, then the checkpoint's own head."""
+    """Last hidden states as llama.cpp's embeddings, then the checkpoint's own head. keeps: what a sequence begins with
+    stays in llama.cpp's memory if the one before began with it too."""
 
-    def __init__(self, folder: Path, kind: str, threads: int) -> None:
+    def __init__(self, folder: Path, kind: str, threads: int, keeps: bool = False) -> None:
+        self.keeps, self.before = keeps, np.zeros(0, np.int64)
         import llama_cpp
 
         self.c = c = llama_cpp
@@ -88,13 +92,18 @@ class LlamaScorer:
 
     def one(self, ids: np.ndarray) -> float:
         c = self.c
+        kept = min(common(ids, self.before), len(ids) - 1) if self.keeps else 0
         batch = c.llama_batch_init(len(ids), 0, 1)
-        for position, token in enumerate(ids):
-            batch.token[position], batch.pos[position] = int(token), position
-            batch.n_seq_id[position], batch.seq_id[position][0] = 1, 0
-            batch.logits[position] = True
-        batch.n_tokens = len(ids)
-        c.llama_memory_clear(c.llama_get_memory(self.context), True)
+        for row, token in enumerate(ids[kept:]):
+            batch.token[row], batch.pos[row] = int(token), kept + row
+            batch.n_seq_id[row], batch.seq_id[row][0] = 1, 0
+            batch.logits[row] = True
+        batch.n_tokens = len(ids) - kept
+        if kept:
+            c.llama_memory_seq_rm(c.llama_get_memory(self.context), 0, kept, -1)
+        else:
+            c.llama_memory_clear(c.llama_get_memory(self.context), True)
+        self.before = ids
         if c.llama_decode(self.context, batch):
             raise RuntimeError("llama_decode failed")
         state = np.ctypeslib.as_array(c.llama_get_embeddings_seq(self.context, 0), (len(self.head),))

@@ -2,7 +2,8 @@
 
     python -m benchmarks.peers NAME FOLDER THREADS
 
-Reads one JSON line a run: {"lengths": [...], "seed": n}, token ids follow from both. Answers with the seconds that
+Reads one JSON line a run: {"groups": [[prompt tokens, [answer tokens, ...]], ...], "seed": n}; token ids follow from
+both, and the answers of a group begin with its prompt. Answers with the seconds that
 scoring took, the scores, and the peak memory of the process so far. All peers get the same checkpoint, the same ids,
 length-sorted batches, and return head(last hidden state) in input order.
 """
@@ -13,6 +14,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +25,24 @@ Load = Callable[[Path], tuple[Score, str]]
 PADDED_TOKENS = 2048  # of one padded batch, as many as lightrm packs
 
 
-def sequences(lengths: list[int], seed: int, vocabulary: int) -> list[np.ndarray]:
+def sequences(groups: list[tuple[int, list[int]]], seed: int, vocabulary: int) -> list[np.ndarray]:
     generator = np.random.default_rng(seed)
-    return [generator.integers(3, vocabulary, length) for length in lengths]
+    found = []
+    for prompt_length, answers in groups:
+        prompt = generator.integers(3, vocabulary, prompt_length)
+        found += [np.concatenate([prompt, generator.integers(3, vocabulary, length)]) for length in answers]
+    return found
 
 
-def ours(scheme: str) -> Load:
+def ours(scheme: str, shares: bool = True) -> Load:
     def load(folder: Path) -> tuple[Score, str]:
         import lightrm
+        from lightrm import engine
+        from lightrm.prefixes import ALONE, packs
 
         rm = lightrm.load(folder, scheme=scheme, device="cpu")
+        if not shares:
+            engine.packs = partial(packs, least_shared=ALONE)
         return rm.score_ids, rm.report.kernels.name
 
     return load
@@ -119,11 +129,11 @@ def torch_dynamic(model: torch.nn.Module) -> torch.nn.Module:
     return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
 
-def llama_cpp(kind: str) -> Load:
+def llama_cpp(kind: str, keeps: bool = False) -> Load:
     def load(folder: Path) -> tuple[Score, str]:
         from benchmarks.llama import LlamaScorer
 
-        scorer = LlamaScorer(folder, kind, torch.get_num_threads())
+        scorer = LlamaScorer(folder, kind, torch.get_num_threads(), keeps)
         return scorer.score, scorer.kernel
 
     return load
@@ -131,6 +141,7 @@ def llama_cpp(kind: str) -> Load:
 
 PEERS: dict[str, Load] = {
     "lightrm w8a8": ours("w8a8"),
+    "lightrm w8a8, nothing shared": ours("w8a8", shares=False),
     "lightrm w4a8": ours("w4a8"),
     "lightrm bf16": ours("bf16"),
     "lightrm fp32": ours("fp32"),
@@ -141,6 +152,7 @@ PEERS: dict[str, Load] = {
     "torchao int8": hugging_face(torch.float32, torchao_int8, "torchao, eager"),
     "torch quantize_dynamic": hugging_face(torch.float32, torch_dynamic, "FBGEMM"),
     "llama.cpp Q8_0": llama_cpp("Q8_0"),
+    "llama.cpp Q8_0, prompt kept": llama_cpp("Q8_0", keeps=True),
     "llama.cpp Q4_0": llama_cpp("Q4_0"),
     "llama.cpp Q4_K_M": llama_cpp("Q4_K_M"),
 }
@@ -185,7 +197,7 @@ def main() -> None:
     print(json.dumps({"kernel": kernel}), flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
-        texts = sequences(asked["lengths"], asked["seed"], vocabulary)
+        texts = sequences(asked["groups"], asked["seed"], vocabulary)
         started = time.perf_counter()
         scores = score(texts)
         seconds = time.perf_counter() - started

@@ -27,6 +27,7 @@ from benchmarks.peers import PEERS
 from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
 from lightrm.checkpoints.stored import write_safetensors
 
+SHARING = ("lightrm w8a8, nothing shared", "llama.cpp Q8_0, prompt kept")  # for benchmarks.sharing
 CEILING, TRUTH, RESULT = "int8 GEMMs alone", "lightrm fp32", "scoring_cpu"
 SHAPES = {"7B": (4096, 11008, 32), "13B": (5120, 13696, 40)}  # width, ffn, heads
 PACKAGES = (
@@ -70,6 +71,9 @@ def real_lengths(data: Path, count: int) -> list[int]:
     return [len(rm.encode_one(prompt_of(r), r["chosen"]).token_ids) for r in records]
 
 
+Groups = list[tuple[int, list[int]]]  # tokens of a prompt, and of each answer to it
+
+
 class Peer:
     """A worker process; `ask` waits for its answer."""
 
@@ -91,9 +95,9 @@ class Peer:
         said = self.errors.read().strip().splitlines()
         raise RuntimeError(f"exit status {self.process.wait()}" + (f", {said[-1][:200]}" if said else ""))
 
-    def ask(self, lengths: list[int], seed: int) -> dict[str, Any]:
+    def ask(self, groups: Groups, seed: int) -> dict[str, Any]:
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"lengths": lengths, "seed": seed}) + "\n")
+        self.process.stdin.write(json.dumps({"groups": groups, "seed": seed}) + "\n")
         self.process.stdin.flush()
         return self.answer() | {"kernel": self.kernel}
 
@@ -116,7 +120,7 @@ def in_turn(names: list[str], folder: Path, loads: Loads, rounds: int, failed: d
         for k in range(rounds + 1):
             for peer in list(peers):
                 try:
-                    answer = peer.ask(sizes, seed=1)
+                    answer = peer.ask([(0, sizes)], seed=1)
                 except RuntimeError as error:
                     failed[peer.name] = f"{load}: {error}"
                     peers.remove(peer)
@@ -221,7 +225,7 @@ def main() -> None:
     parser.add_argument("--loads", nargs="*", default=[], help="workloads, all if none is named")
     parser.add_argument("--dry", action="store_true", help="print, write nothing")
     arguments = parser.parse_args()
-    names = arguments.only or list(PEERS)
+    names = arguments.only or [name for name in PEERS if name not in SHARING]
     result = measure(arguments.data, arguments.shape, arguments.layers, arguments.rounds, names, arguments.loads)
     print(table(result))
     if arguments.dry:
