@@ -163,9 +163,9 @@ def table(result: dict[str, Any]) -> str:
     over = whole["faster than"]
     lines.append(
         f"\nAn evaluation pass over {whole['sequences']} answers of pairs_dev and lists_dev (every {result['every']}th "
-        f"record, {whole['tokens']} tokens), 32 layers: {over[PADDED]:.2f} times as fast as transformers bf16 in batches "
-        f"sorted by length, {over[ALONE]:.2f} times as fast as lightrm without sharing (ideal {whole['ideal']:.2f}). "
-        f"From text to packs takes {100 * whole['beside the model']:.2f} % of the model's time."
+        f"record, {whole['tokens']} tokens), 32 layers: {over[PADDED]:.2f} times as fast as transformers bf16 in "
+        f"batches sorted by length, {over[ALONE]:.2f} times as fast as lightrm without sharing (ideal "
+        f"{whole['ideal']:.2f}). From text to packs takes {100 * whole['beside the model']:.2f} % of the model's time."
     )
     return "\n".join(lines) + "\n"
 

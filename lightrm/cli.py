@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 import lightrm
-from lightrm.errors import InputError, LightRMError, TemplateError
-
-if TYPE_CHECKING:
-    from lightrm.scorer import RewardModel
+from lightrm.errors import InputError, LightRMError
 
 SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
-WINDOW = 64  # lines scored together: large enough to fill packs, small enough to see output grow
 
 
 class Group(click.Group):
@@ -42,95 +36,56 @@ def main() -> None:
 @main.command()
 @click.argument("source", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
-@click.option("-o", "--output", default="-", show_default=True, type=SINK, help="JSONL file to write.")
+@click.option("-o", "--output", default="-", show_default=True, type=SINK, help="JSONL or .parquet file to write.")
 @click.option(
     "--scheme", default="auto", show_default=True, help="auto, fp32, bf16, fp16, w8a8, w4a8, w4a8-g32, w4a16, nf4, ..."
 )
 @click.option("--device", default="auto", show_default=True)
+@click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
 @click.option("--template", default=None, help="Prompt template; the model's own if not given.")
 @click.option("--strict", is_flag=True, help="Refuse texts that are too long instead of cutting them.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def score(
-    source: str, model: str, output: str, scheme: str, device: str, template: str | None, strict: bool, quiet: bool
+    source: str,
+    model: str,
+    output: str,
+    scheme: str,
+    device: str,
+    memory: str | None,
+    template: str | None,
+    strict: bool,
+    quiet: bool,
 ) -> None:
-    """Score JSONL lines {"prompt": ..., "responses": [...]} from SOURCE ('-' is standard input).
+    """Score records {"prompt": ..., "responses": [...]} from SOURCE, JSONL (also gzipped) or Parquet; '-' is stdin.
 
-    A prompt is a string or a list of {"role", "content"} turns. Each line is written back with "scores" added.
-    Lines that cannot be scored are reported by number and left out; the exit status is then 1.
+    A prompt is a string or a list of {"role", "content"} turns. Each record is written back with "scores" and
+    "scored_by" added. With -o, a run that was stopped goes on where it was when it is started again. Records that
+    cannot be scored are reported by number and left out; the exit status is then 1.
     """
-    rm = lightrm.load(model, scheme=scheme, device=device, template=template, strict=strict)
-    if output == "-":
-        with click.open_file("-", "w", encoding="utf-8") as sink:
-            good, bad = score_lines(rm, source, sink, quiet)
-    else:
-        if not Path(output).parent.is_dir():
-            raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
-        unfinished = Path(f"{output}.unfinished")  # renamed when whole: a stopped run leaves no finished-looking file
-        with unfinished.open("w", encoding="utf-8") as sink:
-            good, bad = score_lines(rm, source, sink, quiet)
-        os.replace(unfinished, output)
-    if bad:
-        click.echo(f"{bad} of {good + bad} lines were not scored", err=True)
-        raise SystemExit(1)
-
-
-def score_lines(rm: RewardModel, source: str, sink: IO[str], quiet: bool) -> tuple[int, int]:
-    """Score every readable line of the source; returns how many lines were scored and how many were not."""
+    from lightrm import jobs, records
     from lightrm.progress import token_progress
 
-    good = bad = cut = 0
-    with (
-        click.open_file(source, encoding="utf-8", errors="surrogateescape") as lines,
-        token_progress(None, not quiet) as advance,
-    ):
-        numbered = enumerate(lines, 1)
-        while window := list(islice(numbered, WINDOW)):
-            ready = []
-            for number, line in window:
-                if not line.strip():
-                    continue
-                try:
-                    record = parse(line)
-                    encoded = [rm.encode_one(record["prompt"], response) for response in record["responses"]]
-                    ready.append((record, [e.token_ids for e in encoded]))
-                    cut += sum(e.cut > 0 for e in encoded)
-                except (InputError, TemplateError) as error:
-                    bad += 1
-                    click.echo(f"line {number}: {error}", err=True)
-            scores = iter(rm.score_ids([ids for _, rows in ready for ids in rows]).tolist())
-            for record, rows in ready:
-                record["scores"] = list(islice(scores, len(rows)))
-                sink.write(to_line(record))
-                good += 1
-            sink.flush()
-            advance(sum(len(ids) for _, rows in ready for ids in rows))
-    if cut:
-        click.echo(f"{cut} answers were longer than {rm.max_length} tokens with their prompt and were cut", err=True)
-    return good, bad
+    def tell(problem: str) -> None:
+        click.echo(problem, err=True)
 
-
-def to_line(record: dict[str, Any]) -> str:
-    """Readable JSON; escaped where another field of the record holds bytes that are no text."""
-    line = json.dumps(record, ensure_ascii=False)
-    try:
-        line.encode("utf-8")
-    except UnicodeEncodeError:
-        line = json.dumps(record)
-    return line + "\n"
-
-
-def parse(line: str) -> dict[str, Any]:
-    """One input line. Raises InputError if it is not an object with prompt and responses."""
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise InputError(f"not JSON: {error}") from error
-    if not isinstance(record, dict) or "prompt" not in record:
-        raise InputError('expected an object with "prompt" and "responses"')
-    from lightrm.conversation import responses_of
-
-    record["responses"] = responses_of(record.get("responses"))  # type: ignore[arg-type]
-    return record
+    if output != "-" and not Path(output).parent.is_dir():
+        raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
+    rm = lightrm.load(model, scheme=scheme, device=device, template=template, strict=strict, memory=memory)
+    with token_progress(None, not quiet) as advance:
+        if output != "-":
+            with jobs.as_file(source, Path(output)) as path:
+                counts = jobs.score_file(rm, model, path, Path(output), tell, advance)
+        else:
+            rows = records.json_rows(click.open_file("-", "rb")) if source == "-" else records.read_rows(Path(source))
+            with click.open_file("-", "w", encoding="utf-8") as sink:
+                counts = jobs.score_stream(rm, model, rows, sink, tell, advance)
+    if counts.resumed:
+        tell(f"{counts.resumed} records were scored by an earlier run")
+    if counts.cut:
+        tell(f"{counts.cut} answers were longer than {rm.max_length} tokens with their prompt and were cut")
+    if counts.bad:
+        tell(f"{counts.bad} of {counts.good + counts.bad} lines were not scored")
+        raise SystemExit(1)
 
 
 @main.command()
@@ -259,15 +214,17 @@ def quantize(
 
 def calibration_pairs(path: str, tokens: int) -> Iterator[tuple[Any, str]]:
     """Prompts with responses until there is text enough, at four characters a token at most."""
+    from lightrm.records import read_rows
+
     characters = 0
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            record = parse(line)
-            for response in record["responses"]:
-                yield record["prompt"], response
-                characters += len(response) + len(str(record["prompt"]))
-            if characters > 4 * tokens:
-                return
+    for row in read_rows(Path(path)):
+        if row.record is None:
+            raise InputError(f"{path}, line {row.number}: {row.error}")
+        for response in row.record["responses"]:
+            yield row.record["prompt"], response
+            characters += len(response) + len(str(row.record["prompt"]))
+        if characters > 4 * tokens:
+            return
 
 
 @main.command()

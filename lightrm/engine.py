@@ -18,7 +18,7 @@ from lightrm.heads import ValueHead
 from lightrm.packing import PackedBatch
 from lightrm.plan import activation_bytes
 from lightrm.prefixes import Run, pack, packs
-from lightrm.progress import Advance
+from lightrm.progress import Advance, ignored
 from lightrm.residence import Residence
 from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.transformer import Decoder
@@ -28,10 +28,6 @@ Scored = tuple[list[int], np.ndarray]  # which sequences, and their scores
 
 class MemoryWarning(UserWarning):
     """The device ran out of memory; packs are smaller from now on."""
-
-
-def ignored(tokens: float) -> None:
-    """No progress bar."""
 
 
 def share(window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance, layers: int) -> Callable[[], None]:

@@ -13,11 +13,15 @@ class Advance(Protocol):
     def __call__(self, done: float, /) -> None: ...
 
 
+def ignored(done: float, /) -> None:
+    """No progress bar."""
+
+
 @contextmanager
 def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
     """A bar over `total` tokens (None where it is not known), on standard error."""
     if not shown:
-        yield lambda tokens: None
+        yield ignored
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn

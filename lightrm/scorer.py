@@ -16,7 +16,7 @@ from lightrm.conversation import Prompt, kind, responses_of, turns_of
 from lightrm.engine import Engine
 from lightrm.errors import InputError, TokenizerError
 from lightrm.loading import LoadReport
-from lightrm.progress import token_progress
+from lightrm.progress import Advance, ignored, token_progress
 from lightrm.schemes.grammar import size_text
 from lightrm.templates import AnyTemplate
 from lightrm.tokens import Encoded, Tokens
@@ -93,6 +93,11 @@ class RewardModel:
     def token_budget(self, tokens: int) -> None:
         self.engine.tokens = tokens
 
+    @property
+    def window(self) -> int:
+        """Tokens to pass at once, at least, where there are many: for two packs, or for all that are streamed."""
+        return self.engine.residence.window or 2 * self.engine.tokens
+
     def limit(self, asked: int | None) -> int:
         """Longest sequence in tokens: what was asked for, else the template's, else the tokenizer's; never more
         than the model has positions."""
@@ -111,11 +116,11 @@ class RewardModel:
         Returns float32 (n,), raw scores in input order. Raises InputError on anything that is not text,
         TooLongError in strict mode, TemplateError where the template cannot express the conversation.
         """
-        return self.run(self.encode([prompt] * len(responses_of(responses)), responses), progress=False)
+        return self.run(self.encode([prompt] * len(responses_of(responses)), responses))
 
     def score_batch(self, prompts: Sequence[Prompt], responses: Sequence[str], *, progress: bool = False) -> np.ndarray:
         """Score one response to each of n prompts; float32 (n,), in input order. Errors as in `score`."""
-        return self.run(self.encode(prompts, responses), progress)
+        return self.shown(self.encode(prompts, responses), progress)
 
     def score_ids(self, sequences: Sequence[Sequence[int]], *, progress: bool = False) -> np.ndarray:
         """Score n sequences of token ids as they are: no template, no BOS, nothing cut; float32 (n,).
@@ -123,7 +128,7 @@ class RewardModel:
         Raises InputError on an empty sequence, an id outside the vocabulary, or more tokens than positions.
         """
         checked = [self.checked_ids(ids, k) for k, ids in enumerate(sequences)]
-        return self.run(checked, progress)
+        return self.shown(checked, progress)
 
     def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[Ranked]:
         """The responses, best first; equal scores keep their input order."""
@@ -134,7 +139,7 @@ class RewardModel:
     def explain(self, prompt: Prompt, response: str) -> Explanation:
         """The text, ids and pieces behind one score."""
         encoded = self.encode_one(prompt, responses_of([response])[0])
-        score = float(self.run([encoded.token_ids], progress=False)[0])
+        score = float(self.run([encoded.token_ids])[0])
         assert self.template is not None
         return Explanation(encoded.text, encoded.token_ids, encoded.pieces, encoded.cut, self.template.name, score)
 
@@ -180,12 +185,16 @@ class RewardModel:
         for group, found in self.engine.scores(self.encode(prompts, responses)):
             yield from zip(group, found.tolist(), strict=True)
 
-    def run(self, sequences: Sequence[list[int]], progress: bool) -> np.ndarray:
+    def shown(self, sequences: Sequence[list[int]], progress: bool) -> np.ndarray:
+        """`run`, with a progress bar where one is wanted."""
+        with token_progress(sum(len(ids) for ids in sequences), progress) as advance:
+            return self.run(sequences, advance)
+
+    def run(self, sequences: Sequence[list[int]], advance: Advance = ignored) -> np.ndarray:
         """Scores of all sequences, input order restored."""
         scores = np.empty(len(sequences), dtype=np.float32)
-        with token_progress(sum(len(ids) for ids in sequences), progress) as advance:
-            for group, found in self.engine.scores(sequences, advance):
-                scores[group] = found
+        for group, found in self.engine.scores(sequences, advance):
+            scores[group] = found
         return scores
 
     def __repr__(self) -> str:

@@ -34,7 +34,8 @@ def test_score_reads_and_writes_jsonl(folder: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["score", str(source), "-m", str(folder), "-o", str(sink), "--quiet"])
     assert result.exit_code == 0, result.output
     written = [json.loads(line) for line in sink.read_text(encoding="utf-8").splitlines()]
-    assert [{k: v for k, v in w.items() if k != "scores"} for w in written] == RECORDS
+    assert [{k: v for k, v in w.items() if k not in ("scores", "scored_by")} for w in written] == RECORDS
+    assert {w["scored_by"]["scheme"] for w in written} == {"fp32"}
     rm = lightrm.load(folder)
     np.testing.assert_allclose(written[0]["scores"], rm.score("what?", ["it is", "天气很好"]), atol=1e-5)
     assert [len(w["scores"]) for w in written] == [2, 0, 3]
@@ -94,10 +95,10 @@ def test_wrong_arguments_are_one_sentence(arguments: list[str], folder: Path) ->
 
 
 def test_a_failing_run_leaves_no_finished_file(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(self: object, ids: object) -> None:
+    def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightrm.scorer.RewardModel.score_ids", interrupted)
+    monkeypatch.setattr("lightrm.scorer.RewardModel.run", interrupted)
     source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps(RECORDS[0]))
     result = CliRunner().invoke(main, ["score", str(source), "-m", str(folder), "-o", str(sink), "--quiet"])

@@ -1,0 +1,276 @@
+"""Long jobs: killed at any byte, a job goes on; nothing lost, nothing twice, in order, and never with another model."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+import lightrm
+from lightrm import jobs
+from lightrm.cli import main
+from lightrm.progress import ignored
+from lightrm.records import read_rows
+from tests.test_scoring import write_model
+
+ROWS = [
+    '{"id": 1, "prompt": "what?", "responses": ["it is", "天气很好"]}',
+    "",
+    "not json",
+    '{"id": 2, "prompt": [{"role": "user", "content": "x"}], "responses": []}',
+    '{"id": 3, "prompt": "what?", "responses": ["it is sunny"]}',
+    '{"id": 4, "prompt": "last", "responses": ["a", "b", "c"]}',
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def rm(folder: Path) -> lightrm.RewardModel:
+    return lightrm.load(folder, scheme="w8a8")
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "in.jsonl"
+    path.write_text("\n".join(ROWS), encoding="utf-8")
+    return path
+
+
+def job(rm: lightrm.RewardModel, source: Path, target: Path) -> jobs.Counts:
+    return jobs.score_file(rm, "tiny", source, target, lambda _: None, ignored)
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def whole_journal(rm: lightrm.RewardModel, source: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """The journal of a job that has scored all and written nothing yet."""
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "added", lambda *_: iter(()))
+        with pytest.raises(ValueError, match="zip"):
+            job(rm, source, target)
+    assert not target.exists()
+    return (target.parent / f"{target.name}.unfinished").read_bytes()
+
+
+def test_killed_at_any_byte(rm: lightrm.RewardModel, source: Path, tmp_path: Path, monkeypatch) -> None:
+    job(rm, source, tmp_path / "whole.jsonl")
+    expected = (tmp_path / "whole.jsonl").read_bytes()
+    assert [row["id"] for row in read(tmp_path / "whole.jsonl")] == [1, 2, 3, 4]
+    target = tmp_path / "out.jsonl"
+    journal = whole_journal(rm, source, target, monkeypatch)
+    for end in range(0, len(journal) + 1, 3):
+        for torn in (b"", b"\0\0\0\n", b"[1, [0.5"):
+            (tmp_path / "out.jsonl.unfinished").write_bytes(journal[:end] + torn)
+            counts = job(rm, source, target)
+            assert target.read_bytes() == expected, (end, torn)
+            assert counts.good == 4
+            assert counts.bad == 1
+            assert counts.resumed <= journal[:end].count(b"\n")
+            target.unlink()
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_rows_that_are_done_are_not_scored_again(rm, source: Path, tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / "out.jsonl"
+    journal = whole_journal(rm, source, target, monkeypatch)
+    scored: list[int] = []
+    run = type(rm).run
+    monkeypatch.setattr(type(rm), "run", lambda self, ids, *rest: (scored.append(len(ids)), run(self, ids, *rest))[1])
+    (tmp_path / "out.jsonl.unfinished").write_bytes(b"".join(journal.splitlines(keepends=True)[:3]))
+    counts = job(rm, source, target)
+    assert (counts.resumed, sum(scored)) == (2, 4)
+
+
+def test_a_journal_of_something_else_is_refused(folder: Path, rm, source: Path, tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / "out.jsonl"
+    journal = whole_journal(rm, source, target, monkeypatch)
+    path = tmp_path / "out.jsonl.unfinished"
+    others = {
+        "scheme 'w8a8', now 'fp32'": lightrm.load(folder, scheme="fp32"),
+        "at most 100 tokens": lightrm.load(folder, scheme="w8a8", max_length=100),
+        "template 'ziya": lightrm.load(folder, scheme="w8a8", template="plain"),
+        "fingerprint": lightrm.load(write_model(tmp_path / "other", vocabulary=401), scheme="w8a8"),
+    }
+    for says, other in others.items():
+        with pytest.raises(lightrm.InputError, match=says):
+            job(other, source, target)
+        assert path.read_bytes() == journal, "nothing is lost"
+    with pytest.raises(lightrm.InputError, match="model 'tiny', now 'huge'"):
+        jobs.score_file(rm, "huge", source, target, lambda _: None, ignored)
+    text = source.read_text(encoding="utf-8")
+    source.write_text(text.replace("it is sunny", "it is rainy"), encoding="utf-8")
+    with pytest.raises(lightrm.InputError, match=r"line 5 of .* is not what it was"):
+        job(rm, source, target)
+    source.write_text("\n".join(ROWS[:2]), encoding="utf-8")
+    with pytest.raises(lightrm.InputError, match="is shorter than when"):
+        job(rm, source, target)
+    assert path.read_bytes() == journal
+    source.write_text(text + "\n" + ROWS[0] + "\n", encoding="utf-8")  # rows that came after are scored
+    assert job(rm, source, target).resumed == 5
+    assert [row["id"] for row in read(target)] == [1, 2, 3, 4, 1]
+
+
+def test_a_finished_output_is_not_replaced(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out.jsonl"
+    target.write_text("precious")
+    with pytest.raises(lightrm.InputError, match="exists already"):
+        job(rm, source, target)
+    assert target.read_text() == "precious"
+
+
+def test_two_runs_at_once(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    target = tmp_path / "out.jsonl"
+    with (
+        jobs.alone(tmp_path / "out.jsonl.unfinished"),
+        pytest.raises(lightrm.InputError, match="is being written by another run"),
+    ):
+        job(rm, source, target)
+
+
+def test_output_says_what_made_it(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
+    job(rm, source, tmp_path / "out.jsonl")
+    made = {json.dumps(row["scored_by"]) for row in read(tmp_path / "out.jsonl")}
+    (by,) = map(json.loads, made)
+    assert (by["model"], by["scheme"]) == ("tiny", "w8a8")
+    assert by["template"].startswith("ziya, at most 256")
+    assert len(by["fingerprint"]) == 16
+
+
+def test_a_window_of_rows_is_in_memory_at_a_time(rm, tmp_path: Path, monkeypatch) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": "x", "responses": [str(k)]}) + "\n" for k in range(300)))
+    ahead = 0
+    real = read_rows
+
+    def watched(path: Path):
+        nonlocal ahead
+        for row in real(path):
+            journal = tmp_path / "out.jsonl.unfinished"
+            ahead = max(ahead, row.number - len(journal.read_bytes().splitlines()))
+            yield row
+
+    monkeypatch.setattr(jobs, "read_rows", watched)
+    monkeypatch.setattr(jobs, "MOST_ROWS", 7)
+    assert job(rm, source, target).good == 300
+    assert ahead <= 7
+    assert len(read(target)) == 300
+
+
+def test_gzip(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
+    job(rm, source, tmp_path / "plain.jsonl")
+    zipped = tmp_path / "in.jsonl.gz"
+    zipped.write_bytes(gzip.compress(source.read_bytes()))
+    job(rm, zipped, tmp_path / "out.jsonl")
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
+    zipped.write_bytes(zipped.read_bytes()[:-20])
+    with pytest.raises(lightrm.InputError, match="cut short or damaged"):
+        job(rm, zipped, tmp_path / "other.jsonl")
+
+
+def test_parquet(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
+    """In and out, columns with their types; JSONL to Parquet and back."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    when = [datetime(2026, 1, k + 1) for k in range(3)]
+    columns = {
+        "prompt": ["what?", None, "last"],
+        "responses": pa.array([["it is", "天气很好"], ["a"], ["a", "b", "c"]], pa.list_(pa.string())),
+        "when": pa.array(when, pa.timestamp("us")),
+        "scores": ["old", "old", "old"],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    counts = job(rm, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    assert (counts.good, counts.bad) == (2, 1)
+    found = pq.read_table(tmp_path / "out.parquet")
+    assert found.schema.field("when").type == pa.timestamp("us")
+    assert found.schema.field("scores").type == pa.list_(pa.float32())
+    rows = found.to_pylist()
+    assert [row["when"] for row in rows] == [when[0], when[2]]
+    assert rows[0]["scores"] == pytest.approx(rm.score("what?", ["it is", "天气很好"]).tolist())
+    assert rows[0]["scored_by"]["scheme"] == "w8a8"
+    job(rm, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    assert [row["scores"] for row in read(tmp_path / "out.jsonl")] == [row["scores"] for row in rows]
+    source.write_text("\n".join([ROWS[0], ROWS[2], ROWS[4], ROWS[5]]), encoding="utf-8")
+    job(rm, source, tmp_path / "json.parquet")
+    assert [len(row["scores"]) for row in pq.read_table(tmp_path / "json.parquet").to_pylist()] == [2, 1, 3]
+
+
+def test_records_without_common_columns_stay_jsonl(rm: lightrm.RewardModel, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    source = tmp_path / "in.jsonl"
+    lines = [{"prompt": "x", "responses": ["a"], "id": 1}, {"prompt": "x", "responses": ["a"], "id": "one"}]
+    source.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(lightrm.InputError, match=r"no common columns .*: write \.jsonl"):
+        job(rm, source, tmp_path / "out.parquet")
+    assert not (tmp_path / "out.parquet").exists()
+
+
+def test_without_pyarrow(rm: lightrm.RewardModel, source: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(lightrm.InputError, match=r"pip install 'lightrm\[parquet\]'"):
+        job(rm, source, tmp_path / "out.parquet")
+    assert not list(tmp_path.glob("out*")), "said before the work, not after"
+
+
+def run(folder: Path, *arguments: str, **options: object) -> Result:
+    return CliRunner().invoke(main, ["score", *arguments, "-m", str(folder), "--quiet"], **options)  # type: ignore
+
+
+def test_the_command_goes_on(folder: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "out.jsonl"
+    rm = lightrm.load(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(jobs, "added", lambda *_: iter(()))
+        run(folder, str(source), "-o", str(target))
+    result = run(folder, str(source), "-o", str(target))
+    assert "5 records were scored by an earlier run" in result.stderr
+    assert "1 of 5 lines were not scored" in result.stderr
+    assert result.exit_code == 1
+    assert read(target)[0]["scores"] == pytest.approx(rm.score("what?", ["it is", "天气很好"]).tolist(), abs=1e-5)
+    again = run(folder, str(source), "-o", str(target))
+    assert again.exit_code == 1
+    assert "exists already" in again.stderr
+
+
+def test_a_pipe_into_a_file(folder: Path, tmp_path: Path) -> None:
+    result = run(folder, "-", "-o", str(tmp_path / "out.jsonl"), input="\n".join(ROWS))
+    assert "line 3: not JSON" in result.stderr
+    assert [row["id"] for row in read(tmp_path / "out.jsonl")] == [1, 2, 3, 4]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs a signal that cannot be caught")
+def test_a_real_process_is_killed(folder: Path, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [{"id": k, "prompt": f"what? {k % 50}", "responses": ["it is " * (k % 30)]} for k in range(6000)]
+    source.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    program = "from lightrm.cli import main; main()"
+    command = [sys.executable, "-c", program, "score", str(source), "-m", str(folder), "-o", str(target), "--quiet"]
+    journal = tmp_path / "out.jsonl.unfinished"
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 5000):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not target.exists(), "killed on the way"
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "records were scored by an earlier run" in result.stderr
+    assert [row["id"] for row in read(target)] == list(range(6000))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
