@@ -32,7 +32,7 @@ WORKER = """
 import ctypes, json, sys, time
 import lightrm
 from lightrm.plan import activation_bytes, weight_bytes
-lightrm.load("demo", scheme=sys.argv[2]).score_ids([[5] * 256] * 8)
+lightrm.load("demo", scheme=sys.argv[2]).score_ids([[k] * 256 for k in range(5, 13)])
 def settle():  # give freed memory back, and let the peak start from here; its value
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     open("/proc/self/clear_refs", "w").write("5")
@@ -44,7 +44,7 @@ started = time.perf_counter()
 rm = lightrm.load(sys.argv[1], scheme=sys.argv[2])
 found = {"seconds": time.perf_counter() - started, "grown": peak() - before, "held": rm.report.bytes}
 settle()
-rm.score_ids([[5] * 256] * 8)
+rm.score_ids([[k] * 256 for k in range(5, 13)])
 a = rm.decoder.architecture
 planned = weight_bytes(a, rm.report.scheme) + activation_bytes(a, rm.report.scheme, 2048)
 print(json.dumps({**found, "scoring": peak() - before, "planned": planned}))
