@@ -4,9 +4,10 @@
 
 A checkpoint of LLaMA-7B's layer shapes, fp16 on disk and in the system's file cache, scored as bf16 from its own files
 and as w8a8 from a folder of `lightrm quantize`. Each run is a process of its own; resident and streamed runs take
-turns, and `speed` is the median of their ratios. `reading` is the time to make all layers with nothing beside, as a share of
-the resident run: below 100 % it can hide behind the computing, which is the ceiling of streaming. `peak` is the largest
-resident memory of the process, `bound` what `lightrm plan` says of it. Windows of more than LARGE tokens run once.
+turns, and `speed` is the median of their ratios. `reading` is the time to make all layers with nothing beside, as a
+share of the resident run: below 100 % it can hide behind the computing, which is the ceiling of streaming. `peak` is
+the largest resident memory of the process, `bound` what `lightrm plan` says of it. Windows of more than LARGE tokens
+run once.
 
 Two models of one base: two checkpoints of Baichuan-13B's layout and shape that differ in W_pack and head, the second
 loaded beside the first. Linux only, for it reads /proc. Writes results/streaming.json and the README's table.

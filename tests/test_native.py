@@ -215,6 +215,8 @@ def test_plan_and_doctor(tmp_path: Path) -> None:
     small = CliRunner().invoke(main, ["plan", str(tmp_path), "--vram", "1g"])
     assert "auto takes bf16: w8a8 (6." in small.output
     assert "would not fit into 1.0 GiB given" in small.output
+    three = CliRunner().invoke(main, ["plan", str(tmp_path), "--memory", "3GiB"])
+    assert "streamed, " in three.output
     assert "is not a size" in CliRunner().invoke(main, ["plan", str(tmp_path), "--vram", "much"]).output
     told = CliRunner().invoke(main, ["doctor"])
     assert told.exit_code == 0, told.output

@@ -3,9 +3,9 @@
 `reference.attention`, over the same tables as Triton's (`kernels.paths`).
 
 A task is a tile of queries of one segment, and a head. Scores lie with keys as rows and queries as lanes, so the
-softmax goes down the rows, a query in a lane, and nothing is summed across lanes. Keys are read where they are, range
-by range of the path, in blocks of KEYS positions counted along the path: a query's result is the same to the last bit
-whether its prompt is shared or not, and whoever its neighbours are.
+softmax goes down the rows, a query in a lane, and nothing is summed across lanes. Keys come in blocks of KEYS
+positions, counted along the path: a query's result is the same to the last bit whether its prompt is shared or not,
+and whoever its neighbours are.
 
 E head width, H query heads, J key/value heads, T tokens, Q queries of a tile.
 """
@@ -58,108 +58,94 @@ def hide_future(score_KQ, ahead, keys):
             score_KQ[k, i] = score_KQ[k, i] if ahead + k <= i else NEVER
 
 
-@njit(**PLAIN)
-def range_of(table, d, depth, start, stop):
-    """The part of a path's range d that lies in positions start..stop; nothing if first >= last."""
-    begins = table[HEADER + 2 * d]
-    ends = table[HEADER + 2 * d + 2] if d + 1 < depth else stop
-    return max(begins, start), min(ends, stop)
-
-
 SCORE_MANY, SCORE_ONE = (tile(rows, LANES, onto=False) for rows in (ROWS, 1))
 MIX_MANY, MIX_ONE = (tile(rows, LANES, onto=True) for rows in (ROWS, 1))
 MIX_MANY_NARROW, MIX_ONE_NARROW = (tile(rows, 1, onto=True) for rows in (ROWS, 1))
 
 
 @njit(**PLAIN)
-def score(key, key_row, query_EQ, score_KQ, keys, used):
-    """score (keys, used) = key (keys, E), from its address, @ query (E, used); used in whole LANES."""
-    q, s, width = query_EQ.ctypes.data, score_KQ.ctypes.data, query_EQ.shape[0]
+def fetch(x_TJE, head, table, start, stop, block_KE):
+    """Rows of positions start..stop of a path, range by range. Where they lie, each takes the same few lines of a
+    cache, for a token's heads are a power of two apart: the block's rows are not."""
+    depth, width = (table.shape[0] - HEADER) // 2, x_TJE.shape[2]
+    for d in range(depth):
+        begins, shift = table[HEADER + 2 * d], table[HEADER + 2 * d + 1]
+        ends = table[HEADER + 2 * d + 2] if d + 1 < depth else stop
+        for position in range(max(begins, start), min(ends, stop)):
+            for e in range(width):
+                block_KE[position - start, e] = x_TJE[position + shift, head, e]
+
+
+@njit(**PLAIN)
+def score(key_KE, query_EQ, score_KQ, keys, used):
+    """score (keys, used) = key @ query; used in whole LANES."""
+    key, query, out = key_KE.ctypes.data, query_EQ.ctypes.data, score_KQ.ctypes.data
+    row, width = key_KE.shape[1], query_EQ.shape[0]
     for i in range(0, used, LANES):
         k = 0
         while k < keys:
-            a, c = key + BYTES * k * key_row, s + BYTES * (k * QUERIES + i)
+            a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * QUERIES + i)
             if k + ROWS <= keys:
-                SCORE_MANY(a, q + BYTES * i, c, key_row, 1, QUERIES, QUERIES, width)
+                SCORE_MANY(a, b, c, row, 1, QUERIES, QUERIES, width)
                 k += ROWS
             else:
-                SCORE_ONE(a, q + BYTES * i, c, key_row, 1, QUERIES, QUERIES, width)
+                SCORE_ONE(a, b, c, row, 1, QUERIES, QUERIES, width)
                 k += 1
 
 
 @njit(**PLAIN)
-def mix(weight_KQ, value, value_row, out_QE, keys, used):
-    """out (used, E) += weight.T (used, keys) @ value (keys, E), from its address."""
-    w, o, width = weight_KQ.ctypes.data, out_QE.ctypes.data, out_QE.shape[1]
+def mix(weight_KQ, value_KE, out_QE, keys, used):
+    """out (used, E) += weight.T @ value."""
+    weight, value, out = weight_KQ.ctypes.data, value_KE.ctypes.data, out_QE.ctypes.data
+    row, width = value_KE.shape[1], out_QE.shape[1]
     e = 0
     while e < width:
         wide = e + LANES <= width
         i = 0
         while i < used:
-            a, b, c = w + BYTES * i, value + BYTES * e, o + BYTES * (i * width + e)
+            a, b, c = weight + BYTES * i, value + BYTES * e, out + BYTES * (i * width + e)
             many = i + ROWS <= used
             if many and wide:
-                MIX_MANY(a, b, c, 1, QUERIES, value_row, width, keys)
+                MIX_MANY(a, b, c, 1, QUERIES, row, width, keys)
             elif many:
-                MIX_MANY_NARROW(a, b, c, 1, QUERIES, value_row, width, keys)
+                MIX_MANY_NARROW(a, b, c, 1, QUERIES, row, width, keys)
             elif wide:
-                MIX_ONE(a, b, c, 1, QUERIES, value_row, width, keys)
+                MIX_ONE(a, b, c, 1, QUERIES, row, width, keys)
             else:
-                MIX_ONE_NARROW(a, b, c, 1, QUERIES, value_row, width, keys)
+                MIX_ONE_NARROW(a, b, c, 1, QUERIES, row, width, keys)
             i += ROWS if many else 1
         e += LANES if wide else 1
 
 
 @njit(**PLAIN)
-def weigh(key, key_row, table, start, stop, query_EQ, score_KQ, slope, state):
-    """Weights of a block of keys; state: total, most and shrink of each query."""
-    used, begins, depth = state.shape[1], table[2], (table.shape[0] - HEADER) // 2
-    for d in range(depth):
-        first, last = range_of(table, d, depth, start, stop)
-        if first < last:
-            at = key + BYTES * (first + table[HEADER + 1 + 2 * d]) * key_row
-            score(at, key_row, query_EQ, score_KQ[first - start :], last - first, used)
-    if slope != 0:
-        lean(score_KQ[:, :used], slope, start - begins, stop - start)
-    if stop > begins + 1:
-        hide_future(score_KQ[:, :used], start - begins, stop - start)
-    soften(score_KQ[:, :used], state[0], state[1], state[2], stop - start)
-
-
-@njit(**PLAIN)
-def gather(value, value_row, table, start, stop, weight_KQ, shrink_Q, out_QE):
-    """What the block's values add to the sums."""
-    count, depth = table[1], (table.shape[0] - HEADER) // 2
-    for i in range(count):
-        for e in range(out_QE.shape[1]):
-            out_QE[i, e] *= shrink_Q[i]
-    for d in range(depth):
-        first, last = range_of(table, d, depth, start, stop)
-        if first < last:
-            at = value + BYTES * (first + table[HEADER + 1 + 2 * d]) * value_row
-            mix(weight_KQ[first - start :], at, value_row, out_QE, last - first, count)
-
-
-@njit(**PLAIN)
 def attend(query, key, value, table, head, shared_by, scale, slope, out):
-    row, count, end, width = table[0], table[1], table[2] + table[1], query.shape[2]
+    row, count, begins, width = table[0], table[1], table[2], query.shape[2]
+    used, end = -(-count // LANES) * LANES, begins + count
     query_EQ = np.zeros((width, QUERIES), np.float32)
     for i in range(count):
         for e in range(width):
             query_EQ[e, i] = query[row + i, head, e] * scale
-    score_KQ, out_QE = np.zeros((KEYS, QUERIES), np.float32), np.zeros((QUERIES, width), np.float32)
-    state = np.zeros((3, -(-count // LANES) * LANES), np.float32)
-    state[1] = NEVER
-    key_row, value_row = key.strides[0] // BYTES, value.strides[0] // BYTES
-    key_at = key.ctypes.data + head // shared_by * key.strides[1]
-    value_at = value.ctypes.data + head // shared_by * value.strides[1]
+    block_KE, score_KQ = np.empty((KEYS, width + LANES), np.float32), np.zeros((KEYS, QUERIES), np.float32)
+    total_Q, most_Q, shrink_Q = np.zeros(used, np.float32), np.full(used, NEVER), np.zeros(used, np.float32)
+    out_QE = np.zeros((QUERIES, width), np.float32)
     for start in range(0, end, KEYS):
         stop = min(start + KEYS, end)
-        weigh(key_at, key_row, table, start, stop, query_EQ, score_KQ, slope, state)
-        gather(value_at, value_row, table, start, stop, score_KQ, state[2], out_QE)
+        keys = stop - start
+        fetch(key, head // shared_by, table, start, stop, block_KE)
+        score(block_KE, query_EQ, score_KQ, keys, used)
+        if slope != 0:
+            lean(score_KQ[:, :used], slope, start - begins, keys)
+        if stop > begins + 1:
+            hide_future(score_KQ[:, :used], start - begins, keys)
+        soften(score_KQ[:, :used], total_Q, most_Q, shrink_Q, keys)
+        for i in range(count):
+            for e in range(width):
+                out_QE[i, e] *= shrink_Q[i]
+        fetch(value, head // shared_by, table, start, stop, block_KE)
+        mix(score_KQ, block_KE, out_QE, keys, count)
     for i in range(count):
         for e in range(width):
-            out[row + i, head, e] = out_QE[i, e] / state[0, i]
+            out[row + i, head, e] = out_QE[i, e] / total_Q[i]
 
 
 @njit(**PARALLEL)
