@@ -105,8 +105,9 @@ class Engine:
         need = activation_bytes(self.decoder.architecture, self.scheme, len(batch))
         if need > self.residence.room:
             raise MemoryLimitError(
-                f"a sequence of {len(batch)} tokens takes {size_text(need)} while it is computed, and there are "
-                f"{size_text(self.residence.room)} beside the weights: set max_length lower, or give it more memory"
+                f"{len(batch)} tokens at once take {size_text(need)} while they are computed, and there are "
+                f"{size_text(self.residence.room)} beside the weights: lower max_length or token_budget, or give it "
+                "more memory"
             )
 
     def halve(self, largest: Run) -> None:

@@ -74,7 +74,7 @@ class Loader:
     def __init__(
         self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi, twin: Decoder | None = None
     ) -> None:
-        """twin: a model whose equal tensors are taken instead of second copies."""
+        """twin: a resident model whose equal tensors are taken instead of second copies."""
         self.checkpoint, self.scheme, self.device, self.twin = checkpoint, scheme, device, twin
         self.shared = 0
         self.architecture = real_architecture(checkpoint)
@@ -157,8 +157,7 @@ class Loader:
         self.measures = i not in self.checked
         made = self.made(i)
         self.checked.add(i)
-        resident = self.twin is not None and isinstance(self.twin.layers, list) and i < len(self.twin.layers)
-        return self.once(made, self.twin.layers[i] if self.twin is not None and resident else None)
+        return self.once(made, None if self.twin is None or i >= len(self.twin.layers) else self.twin.layers[i])
 
     def once(self, part: Part, twin: Part | None) -> Part:
         held, saved = held_once(part, twin)

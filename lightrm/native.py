@@ -191,7 +191,8 @@ def restore(
 ) -> tuple[Decoder, ValueHead, LoadReport]:
     """Map the tensors, check their sums, and put the model together. Raises CorruptFileError.
 
-    twin: a model whose equal tensors are taken instead; streamed: layers are read, and checked once, as they are used.
+    twin: a resident model whose equal tensors are taken instead; streamed: layers are read, and checked once, as they
+    are used.
     """
     started = time.perf_counter()
     tensors = Tensors(manifest, device, streamed)
@@ -206,7 +207,7 @@ def restore(
     else:
         layers = []
         for i in range(a.layers):
-            beside = twin.layers[i] if twin is not None and isinstance(twin.layers, list) else None
+            beside = None if twin is None or i >= len(twin.layers) else twin.layers[i]
             layer, saved = held_once(layer_of(tensors, i, a, scheme), beside)
             layers.append(layer)
             shared += saved

@@ -77,15 +77,16 @@ def load(
         raise InputError(f"token_budget must be positive, found {token_budget}")
     given = parse_size(memory) if isinstance(memory, str) else memory
     room = room_for(place, given, free_bytes(place))
-    twin = None if beside is None else beside.decoder
     if beside is not None and scheme == "auto":
         scheme = beside.report.scheme.name
+    twin = None if beside is None or beside.engine.residence.streamed else beside.decoder
+    held = twin is not None and beside is not None and beside.report.scheme.name == scheme
     if native.is_native(folder):
         if calibration:
             raise InputError(f"{folder} is quantized already: pass calibration when loading its source")
         manifest, checkpoint = native.open_native(folder)
         chosen = native.chosen_scheme(manifest, scheme, place)
-        residence = choose_residence(checkpoint.architecture, chosen, place, room, token_budget, twin is not None)
+        residence = choose_residence(checkpoint.architecture, chosen, place, room, token_budget, held)
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
         decoder, head, report = native.restore(
             manifest, checkpoint, chosen, place, Alibi(alibi), twin, residence.streamed
@@ -94,7 +95,7 @@ def load(
         checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
         a = real_architecture(checkpoint)
         chosen = choose_scheme(scheme, place, a, room, token_budget or PLANNED_TOKENS, checkpoint.holds)
-        residence = choose_residence(a, chosen, place, room, token_budget, twin is not None)
+        residence = choose_residence(a, chosen, place, room, token_budget, held)
         if residence.streamed and calibration:
             raise InputError(f"calibration needs the whole model in memory: {residence}")
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)

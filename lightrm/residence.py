@@ -87,7 +87,9 @@ def choose_residence(
     fit = tokens_within(a, scheme, left)
     if fit >= least:
         chosen = min(fit, most)
-        reason = f"what fits beside the weights into {room.of}" if fit < most else f"the most that pays on {device.type}"
+        reason = (
+            f"what fits beside the weights into {room.of}" if fit < most else f"the most that pays on {device.type}"
+        )
         total = resident_bytes(a, scheme, chosen) + overhead(device)
         return Residence(chosen, 0, left, total, "as asked" if tokens else reason)
     left = room.bytes - streamed_bytes(a, scheme, 0, 0)

@@ -269,7 +269,9 @@ def test_longer_than_the_budget(demo: lightrm.RewardModel) -> None:
     demo.token_budget = 64
     assert np.array_equal(demo.score_ids([[5] * 300, [6] * 20]), expected)
     demo.engine.residence = replace(demo.engine.residence, tokens=64, room=10000)
-    with pytest.raises(lightrm.MemoryLimitError, match=r"300 tokens takes \d+\.\d MiB .* and there are 0\.0 MiB"):
+    with pytest.raises(
+        lightrm.MemoryLimitError, match=r"300 tokens at once take \d+\.\d MiB .* and there are 0\.0 MiB"
+    ):
         demo.score_ids([[5] * 300, [6] * 20])
 
 
