@@ -73,8 +73,12 @@ def score(
     rm = lightrm.load(model, scheme=scheme, device=device, template=template, strict=strict, memory=memory)
     with token_progress(None, not quiet) as advance:
         if output != "-":
-            with jobs.as_file(source, Path(output)) as path:
-                counts = jobs.score_file(rm, model, path, Path(output), tell, advance)
+            try:
+                with jobs.as_file(source, Path(output)) as path:
+                    counts = jobs.score_file(rm, model, path, Path(output), tell, advance)
+            except KeyboardInterrupt:
+                tell(f"stopped; the same command goes on from {output}{jobs.UNFINISHED}")
+                raise
         else:
             rows = records.json_rows(click.open_file("-", "rb")) if source == "-" else records.read_rows(Path(source))
             with click.open_file("-", "w", encoding="utf-8") as sink:

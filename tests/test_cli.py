@@ -103,6 +103,7 @@ def test_a_failing_run_leaves_no_finished_file(folder: Path, tmp_path: Path, mon
     source.write_text(json.dumps(RECORDS[0]))
     result = CliRunner().invoke(main, ["score", str(source), "-m", str(folder), "-o", str(sink), "--quiet"])
     assert result.exit_code != 0
+    assert "stopped; the same command goes on from" in result.stderr
     assert not sink.exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("triton")
 
 from benchmarks.gpu.__main__ import slug, summary
-from benchmarks.gpu.lengths import LONGEST, read_lengths
+from benchmarks.gpu.lengths import LONGEST, read_groups
 from benchmarks.record import RESULTS, ROOT
 
 
@@ -76,7 +76,8 @@ def test_summary_stays_short() -> None:
 
 
 def test_lengths_are_those_of_real_pairs() -> None:
-    lengths = read_lengths()
-    assert len(lengths) == 512
-    assert max(lengths) <= LONGEST
-    assert len(read_lengths(128)) == 256
+    groups = read_groups()
+    assert len(groups) == 256
+    assert all(len(answers) == 2 and min(answers) > 0 for _, answers in groups)
+    assert max(prompt + max(answers) for prompt, answers in groups) <= LONGEST
+    assert len(read_groups(128)) == 128

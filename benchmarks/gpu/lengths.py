@@ -16,13 +16,14 @@ LENGTHS = Path(__file__).with_name("lengths.json")
 LONGEST = 2048
 
 
-def read_lengths(pairs: int | None = None) -> list[int]:
-    """Tokens of each sequence, a pair's two one after the other; prompts are not shared."""
-    found: list[int] = []
+def read_groups(pairs: int | None = None) -> list[tuple[int, list[int]]]:
+    """Tokens of each prompt, and of the two answers to it."""
+    found = []
     rows = json.loads(LENGTHS.read_text())["pairs"]
     rows = rows if pairs is None else rows[:: max(1, len(rows) // pairs)][:pairs]
     for prompt, *answers in rows:
-        found += [min(prompt + answer, LONGEST) for answer in answers]
+        begins = min(prompt, LONGEST - 1)
+        found.append((begins, [min(answer, LONGEST - begins) for answer in answers]))
     return found
 
 
