@@ -184,3 +184,28 @@ def test_each_token_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [len(pack(ids))] * (len(rm.decoder.layers) - 1) + [4]
     assert seen[0] < sum(map(len, ids)) - 2 * LEAST_SHARED
     np.testing.assert_allclose(rm.score(prompts[0], answers), scores[[0, 2, 3]], atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [True, False], ids=["with FMA", "without"])
+@pytest.mark.parametrize(("rows_", "lanes", "onto"), [(16, 16, False), (4, 16, True), (1, 1, True), (1, 16, False)])
+def test_a_tile_of_any_machine(rows_: int, lanes: int, onto: bool, fused: bool, monkeypatch) -> None:
+    """The tiles of CPUs with more and with fewer registers, with and without fused multiply-adds."""
+    numba = pytest.importorskip("numba")
+    from lightrm.kernels import simd
+
+    monkeypatch.setattr(simd, "FUSED", fused)
+    multiply = simd.tile(rows_, lanes, onto)
+
+    @numba.njit
+    def run(a, b, c):  # of larger matrices, transposed where numpy says so
+        rows, steps, wide, tall = a.strides[0] // 4, a.strides[1] // 4, b.strides[0] // 4, c.strides[0] // 4
+        multiply(a.ctypes.data, b.ctypes.data, c.ctypes.data, rows, steps, wide, tall, a.shape[1])
+
+    generator = np.random.default_rng(0)
+    a = generator.standard_normal((7, rows_ + 3), dtype=np.float32)[:, :rows_].T
+    b = generator.standard_normal((7, lanes + 5), dtype=np.float32)[:, :lanes]
+    c = generator.standard_normal((rows_, lanes + 2), dtype=np.float32)
+    before = c.copy()
+    run(a, b, c)
+    np.testing.assert_allclose(c[:, :lanes], a @ b + (before[:, :lanes] if onto else 0), atol=1e-5)
+    assert np.array_equal(c[:, lanes:], before[:, lanes:]), "nothing beside the tile"
