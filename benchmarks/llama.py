@@ -88,6 +88,7 @@ class LlamaScorer:
 
     def score(self, texts: list[np.ndarray]) -> np.ndarray:
         """One sequence after the other: in a batch of several, its attention runs over the cells of all."""
+        self.before = np.zeros(0, np.int64)  # what an earlier call has scored does not count
         return np.array([self.one(ids) for ids in texts], np.float32)
 
     def one(self, ids: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """n answers to one prompt, and a whole evaluation pass: what sharing prompts is worth, against the ideal and peers.
 
-    python -m benchmarks.sharing DATA TOKENIZER [--rounds 3] [--every 24]
+    python -m benchmarks.sharing DATA TOKENIZER [--rounds 3] [--every 32]
 
 DATA holds pairs_dev.jsonl.gz and lists_dev.jsonl.gz, TOKENIZER is LLaMA's sentencepiece model. Peers, rounds and
 ratios as in benchmarks.scoring.
@@ -175,7 +175,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--every", type=int, default=24)
+    parser.add_argument("--every", type=int, default=32)
     arguments = parser.parse_args()
     whole = evaluation(real_groups(arguments.data, arguments.tokenizer, arguments.every), arguments.rounds)
     beside = beside_the_model(arguments.data, arguments.every)

@@ -1,6 +1,6 @@
 """Models larger than the memory: speed of streamed layers against resident ones, and the memory that they really take.
 
-    python -m benchmarks.streaming [--layers 4] [--windows 4096 16384 131072] [--rounds 3]
+    python -m benchmarks.streaming [--layers 4] [--rounds 2]
 
 A checkpoint of LLaMA-7B's layer shapes, fp16 on disk and in the system's file cache, scored as bf16 from its own files
 and as w8a8 from a folder of `lightrm quantize`. Each run is a process of its own; resident and streamed runs take
@@ -35,6 +35,7 @@ from lightrm import native
 from lightrm.checkpoints.stored import write_safetensors
 
 RESULT, LARGE, LENGTH = "streaming", 32768, 1024
+WINDOWS = {"w8a8": (4096, 16384, 131072), "bf16": (4096, 16384, 65536)}  # the largest take minutes
 MEMORY = """
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -89,9 +90,9 @@ def worker(program: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def windows(folder: Path, scheme: str, sizes: list[int], rounds: int) -> list[dict[str, Any]]:
+def windows(folder: Path, scheme: str, rounds: int) -> list[dict[str, Any]]:
     found = []
-    for window in sizes:
+    for window in WINDOWS[scheme]:
         runs = []
         for _ in range(rounds if window <= LARGE else 1):
             resident, streamed = (worker(WORKER, str(folder), scheme, str(window), m) for m in ("resident", "streamed"))
@@ -171,8 +172,7 @@ def table(result: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--windows", type=int, nargs="*", default=[4096, 16384, 131072])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     result: dict[str, Any] = {**provenance(("torch", "numpy", "numba")), "layers": arguments.layers}
     result |= {"device": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), "twin layers": 2}
@@ -188,8 +188,8 @@ def main() -> None:
         native.write(own, rm.checkpoint, rm.decoder, rm.head, rm.report, None)
         del rm
         result["windows"] = [
-            *windows(own, "w8a8", arguments.windows, arguments.rounds),
-            *windows(plain, "bf16", arguments.windows, arguments.rounds),
+            *windows(own, "w8a8", arguments.rounds),
+            *windows(plain, "bf16", arguments.rounds),
         ]
     write_result(RESULT, result)
     readme = ROOT / "README.md"
