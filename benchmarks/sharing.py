@@ -1,6 +1,6 @@
 """n answers to one prompt, and a whole evaluation pass: what sharing prompts is worth, against the ideal and peers.
 
-    python -m benchmarks.sharing DATA TOKENIZER [--rounds 3] [--every 32]
+    python -m benchmarks.sharing DATA TOKENIZER [--rounds 3] [--every 48] [--only pass]
 
 DATA holds pairs_dev.jsonl.gz and lists_dev.jsonl.gz, TOKENIZER is LLaMA's sentencepiece model. Peers, rounds and
 ratios as in benchmarks.scoring.
@@ -8,9 +8,9 @@ ratios as in benchmarks.scoring.
 The grid: n answers of R tokens to a prompt of P. Unshared work is n(P + R) tokens, shared work P + nR; the ideal
 speed-up is their ratio, and that of the same engine with sharing switched off is reported beside it.
 
-The pass: every pair and list, or every k-th, each answer scored once. It is timed on 2 and on 4 layers; their
-difference is two whole layers, from which the time of 32 follows: lightrm computes only a part of the last layer, which
-would flatter it in a model of few. "beside the model" is the time of text to ids to packs over that of 32 layers.
+The pass: every pair and list, or every k-th, each answer scored once. It is timed on 2 and on 6 layers in turn; their
+difference is four whole layers, from which the time of 32 follows: lightrm computes only a part of the last layer,
+which would flatter it in a model of few. "beside the model" is the time of text to ids to packs over that of 32 layers.
 Writes results/sharing_cpu.json and the README's table.
 """
 
@@ -37,8 +37,8 @@ OURS, ALONE, PADDED, KEPT = (
 )  # fmt: skip
 LENGTHS = ((1000, 100), (300, 300), (100, 400))
 ANSWERS = (1, 2, 4, 8, 16, 64)
-WITH_PEERS = (1, 4, 16)  # values of n that the slower peers are measured at
-LAYERS, WHOLE = (2, 4), 32
+WITH_PEERS = {PADDED: (1, 4, 16), KEPT: (4,)}  # values of n that the slower ones are measured at
+LAYERS, WHOLE = (2, 6), 32
 LONGEST = 2048
 
 
@@ -64,28 +64,29 @@ def tokens(groups: Groups) -> int:
     return sum(prompt + answer for prompt, answers in groups for answer in answers)
 
 
-def seconds(folder: Path, loads: dict[str, tuple[Groups, list[str]]], rounds: int) -> dict[str, dict[str, list[float]]]:
-    """By load and peer, one a round, all peers in turn; equal scores are checked on the way."""
-    names = list(dict.fromkeys(name for _, wanted in loads.values() for name in wanted))
+Times = dict[str, list[float]]  # by peer, one a round
+
+
+def peers_of(folder: Path, names: list[str]) -> dict[str, Peer]:
     peers = {name: Peer(name, folder) for name in names}
     for peer in peers.values():
         peer.ask([(20, [20, 30]), (0, [300])], seed=0)
-    found: dict[str, dict[str, list[float]]] = {}
-    for load, (groups, wanted) in loads.items():
-        found[load] = {name: [] for name in wanted}
-        for _ in range(rounds):
-            answers = {name: peers[name].ask(groups, seed=1) for name in wanted}
-            if ALONE in answers:
-                assert answers[OURS]["scores"] == answers[ALONE]["scores"], "sharing changed a score"
-            for name, answer in answers.items():
-                found[load][name].append(answer["seconds"])
-        print(load, {name: round(statistics.median(times), 2) for name, times in found[load].items()}, flush=True)
-    for peer in peers.values():
-        peer.process.kill()
+    return peers
+
+
+def seconds(peers: dict[str, Peer], names: list[str], groups: Groups, rounds: int) -> Times:
+    """All peers in turn; that sharing moves no score is checked on the way."""
+    found: Times = {name: [] for name in names}
+    for _ in range(rounds):
+        answers = {name: peers[name].ask(groups, seed=1) for name in names}
+        if ALONE in answers:
+            assert answers[OURS]["scores"] == answers[ALONE]["scores"], "sharing changed a score"
+        for name, answer in answers.items():
+            found[name].append(answer["seconds"])
     return found
 
 
-def faster(times: dict[str, list[float]], name: str) -> float | None:
+def faster(times: Times, name: str) -> float | None:
     """How many times quicker than a peer we are, by the median of the rounds."""
     if name not in times:
         return None
@@ -93,41 +94,43 @@ def faster(times: dict[str, list[float]], name: str) -> float | None:
 
 
 def grid(rounds: int) -> list[dict[str, Any]]:
-    loads: dict[str, tuple[Groups, list[str]]] = {}
-    for prompt, answer in LENGTHS:
-        for n in ANSWERS:
-            peers = [OURS, ALONE, *([PADDED, KEPT] if n in WITH_PEERS else [])]
-            loads[f"{prompt}/{answer} x {n}"] = [(prompt, [answer] * n)], peers
+    found = []
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), LAYERS[0])
-        found = seconds(Path(folder), loads, rounds)
-    return [
-        {
-            "load": load,
-            "ideal": ideal(groups),
-            **{name: faster(found[load], name) for name in (ALONE, PADDED, KEPT)},
-            "seconds": {name: statistics.median(times) for name, times in found[load].items()},
-        }
-        for load, (groups, _) in loads.items()
-    ]
+        peers = peers_of(Path(folder), [OURS, ALONE, PADDED, KEPT])
+        for prompt, answer in LENGTHS:
+            for n in ANSWERS:
+                names = [OURS, ALONE, *(name for name, measured in WITH_PEERS.items() if n in measured)]
+                groups = [(prompt, [answer] * n)]
+                times = seconds(peers, names, groups, rounds)
+                row = {"load": f"{prompt} / {answer} x {n}", "ideal": ideal(groups)}
+                row |= {name: faster(times, name) for name in (ALONE, PADDED, KEPT)}
+                found.append(row | {"seconds": {name: statistics.median(taken) for name, taken in times.items()}})
+                print(found[-1], flush=True)
+        for peer in peers.values():
+            peer.process.kill()
+    return found
 
 
 def evaluation(groups: Groups, rounds: int) -> dict[str, Any]:
-    """The pass, by the time of 32 layers that two depths imply."""
-    names, by_depth = [OURS, ALONE, PADDED], []
-    for layers in LAYERS:
-        with tempfile.TemporaryDirectory() as folder:
+    """The pass, by the time of 32 layers that two depths in the same round imply."""
+    names = [OURS, ALONE, PADDED]
+    with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as many:
+        for folder, layers in zip((few, many), LAYERS, strict=True):
             build(Path(folder), layers)
-            by_depth.append(seconds(Path(folder), {"pass": (groups, names)}, rounds)["pass"])
-    few, many = by_depth
+        depths = [peers_of(Path(folder), names) for folder in (few, many)]
+        rounds_of = [[seconds(peers, names, groups, 1) for peers in depths] for _ in range(rounds)]
+        for peers in depths:
+            for peer in peers.values():
+                peer.process.kill()
     more = (WHOLE - LAYERS[0]) / (LAYERS[1] - LAYERS[0])
-    whole = {name: [a + more * (b - a) for a, b in zip(few[name], many[name], strict=True)] for name in names}
+    whole = {name: [a[name][0] + more * (b[name][0] - a[name][0]) for a, b in rounds_of] for name in names}
     return {
         "sequences": sum(len(answers) for _, answers in groups),
         "tokens": tokens(groups),
         "ideal": ideal(groups),
         "seconds of 32 layers": {name: statistics.median(times) for name, times in whole.items()},
-        "seconds": {str(layers): found for layers, found in zip(LAYERS, by_depth, strict=True)},
+        "seconds": {str(layers): [pair[k] for pair in rounds_of] for k, layers in enumerate(LAYERS)},
         "faster than": {name: faster(whole, name) for name in names[1:]},
     }
 
@@ -162,7 +165,7 @@ def table(result: dict[str, Any]) -> str:
     whole = result["pass"]
     over = whole["faster than"]
     lines.append(
-        f"\nAn evaluation pass over {whole['sequences']} answers of pairs_dev and lists_dev (every {result['every']}th "
+        f"\nAn evaluation pass over {whole['sequences']} answers of pairs_dev and lists_dev (every {whole['every']}th "
         f"record, {whole['tokens']} tokens), 32 layers: {over[PADDED]:.2f} times as fast as transformers bf16 in "
         f"batches sorted by length, {over[ALONE]:.2f} times as fast as lightrm without sharing (ideal "
         f"{whole['ideal']:.2f}). From text to packs takes {100 * whole['beside the model']:.2f} % of the model's time."
@@ -175,15 +178,20 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("tokenizer", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--every", type=int, default=32)
+    parser.add_argument("--every", type=int, default=48)
+    parser.add_argument("--only", choices=["pass", "grid"], help="measure this part anew, keep the other")
     arguments = parser.parse_args()
-    whole = evaluation(real_groups(arguments.data, arguments.tokenizer, arguments.every), arguments.rounds)
-    beside = beside_the_model(arguments.data, arguments.every)
-    whole["beside the model"] = beside / whole["seconds of 32 layers"][OURS]
-    print(json.dumps(whole))
-    result = {**provenance(available(PACKAGES)), "rounds": arguments.rounds, "every": arguments.every}
-    result |= {"device": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
-    write_result(RESULT, result | {"pass": whole, "grid": grid(arguments.rounds)})
+    machine = {"device": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+    result: dict[str, Any] = read_result(RESULT) if arguments.only else {}
+    result |= {**provenance(available(PACKAGES)), **machine, "rounds": arguments.rounds}
+    if arguments.only != "grid":
+        whole = evaluation(real_groups(arguments.data, arguments.tokenizer, arguments.every), arguments.rounds)
+        beside = beside_the_model(arguments.data, arguments.every) / whole["seconds of 32 layers"][OURS]
+        result["pass"] = whole | {"beside the model": beside, "every": arguments.every}
+        print(json.dumps(result["pass"]), flush=True)
+    if arguments.only != "pass":
+        result["grid"] = grid(arguments.rounds)
+    write_result(RESULT, result)
     readme = ROOT / "README.md"
     quoted = with_table(readme.read_text(encoding="utf-8"), RESULT, table(read_result(RESULT)))
     readme.write_text(quoted, encoding="utf-8")

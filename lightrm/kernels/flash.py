@@ -19,7 +19,7 @@ from lightrm.kernels.paths import HEADER
 from lightrm.kernels.rows import PARALLEL, PLAIN, exponential
 from lightrm.kernels.simd import BYTES, ROWS, tile
 
-QUERIES, KEYS, LANES = 64, 64, 16
+QUERIES, KEYS, LANES = 64, 64, 16  # of a tile, a block, a vector: in whole ROWS all of them
 NEVER = np.float32(-np.inf)
 
 
@@ -44,6 +44,15 @@ def soften(score_KQ, total_Q, most_Q, shrink_Q, keys):
 
 
 @njit(**PLAIN)
+def shrink(out_QE, shrink_Q):
+    for i in range(shrink_Q.shape[0]):
+        row, factor = out_QE[i], shrink_Q[i]
+        if factor != 1:
+            for e in range(row.shape[0]):
+                row[e] *= factor
+
+
+@njit(**PLAIN)
 def lean(score_KQ, slope, ahead, keys):
     """ALiBi: slope * (key position - query position); `ahead` is that difference for the first key and query."""
     for k in range(keys):
@@ -58,9 +67,7 @@ def hide_future(score_KQ, ahead, keys):
             score_KQ[k, i] = score_KQ[k, i] if ahead + k <= i else NEVER
 
 
-SCORE_MANY, SCORE_ONE = (tile(rows, LANES, onto=False) for rows in (ROWS, 1))
-MIX_MANY, MIX_ONE = (tile(rows, LANES, onto=True) for rows in (ROWS, 1))
-MIX_MANY_NARROW, MIX_ONE_NARROW = (tile(rows, 1, onto=True) for rows in (ROWS, 1))
+SCORE, MIX, MIX_NARROW = tile(ROWS, LANES, onto=False), tile(ROWS, LANES, onto=True), tile(ROWS, 1, onto=True)
 
 
 @njit(**PLAIN)
@@ -78,19 +85,13 @@ def fetch(x_TJE, head, table, start, stop, block_KE):
 
 @njit(**PLAIN)
 def score(key_KE, query_EQ, score_KQ, keys, used):
-    """score (keys, used) = key @ query; used in whole LANES."""
+    """score (keys, used) = key @ query, in whole tiles: what lies beyond keys is computed too, and nobody reads it."""
     key, query, out = key_KE.ctypes.data, query_EQ.ctypes.data, score_KQ.ctypes.data
     row, width = key_KE.shape[1], query_EQ.shape[0]
     for i in range(0, used, LANES):
-        k = 0
-        while k < keys:
+        for k in range(0, keys, ROWS):
             a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * QUERIES + i)
-            if k + ROWS <= keys:
-                SCORE_MANY(a, b, c, row, 1, QUERIES, QUERIES, width)
-                k += ROWS
-            else:
-                SCORE_ONE(a, b, c, row, 1, QUERIES, QUERIES, width)
-                k += 1
+            SCORE(a, b, c, row, 1, QUERIES, QUERIES, width)
 
 
 @njit(**PLAIN)
@@ -98,23 +99,13 @@ def mix(weight_KQ, value_KE, out_QE, keys, used):
     """out (used, E) += weight.T @ value."""
     weight, value, out = weight_KQ.ctypes.data, value_KE.ctypes.data, out_QE.ctypes.data
     row, width = value_KE.shape[1], out_QE.shape[1]
-    e = 0
-    while e < width:
-        wide = e + LANES <= width
-        i = 0
-        while i < used:
-            a, b, c = weight + BYTES * i, value + BYTES * e, out + BYTES * (i * width + e)
-            many = i + ROWS <= used
-            if many and wide:
-                MIX_MANY(a, b, c, 1, QUERIES, row, width, keys)
-            elif many:
-                MIX_MANY_NARROW(a, b, c, 1, QUERIES, row, width, keys)
-            elif wide:
-                MIX_ONE(a, b, c, 1, QUERIES, row, width, keys)
-            else:
-                MIX_ONE_NARROW(a, b, c, 1, QUERIES, row, width, keys)
-            i += ROWS if many else 1
-        e += LANES if wide else 1
+    whole = width - width % LANES
+    for i in range(0, used, ROWS):
+        a, c = weight + BYTES * i, out + BYTES * i * width
+        for e in range(0, whole, LANES):
+            MIX(a, value + BYTES * e, c + BYTES * e, 1, QUERIES, row, width, keys)
+        for e in range(whole, width):
+            MIX_NARROW(a, value + BYTES * e, c + BYTES * e, 1, QUERIES, row, width, keys)
 
 
 @njit(**PLAIN)
@@ -125,7 +116,7 @@ def attend(query, key, value, table, head, shared_by, scale, slope, out):
     for i in range(count):
         for e in range(width):
             query_EQ[e, i] = query[row + i, head, e] * scale
-    block_KE, score_KQ = np.empty((KEYS, width + LANES), np.float32), np.zeros((KEYS, QUERIES), np.float32)
+    block_KE, score_KQ = np.zeros((KEYS, width + LANES), np.float32), np.zeros((KEYS, QUERIES), np.float32)
     total_Q, most_Q, shrink_Q = np.zeros(used, np.float32), np.full(used, NEVER), np.zeros(used, np.float32)
     out_QE = np.zeros((QUERIES, width), np.float32)
     for start in range(0, end, KEYS):
@@ -138,11 +129,9 @@ def attend(query, key, value, table, head, shared_by, scale, slope, out):
         if stop > begins + 1:
             hide_future(score_KQ[:, :used], start - begins, keys)
         soften(score_KQ[:, :used], total_Q, most_Q, shrink_Q, keys)
-        for i in range(count):
-            for e in range(width):
-                out_QE[i, e] *= shrink_Q[i]
+        shrink(out_QE, shrink_Q)
         fetch(value, head // shared_by, table, start, stop, block_KE)
-        mix(score_KQ, block_KE, out_QE, keys, count)
+        mix(score_KQ, block_KE, out_QE, keys, used)
     for i in range(count):
         for e in range(width):
             out[row + i, head, e] = out_QE[i, e] / total_Q[i]
