@@ -37,7 +37,7 @@ OURS, ALONE, PADDED, KEPT = (
 )  # fmt: skip
 LENGTHS = ((1000, 100), (300, 300), (100, 400))
 ANSWERS = (1, 2, 4, 8, 16, 64)
-WITH_PEERS = {PADDED: (1, 4, 16), KEPT: (4,)}  # values of n that the slower ones are measured at
+WITH_PEERS = {PADDED: (1, 4, 8), KEPT: (4,)}  # values of n that the slower ones are measured at
 LAYERS, WHOLE = (2, 6), 32
 LONGEST = 2048
 
