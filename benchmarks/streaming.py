@@ -35,7 +35,7 @@ from lightrm import native
 from lightrm.checkpoints.stored import write_safetensors
 
 RESULT, LARGE, LENGTH = "streaming", 32768, 1024
-WINDOWS = {"w8a8": (4096, 16384, 131072), "bf16": (4096, 16384)}  # the largest take minutes
+WINDOWS = {"w8a8": (4096, 16384, 65536), "bf16": (4096, 16384)}  # the largest take minutes
 MEMORY = """
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
