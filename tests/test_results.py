@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks import bundled_model, fp8, gptq_files, linear, loading, schemes, scoring
+from benchmarks import bundled_model, fp8, gptq_files, linear, loading, schemes, scoring, sharing, streaming
 from benchmarks.record import RESULTS, ROOT, read_result, with_table
 
 TABLES = {
@@ -17,6 +17,8 @@ TABLES = {
     "loading": loading.table,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
+    "sharing_cpu": sharing.table,
+    "streaming": streaming.table,
 }
 
 
