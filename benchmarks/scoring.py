@@ -5,8 +5,8 @@
 The checkpoint has the shape of LLaMA-7B or Baichuan-13B, random weights, and few layers, so that a round takes seconds;
 every peer is a process of its own, asleep while another works, and its peak memory is its own; each round runs every
 peer once, ratios are taken within a round, and the median of the rounds is reported. `error` is that of the scores
-against float32, over their spread, on random weights: it compares kernels, and says nothing about real models. Since lightrm
-computes a part of the last layer only, few layers flatter it; the committed result is of a commit before that.
+against float32, over their spread, on random weights: it compares kernels, and says nothing about real models.
+Since lightrm computes a part of the last layer only, few layers flatter it; the committed result is of a time before.
 Writes results/scoring_cpu.json and the README's table. For cards: benchmarks.gpu.
 """
 
