@@ -64,9 +64,7 @@ def test_what_fits_is_resident(a: Architecture, scheme: str, device, memory: int
 
 def test_too_little_memory_is_refused_with_the_numbers() -> None:
     scheme = parse_scheme("bf16", CPU)
-    with pytest.raises(
-        lightrm.SchemeError, match=r"resident and \d\.\d GiB streamed, and there are .* of 2\.0 GiB"
-    ):
+    with pytest.raises(lightrm.SchemeError, match=r"resident and \d\.\d GiB streamed, and there are .* of 2\.0 GiB"):
         choose_residence(THIRTEEN, scheme, CPU, given(2**31))
     least = streamed_bytes(THIRTEEN, scheme, LEAST_TOKENS, LEAST_TOKENS)
     with pytest.raises(lightrm.SchemeError):
