@@ -20,7 +20,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 import lightrm
-from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from benchmarks.record import ROOT, provenance, quote, write_result
 from training.corruptions import SHORTEST, cut, repeated
 from training.records import dialogue_turns, read_jsonl
 
@@ -158,8 +158,7 @@ def main() -> None:
     if arguments.model == "demo":
         write_result("bundled_model", result)
         for path in (CARD, ROOT / "README.md"):
-            quoted = with_table(path.read_text(encoding="utf-8"), "bundled_model", table(read_result("bundled_model")))
-            path.write_text(quoted, encoding="utf-8")
+            quote("bundled_model", table, path)
 
 
 if __name__ == "__main__":

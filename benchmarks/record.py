@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -48,3 +48,9 @@ def with_table(document: str, name: str, table: str) -> str:
     if not found or not closed:
         raise ValueError(f"the document has no block {name!r}")
     return head + start + table + end + tail
+
+
+def quote(name: str, table: Callable[[dict[str, Any]], str], path: Path = ROOT / "README.md") -> None:
+    """Put the table of a written result into a document."""
+    text = with_table(path.read_text(encoding="utf-8"), name, table(read_result(name)))
+    path.write_text(text, encoding="utf-8")

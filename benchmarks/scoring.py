@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import PEERS
-from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from benchmarks.record import ROOT, provenance, quote, write_result
 from lightrm.checkpoints.stored import write_safetensors
 
 SHARING = ("lightrm w8a8, nothing shared", "llama.cpp Q8_0, prompt kept")  # for benchmarks.sharing
@@ -232,9 +232,7 @@ def main() -> None:
     if arguments.dry:
         return
     write_result(RESULT, result)
-    readme = ROOT / "README.md"
-    quoted = with_table(readme.read_text(encoding="utf-8"), RESULT, table(read_result(RESULT)))
-    readme.write_text(quoted, encoding="utf-8")
+    quote(RESULT, table)
 
 
 if __name__ == "__main__":

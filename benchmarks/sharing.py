@@ -27,14 +27,13 @@ from typing import Any
 import torch
 
 from benchmarks.bundled_model import prompt_of
-from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
-from benchmarks.scoring import PACKAGES, Groups, Peer, available, build
+from benchmarks.record import provenance, quote, read_result, write_result
+from benchmarks.scoring import PACKAGES, SHARING, Groups, Peer, available, build
 from training.records import read_jsonl
 
 RESULT = "sharing_cpu"
-OURS, ALONE, PADDED, KEPT = (
-    "lightrm w8a8", "lightrm w8a8, nothing shared", "transformers bf16", "llama.cpp Q8_0, prompt kept",
-)  # fmt: skip
+OURS, PADDED = "lightrm w8a8", "transformers bf16"
+ALONE, KEPT = SHARING
 LENGTHS = ((1000, 100), (300, 300), (100, 400))
 ANSWERS = (1, 2, 4, 8, 16, 64)
 WITH_PEERS = {PADDED: (1, 4, 8), KEPT: (4,)}  # values of n that the slower ones are measured at
@@ -42,14 +41,19 @@ LAYERS, WHOLE = (2, 6), 32
 LONGEST = 2048
 
 
+def texts_of(data: Path, every: int) -> list[tuple[dict[str, Any], list[str]]]:
+    """Pairs and lists with their answers, zh and en, every k-th record."""
+    records = [*read_jsonl(data / "pairs_dev.jsonl.gz"), *read_jsonl(data / "lists_dev.jsonl.gz")][::every]
+    return [(r, r.get("responses") or [r["chosen"], r["rejected"]]) for r in records]
+
+
 def real_groups(data: Path, tokenizer: Path, every: int) -> Groups:
-    """[prompt, answers] in tokens: pairs and lists, zh and en, every k-th record; a sequence is cut at LONGEST."""
+    """[prompt, answers] of those texts in tokens; a sequence is cut at LONGEST."""
     import sentencepiece
 
     model = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
     found = []
-    for record in [*read_jsonl(data / "pairs_dev.jsonl.gz"), *read_jsonl(data / "lists_dev.jsonl.gz")][::every]:
-        answers = record["responses"] if "responses" in record else [record["chosen"], record["rejected"]]
+    for record, answers in texts_of(data, every):
         prompt = min(len(model.encode(record["prompt"])), LONGEST - 100)
         found.append((prompt, [min(max(1, len(model.encode(text))), LONGEST - prompt) for text in answers]))
     return found
@@ -141,8 +145,7 @@ def beside_the_model(data: Path, every: int) -> float:
     from lightrm.prefixes import packs
 
     rm = lightrm.load("demo", max_length=512)
-    records = [*read_jsonl(data / "pairs_dev.jsonl.gz"), *read_jsonl(data / "lists_dev.jsonl.gz")][::every]
-    pairs = [(prompt_of(r), text) for r in records for text in r.get("responses") or [r["chosen"], r["rejected"]]]
+    pairs = [(prompt_of(record), text) for record, answers in texts_of(data, every) for text in answers]
     started = time.perf_counter()
     ids = [rm.encode_one(prompt, text).token_ids for prompt, text in pairs]
     for _ in packs(ids, 8192):
@@ -192,9 +195,7 @@ def main() -> None:
     if arguments.only != "pass":
         result["grid"] = grid(arguments.rounds)
     write_result(RESULT, result)
-    readme = ROOT / "README.md"
-    quoted = with_table(readme.read_text(encoding="utf-8"), RESULT, table(read_result(RESULT)))
-    readme.write_text(quoted, encoding="utf-8")
+    quote(RESULT, table)
 
 
 if __name__ == "__main__":

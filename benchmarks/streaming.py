@@ -29,24 +29,20 @@ import torch
 from safetensors.torch import load_file
 
 import lightrm
-from benchmarks.record import ROOT, provenance, read_result, with_table, write_result
+from benchmarks.record import ROOT, provenance, quote, write_result
 from benchmarks.scoring import build
 from lightrm import native
 from lightrm.checkpoints.stored import write_safetensors
 
 RESULT, LARGE, LENGTH = "streaming", 16384, 1024
 WINDOWS = {"w8a8": (4096, 16384, 32768), "bf16": (4096, 16384)}  # lightrm takes 32768 at most on a CPU
-MEMORY = """
-def peak():
-    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
-"""
 WORKER = f"""
 import json, sys, time
 import numpy as np, torch
 import lightrm, lightrm.opening
 from lightrm.plan import overhead
 from lightrm.residence import Residence, streamed_bytes
-{MEMORY}
+from benchmarks.peers import peak_memory
 folder, scheme, window, streamed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "streamed"
 real = lightrm.opening.choose_residence
 def chosen(a, scheme, device, room, *rest):
@@ -60,7 +56,7 @@ ids = np.random.default_rng(0).integers(3, 4096, (window // {LENGTH}, {LENGTH}))
 rm.score_ids([row[:64] for row in ids[:2]])
 started = time.perf_counter()
 scores = rm.score_ids(list(ids))
-found = {{"seconds": time.perf_counter() - started, "peak": peak(), "scores": scores.tolist()}}
+found = {{"seconds": time.perf_counter() - started, "peak": peak_memory(), "scores": scores.tolist()}}
 if streamed:
     started = time.perf_counter()
     for i in range(len(rm.decoder.layers)):
@@ -69,16 +65,16 @@ if streamed:
     found |= {{"reading": time.perf_counter() - started, "bound": rm.engine.residence.bytes}}
 print(json.dumps(found))
 """
-TWINS = f"""
+TWINS = """
 import json, sys
 import lightrm
-{MEMORY}
+from benchmarks.peers import peak_memory
 first = lightrm.load(sys.argv[1], scheme=sys.argv[3])
-before = peak()
+before = peak_memory()
 second = lightrm.load(sys.argv[2], scheme=sys.argv[3], beside=first if sys.argv[4] == "beside" else None)
 ids = [[5] * 40, [9] * 30]
-print(json.dumps({{"held": second.report.bytes, "shared": second.report.shared, "grown": peak() - before,
-                   "scores": [model.score_ids(ids).tolist() for model in (first, second)]}}))
+print(json.dumps({"held": second.report.bytes, "shared": second.report.shared, "grown": peak_memory() - before,
+                   "scores": [model.score_ids(ids).tolist() for model in (first, second)]}))
 """
 
 
@@ -192,9 +188,7 @@ def main() -> None:
             *windows(plain, "bf16", arguments.rounds),
         ]
     write_result(RESULT, result)
-    readme = ROOT / "README.md"
-    quoted = with_table(readme.read_text(encoding="utf-8"), RESULT, table(read_result(RESULT)))
-    readme.write_text(quoted, encoding="utf-8")
+    quote(RESULT, table)
 
 
 if __name__ == "__main__":

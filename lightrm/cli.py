@@ -63,6 +63,7 @@ def score(
     cannot be scored are reported by number and left out; the exit status is then 1.
     """
     from lightrm import jobs, records
+    from lightrm.checkpoints.stored import UNFINISHED
     from lightrm.progress import token_progress
 
     def tell(problem: str) -> None:
@@ -77,7 +78,7 @@ def score(
                 with jobs.as_file(source, Path(output)) as path:
                     counts = jobs.score_file(rm, model, path, Path(output), tell, advance)
             except KeyboardInterrupt:
-                tell(f"stopped; the same command goes on from {output}{jobs.UNFINISHED}")
+                tell(f"stopped; the same command goes on from {output}{UNFINISHED}")
                 raise
         else:
             rows = records.json_rows(click.open_file("-", "rb")) if source == "-" else records.read_rows(Path(source))

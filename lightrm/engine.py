@@ -67,7 +67,7 @@ class Engine:
         tokens = 0
         for run in packs(sequences, self.tokens):
             if window and tokens + len(run[1]) > self.residence.window:
-                found = self.compute(window, share(window, sequences, advance, len(self.decoder.layers)))
+                found = self.compute(window, sequences, advance)
                 yield from found
                 if not found:
                     return
@@ -75,14 +75,14 @@ class Engine:
             window.append(run)
             tokens += len(run[1])
         if window:
-            yield from self.compute(window, share(window, sequences, advance, len(self.decoder.layers)))
+            yield from self.compute(window, sequences, advance)
 
-    def compute(self, window: list[Run], after: Callable[[], None]) -> list[Scored]:
+    def compute(self, window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance) -> list[Scored]:
         """Nothing, where the memory did not suffice: the packs are smaller then."""
         for _, batch in window:
             self.check_room(batch)
         with self.turn:
-            found = self.tried(window, after)
+            found = self.tried(window, share(window, sequences, advance, len(self.decoder.layers)))
         if found is None:
             self.halve(max(window, key=lambda run: len(run[1])))
             return []

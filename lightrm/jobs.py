@@ -21,12 +21,13 @@ from typing import IO, Any
 
 import click
 
+from lightrm.checkpoints.stored import UNFINISHED
 from lightrm.errors import InputError, TemplateError
+from lightrm.native import MANIFEST
 from lightrm.progress import Advance
 from lightrm.records import Added, Row, read_rows, to_line, writer_for
 from lightrm.scorer import RewardModel
 
-UNFINISHED = ".unfinished"
 MOST_ROWS = 1024  # in memory at once
 Entry = tuple[list[float] | None, str]  # scores, or None and why
 Report = Callable[[str], None]
@@ -51,7 +52,7 @@ def identity(rm: RewardModel, model: str) -> dict[str, str]:
         if name.startswith("head."):
             digest.update(checkpoint.read(name).float().numpy().tobytes())
     if not checkpoint.tensors:  # a folder of lightrm's own, whose manifest has the sum of every tensor
-        digest.update((checkpoint.folder / "lightrm.json").read_bytes())
+        digest.update((checkpoint.folder / MANIFEST).read_bytes())
     template = rm.template.name if rm.template is not None else "none"
     scheme = rm.report.scheme.name
     return {

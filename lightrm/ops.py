@@ -145,7 +145,7 @@ def attention_quantize(
 
 def check_attention(query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor, paths: Any) -> None:
     queries, heads, width = query_THE.shape
-    tokens = max((segment.end for segment in paths.segments), default=0)
+    tokens = paths.segments[-1].end if paths.segments else 0
     fits = key_TJE.shape == value_TJE.shape and key_TJE.shape[::2] == (tokens, width) and heads % key_TJE.shape[1] == 0
     fits = fits and queries == paths.rows
     check(fits, "attention", query=query_THE, key=key_TJE, value=value_TJE)

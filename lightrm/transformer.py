@@ -56,6 +56,7 @@ class Flow:
         self.batch = batch
         self.rotation = decoder.rotation(batch)
         self.paths = ops.paths(batch.segments, decoder.embedding_VD)
+        self.last_paths = ops.paths(batch.segments, decoder.embedding_VD, batch.last_S.tolist())
         self.stream: Stream = decoder.embedding_VD[batch.token_ids_T].to(decoder.dtype)
 
     def seen(self, name: str, watch: Watch | None) -> None:
@@ -149,8 +150,9 @@ class Decoder:
             _, key, value = others(rows).heads((0, a.kv_width), a.head_width, flow.rotation)
             rotation = None if flow.rotation is None else (flow.rotation[0][last_S], flow.rotation[1][last_S])
             query, _, _ = queries(layer.qkv.picked(rows, last_S)).heads((a.query_width, 0), a.head_width, rotation)
-        paths = ops.paths(flow.batch.segments, self.embedding_VD, last_S.tolist())
-        flow.stream = layer.output.onto(settled(flow.stream)[last_S], self.mixed(layer, (query, key, value), paths))
+        flow.stream = layer.output.onto(
+            settled(flow.stream)[last_S], self.mixed(layer, (query, key, value), flow.last_paths)
+        )
 
     def heads(self, qkv: Linear, norm_D: torch.Tensor | None, stream: Stream, rotation: Rotation) -> Heads:
         a = self.architecture
