@@ -1,0 +1,36 @@
+"""The command line: parses, prints, and leaves the work to the rooms below. One file for each kind of command.
+
+Commands import what they need, so that `lightrm --help` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import lightrm
+from lightrm.cli import looking, making, scoring
+from lightrm.errors import LightRMError
+
+
+class Group(click.Group):
+    """Shows a LightRMError as one sentence, not as a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LightRMError as error:
+            raise click.ClickException(f"{type(error).__name__}: {error}") from error
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(lightrm.__version__)
+def main() -> None:
+    """Score answers with reward models, on one GPU or a CPU, without remote code."""
+
+
+for command in (
+    scoring.score, scoring.demo, looking.inspect, looking.plan, looking.doctor, making.quantize,
+):  # fmt: skip
+    main.add_command(command)

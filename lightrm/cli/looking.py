@@ -1,0 +1,140 @@
+"""lightrm inspect, plan, doctor: what a model and a machine are, before anything is scored."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import lightrm
+
+
+@click.command()
+@click.argument("path")
+@click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
+def inspect(path: str, revision: str | None) -> None:
+    """Say what the checkpoint at PATH is, without loading weights (a hub id is fetched first)."""
+    table = Table(show_header=False, box=None)
+    for name, value in describe(path, revision):
+        table.add_row(name, value)
+    Console().print(table, markup=False)
+
+
+def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
+    import torch
+
+    from lightrm import native
+    from lightrm.checkpoints.detect import listed, open_checkpoint
+    from lightrm.checkpoints.hub import resolve
+    from lightrm.checkpoints.inventory import check_tensors
+    from lightrm.opening import text_side
+    from lightrm.plan import schemes_of, weight_bytes
+    from lightrm.schemes.grammar import size_text
+
+    folder = resolve(path, revision)
+    if native.is_native(folder):
+        manifest, checkpoint = native.open_native(folder)
+        yield "quantized", f"{manifest.scheme}, by lightrm; {size_text(manifest.bytes)}"
+    else:
+        checkpoint = open_checkpoint(folder)
+        check_tensors(checkpoint)
+        if checkpoint.holds is not None:
+            yield "quantized", f"its own values run under {checkpoint.holds}"
+    a = checkpoint.architecture
+    tokens, template, no_text = text_side(checkpoint, None, parse_specials=False)
+    heads = {name: checkpoint.shape(name) for name in checkpoint.tensors if name.startswith("head.")}
+    yield "folder", str(checkpoint.folder)
+    yield "layout", f"{checkpoint.layout.name} ({checkpoint.layout.describes})"
+    if checkpoint.adapter is not None:
+        yield "adapter", f"LoRA on {len(checkpoint.adapter.pairs)} weights of {checkpoint.base_folder}"
+    yield "architecture", str(a)
+    yield "positions", f"{a.positions}, at most {a.max_positions}"
+    if heads:
+        yield "head", ", ".join(f"{checkpoint.tensors[name][1]} {shape}" for name, shape in heads.items())
+    yield "template", template.name if template is not None else f"none: {no_text}"
+    if tokens is not None:
+        yield (
+            "tokenizer",
+            f"{type(tokens.vocabulary).__name__}, {tokens.vocabulary.size} ids, bos {tokens.bos!r}, eos {tokens.eos!r}",
+        )
+    yield "parameters", f"{a.parameters:,} (without output layer)"
+    if checkpoint.sources:
+        yield "on disk", size_text(checkpoint.bytes())
+    planned = schemes_of(torch.device("cpu"))
+    yield "in memory", ", ".join(f"{scheme} {size_text(weight_bytes(a, scheme))}" for scheme in planned)
+    if checkpoint.ignored:
+        yield "ignored", listed(checkpoint.ignored)
+
+
+@click.command()
+@click.argument("path")
+@click.option("--memory", "--vram", default=None, help="To plan for, such as 8GiB; what is free now if not given.")
+@click.option("--token-budget", default=None, type=int, help="Tokens computed at once; what pays if not given.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
+def plan(path: str, memory: str | None, token_budget: int | None, device: str, revision: str | None) -> None:
+    """Say how each scheme would run the model at PATH, and what 'auto' takes, by its config.json alone."""
+    from lightrm.checkpoints.config import read_architecture, read_config
+    from lightrm.checkpoints.detect import said_to_hold
+    from lightrm.checkpoints.hub import resolve_config
+    from lightrm.errors import SchemeError
+    from lightrm.opening import PLANNED_TOKENS, choose_device, free_bytes
+    from lightrm.plan import choose_scheme, room_for, schemes_of, weight_bytes
+    from lightrm.residence import LEAST_TOKENS, choose_residence, resident_bytes, streamed_bytes
+    from lightrm.schemes.grammar import parse_size, size_text
+
+    place = choose_device(device)
+    config = read_config(resolve_config(path, revision))
+    a = read_architecture(config)
+    room = room_for(place, None if memory is None else parse_size(memory), free_bytes(place))
+    least = token_budget or LEAST_TOKENS
+    table = Table(title=f"{a}, {room.of} on {place}", title_justify="left")
+    for column in ("scheme", "weights", "resident from", "streamed from", "runs", "at most"):
+        table.add_column(column, justify="left" if column in ("scheme", "runs") else "right")
+    for scheme in schemes_of(place):
+        needs = resident_bytes(a, scheme, least), streamed_bytes(a, scheme, least, least)
+        try:
+            found = choose_residence(a, scheme, place, room, token_budget)
+            packs = f"packs of {found.tokens}"
+            runs = f"streamed, {found.window} tokens in {packs}" if found.streamed else f"resident, {packs}"
+            bound = size_text(found.bytes)
+        except SchemeError:
+            runs, bound = "no", "-"
+        table.add_row(str(scheme), *map(size_text, (weight_bytes(a, scheme), *needs)), runs, bound)
+    Console().print(table)
+    chosen = choose_scheme("auto", place, a, room, token_budget or PLANNED_TOKENS, said_to_hold(config))
+    click.echo(f"auto takes {chosen}: {chosen.reason}")
+
+
+@click.command()
+def doctor() -> None:
+    """Say which kernels run on this machine, and why."""
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    import torch
+
+    from lightrm.dispatch import kernels_for
+    from lightrm.opening import choose_device, free_bytes
+    from lightrm.schemes.grammar import size_text
+
+    table = Table(show_header=False, box=None)
+    table.add_row("lightrm", f"{lightrm.__version__} on Python {platform.python_version()}, {platform.platform()}")
+    for name in ("torch", "numba", "triton", "transformers", "bitsandbytes"):
+        try:
+            found = version(name)
+        except PackageNotFoundError:
+            found = "not installed"
+        table.add_row(name, found)
+    table.add_row(
+        "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    )
+    for device in dict.fromkeys((choose_device("cpu"), choose_device("auto"))):
+        table.add_row(f"{device}, free", size_text(free_bytes(device)))
+        table.add_row(f"{device}, fp32 bf16 fp16", str(kernels_for(device)))
+        table.add_row(f"{device}, w8a8 w4a8", str(kernels_for(device, "integer")))
+        table.add_row(f"{device}, nf4 bnb-int8", str(kernels_for(device, "bitsandbytes")))
+    Console().print(table, markup=False)

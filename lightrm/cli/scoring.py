@@ -1,0 +1,92 @@
+"""lightrm score, demo: texts in, scores out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+import lightrm
+
+SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
+
+
+@click.command()
+@click.argument("source", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
+@click.option("-o", "--output", default="-", show_default=True, type=SINK, help="JSONL or .parquet file to write.")
+@click.option(
+    "--scheme", default="auto", show_default=True, help="auto, fp32, bf16, fp16, w8a8, w4a8, w4a8-g32, w4a16, nf4, ..."
+)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
+@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
+@click.option("--strict", is_flag=True, help="Refuse texts that are too long instead of cutting them.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def score(
+    source: str,
+    model: str,
+    output: str,
+    scheme: str,
+    device: str,
+    memory: str | None,
+    template: str | None,
+    strict: bool,
+    quiet: bool,
+) -> None:
+    """Score records {"prompt": ..., "responses": [...]} from SOURCE, JSONL (also gzipped) or Parquet; '-' is stdin.
+
+    A prompt is a string or a list of {"role", "content"} turns. Each record is written back with "scores" and
+    "scored_by" added. With -o, a run that was stopped goes on where it was when it is started again. Records that
+    cannot be scored are reported by number and left out; the exit status is then 1.
+    """
+    from lightrm import jobs, records
+    from lightrm.checkpoints.stored import UNFINISHED
+    from lightrm.progress import token_progress
+
+    def tell(problem: str) -> None:
+        click.echo(problem, err=True)
+
+    if output != "-" and not Path(output).parent.is_dir():
+        raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
+    rm = lightrm.load(model, scheme=scheme, device=device, template=template, strict=strict, memory=memory)
+    with token_progress(None, not quiet) as advance:
+        if output != "-":
+            try:
+                with jobs.as_file(source, Path(output)) as path:
+                    counts = jobs.score_file(rm, model, path, Path(output), tell, advance)
+            except KeyboardInterrupt:
+                tell(f"stopped; the same command goes on from {output}{UNFINISHED}")
+                raise
+        else:
+            rows = records.json_rows(click.open_file("-", "rb")) if source == "-" else records.read_rows(Path(source))
+            with click.open_file("-", "w", encoding="utf-8") as sink:
+                counts = jobs.score_stream(rm, model, rows, sink, tell, advance)
+    if counts.resumed:
+        tell(f"{counts.resumed} records were scored by an earlier run")
+    if counts.cut:
+        tell(f"{counts.cut} answers were longer than {rm.max_length} tokens with their prompt and were cut")
+    if counts.bad:
+        tell(f"{counts.bad} of {counts.good + counts.bad} lines were not scored")
+        raise SystemExit(1)
+
+
+@click.command()
+def demo() -> None:
+    """Score a few answers with the bundled model."""
+    from lightrm.demonstration import EXAMPLES
+
+    rm = lightrm.load("demo")
+    console = Console()
+    for prompt, responses in EXAMPLES:
+        table = Table(title=prompt, title_justify="left", title_style="bold", expand=True)
+        for column in ("score", "the answer", "says"):
+            table.add_column(column, overflow="fold")  # Chinese has no spaces to wrap at
+        ranked = rm.rank(prompt, [text for _, text in responses])
+        for row in ranked:
+            note, text = responses[row.position]
+            table.add_row(f"{row.score:+.2f}", note, text)
+        console.print(table)
+    console.print(repr(rm), style="dim", markup=False, highlight=False)
