@@ -21,8 +21,9 @@ from scipy.stats import binomtest
 
 import lightrm
 from benchmarks.record import ROOT, provenance, quote, write_result
+from lightrm.questions import dialogue_turns
 from training.corruptions import SHORTEST, cut, repeated
-from training.records import dialogue_turns, read_jsonl
+from training.records import read_jsonl
 
 CARD = Path(lightrm.__file__).parent / "demo_model" / "MODEL_CARD.md"
 KINDS = {"repeated": "a repeated span", "cut": "cut in mid-sentence", "foreign": "another prompt's answer"}

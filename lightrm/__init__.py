@@ -24,7 +24,9 @@ if TYPE_CHECKING:
         TemplateError,
         TokenizerError,
     )
+    from lightrm.measuring import evaluate, measure_fidelity
     from lightrm.opening import KernelWarning, load
+    from lightrm.questions import read_questions
     from lightrm.scorer import RewardModel, TruncationWarning
 
 __version__ = "0.1.0"
@@ -42,7 +44,10 @@ __all__ = [
     "TemplateError",
     "TokenizerError",
     "TruncationWarning",
+    "evaluate",
     "load",
+    "measure_fidelity",
+    "read_questions",
 ]
 
 
@@ -51,7 +56,10 @@ ROOMS = {
     "MemoryWarning": "lightrm.engine",
     "RewardModel": "lightrm.scorer",
     "TruncationWarning": "lightrm.scorer",
+    "evaluate": "lightrm.measuring",
     "load": "lightrm.opening",
+    "measure_fidelity": "lightrm.measuring",
+    "read_questions": "lightrm.questions",
 }
 
 

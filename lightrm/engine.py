@@ -98,6 +98,10 @@ class Engine:
                 raise
             return None
 
+    def distinct(self, sequences: Sequence[Sequence[int]]) -> int:
+        """Tokens that scoring these computes, a shared beginning once."""
+        return sum(len(batch) for _, batch in packs(sequences, self.tokens))
+
     def check_room(self, batch: PackedBatch) -> None:
         """On a CPU, where the system ends a process that takes too much. Raises MemoryLimitError."""
         if self.device.type != "cpu" or len(batch) <= self.residence.tokens:

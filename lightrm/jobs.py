@@ -23,7 +23,7 @@ import click
 
 from lightrm.checkpoints.stored import UNFINISHED
 from lightrm.errors import InputError, TemplateError
-from lightrm.native import MANIFEST
+from lightrm.native import read_manifest
 from lightrm.progress import Advance
 from lightrm.records import Added, Row, read_rows, to_line, writer_for
 from lightrm.scorer import RewardModel
@@ -52,7 +52,7 @@ def identity(rm: RewardModel, model: str) -> dict[str, str]:
         if name.startswith("head."):
             digest.update(checkpoint.read(name).float().numpy().tobytes())
     if not checkpoint.tensors:  # a folder of lightrm's own, whose manifest has the sum of every tensor
-        digest.update((checkpoint.folder / MANIFEST).read_bytes())
+        digest.update(json.dumps(read_manifest(checkpoint.folder).sums, sort_keys=True).encode())
     template = rm.template.name if rm.template is not None else "none"
     scheme = rm.report.scheme.name
     return {

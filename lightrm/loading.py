@@ -15,6 +15,7 @@ import torch
 
 from lightrm import products
 from lightrm.architecture import Alibi
+from lightrm.bounds import FidelityNote
 from lightrm.checkpoints.detect import Checkpoint, listed
 from lightrm.checkpoints.inventory import FUSED, check_tensors, part_rows, real_architecture
 from lightrm.dispatch import KernelChoice, kernels_for
@@ -40,7 +41,7 @@ class LoadReport:
 
     seconds: wall time; bytes: of the weights as held, without layers that are streamed; shared: bytes among them that
     another model holds; ignored: tensors of the file left out; sqnr_db: signal to quantization noise of each matrix
-    under our names, in dB, inf where nothing was lost.
+    under our names, in dB, inf where nothing was lost; fidelity: what was measured of a quantized folder, if anything.
     """
 
     seconds: float
@@ -51,6 +52,7 @@ class LoadReport:
     ignored: tuple[str, ...]
     sqnr_db: dict[str, float] = field(default_factory=dict)
     shared: int = 0
+    fidelity: FidelityNote | None = None
 
     @property
     def worst(self) -> tuple[str, float] | None:

@@ -13,19 +13,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
 from lightrm.architecture import Alibi, Architecture
+from lightrm.bounds import Bound, FidelityNote
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
 from lightrm.checkpoints.source import TensorSource
-from lightrm.checkpoints.stored import check_finished, copy_text_files, whole_folder, write_json, write_safetensors
+from lightrm.checkpoints.stored import (
+    UNFINISHED,
+    check_finished,
+    copy_text_files,
+    whole_folder,
+    write_json,
+    write_safetensors,
+)
 from lightrm.dispatch import kernels_for
 from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.folding import Folding
@@ -55,6 +64,7 @@ class Manifest:
     sums: dict[str, int]
     sqnr_db: dict[str, float]
     bytes: int
+    fidelity: FidelityNote | None
 
 
 def is_native(folder: Path) -> bool:
@@ -151,11 +161,23 @@ def read_manifest(folder: Path) -> Manifest:
             )
         post = PostStep(raw["head"]["mean"], raw["head"]["std"], raw["head"]["negate"])
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
+        note = raw.get("fidelity")
+        if note is not None:
+            note = FidelityNote(note["summary"], note["reference"], Bound(**note["pair_error"]))
         return Manifest(
-            folder, raw["scheme"], raw["layout"], raw["template"], post, raw["sums"], sqnr, int(raw["bytes"])
+            folder, raw["scheme"], raw["layout"], raw["template"], post, raw["sums"], sqnr, int(raw["bytes"]), note
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{path} is not a manifest of lightrm: {error!r}; copy or quantize it again") from error
+
+
+def note_fidelity(folder: Path, note: FidelityNote) -> None:
+    """Keep what was measured in the manifest, whole or not at all."""
+    path = folder / MANIFEST
+    raw = json.loads(path.read_text(encoding="utf-8")) | {"fidelity": asdict(note)}
+    unfinished = path.with_suffix(UNFINISHED)
+    write_json(unfinished, raw)
+    os.replace(unfinished, path)
 
 
 def open_native(folder: Path) -> tuple[Manifest, Checkpoint]:
@@ -215,6 +237,7 @@ def restore(
     kernels = kernels_for(device, scheme.path)
     seconds = time.perf_counter() - started
     report = LoadReport(seconds, decoder.bytes, kernels, scheme, (scheme.weights,), (), manifest.sqnr_db, shared)
+    report = replace(report, fidelity=manifest.fidelity)
     return decoder, head, report
 
 

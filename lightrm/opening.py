@@ -52,6 +52,7 @@ def load(
     memory: str | int | None = None,
     calibration: Sequence[tuple[Prompt, str]] | None = None,
     beside: RewardModel | None = None,
+    reference: str | os.PathLike[str] | None = None,
 ) -> RewardModel:
     """Load a reward model without running any of its code.
 
@@ -68,6 +69,7 @@ def load(
     included; None takes most of what is free. A model that does not fit is streamed, layer by layer.
     calibration: prompts with responses on which 4-bit rounding compensates its own error; some 10,000 tokens serve.
     beside: a loaded model of the same base, whose equal tensors are taken instead of second copies, and its scheme.
+    reference: what a quantized folder was made from, for `rank(exact=True)`; other models are their own.
 
     Raises a CheckpointError for the files, SchemeError for scheme, device or memory, TemplateError for the template.
     """
@@ -105,7 +107,20 @@ def load(
     if report.kernels.slow:
         warnings.warn(f"slow kernels: {report.kernels}", KernelWarning, stacklevel=2)
     engine = Engine(decoder, head, chosen, residence)
-    return RewardModel(checkpoint, engine, report, tokens, form, no_text, max_length, strict)
+    own = None if native.is_native(folder) else path_or_id
+    source = reference if reference is not None else own
+    opened = None
+
+    if source is not None:
+
+        def opened(exact: str) -> RewardModel:
+            left = None if given is None else given - report.bytes
+            return load(
+                source, scheme=exact, device=device, template=template, max_length=max_length, strict=strict,
+                parse_specials=parse_specials, alibi=alibi, revision=revision, base=base, memory=left,
+            )  # fmt: skip
+
+    return RewardModel(checkpoint, engine, report, tokens, form, no_text, max_length, strict, opened)
 
 
 def calibration_packs(

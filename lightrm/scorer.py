@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import html
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from lightrm.bounds import Bound
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.conversation import Prompt, kind, responses_of, turns_of
 from lightrm.engine import Engine
 from lightrm.errors import InputError, TokenizerError
 from lightrm.loading import LoadReport
 from lightrm.progress import Advance, ignored, token_progress
+from lightrm.ranking import Effort, Ranking, Rankings, plain_ranking, ranking, settled
 from lightrm.schemes.grammar import size_text
 from lightrm.templates import AnyTemplate
 from lightrm.tokens import Encoded, Tokens
@@ -24,14 +25,6 @@ from lightrm.tokens import Encoded, Tokens
 
 class TruncationWarning(UserWarning):
     """Some texts were longer than the model's limit and were cut."""
-
-
-class Ranked(NamedTuple):
-    """One response with its score and its position in the input."""
-
-    score: float
-    position: int
-    response: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +71,15 @@ class RewardModel:
         no_text: str,
         max_length: int | None,
         strict: bool,
+        reference: Callable[[str], RewardModel] | None = None,
     ) -> None:
+        """reference: opens the same model in another scheme, for exact rankings."""
         self.checkpoint, self.engine, self.report = checkpoint, engine, report
         self.decoder, self.head, self.device = engine.decoder, engine.head, engine.device
         self.tokens, self.template, self.no_text, self.strict = tokens, template, no_text, strict
         self.max_length = self.limit(max_length)
+        self.open_reference = reference
+        self.opened_reference: RewardModel | None = None
 
     @property
     def token_budget(self) -> int:
@@ -130,11 +127,77 @@ class RewardModel:
         checked = [self.checked_ids(ids, k) for k, ids in enumerate(sequences)]
         return self.shown(checked, progress)
 
-    def rank(self, prompt: Prompt, responses: Sequence[str]) -> list[Ranked]:
-        """The responses, best first; equal scores keep their input order."""
-        scores = self.score(prompt, responses)
-        order = np.argsort(-scores, kind="stable")
-        return [Ranked(float(scores[i]), int(i), responses[i]) for i in order]
+    def rank(
+        self, prompt: Prompt, responses: Sequence[str], *, exact: bool = False, bound: float | Bound | None = None
+    ) -> Ranking:
+        """The responses, best first; equal scores keep their input order. exact, bound: as in `rank_batch`."""
+        return self.rank_batch([prompt], [responses], exact=exact, bound=bound)[0]
+
+    def rank_batch(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Sequence[str]],
+        *,
+        exact: bool = False,
+        bound: float | Bound | None = None,
+        progress: bool = False,
+    ) -> Rankings:
+        """Each prompt's responses, best first.
+
+        exact: the order of full precision; answers whose quick scores are within `bound` of each other are scored again
+        by the reference, the same model in full precision, which is opened the first time. bound: how far a difference
+        of two quick scores can be off, in raw scores; None takes what `lightrm fidelity` measured of a folder. The
+        result's `effort` says what it took, and how sure the bound is.
+
+        Raises InputError if the lists do not match, or no bound is known; otherwise as `score`.
+        """
+        if isinstance(prompts, str) or len(prompts) != len(responses):
+            raise InputError(f"expected a list of responses for each of {len(prompts)} prompts, found {len(responses)}")
+        counts = [len(responses_of(some)) for some in responses]
+        limit = self.bound_of(bound) if exact else None
+        repeated = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
+        ids = self.encode(repeated, [text for some in responses for text in some])
+        starts = np.cumsum([0, *counts])
+        scores = self.shown(ids, progress)
+        quick = [scores[start : start + n] for start, n in zip(starts, counts, strict=False)]
+        if limit is None:
+            return Rankings(plain_ranking(q, some) for q, some in zip(quick, responses, strict=True))
+        again: list[list[int]] = []
+
+        def rescore(wanted: list[tuple[int, int]]) -> np.ndarray:
+            sequences = [ids[starts[k] + i] for k, i in wanted]
+            again.extend(sequences)
+            return self.reference().shown(sequences, progress)
+
+        full, sufficed = settled(quick, limit.error, rescore)
+        found = Rankings(ranking(q, f, sufficed, some) for q, f, some in zip(quick, full, responses, strict=True))
+        found.effort = Effort(
+            answers=len(ids), rescored=len(again), tokens=self.engine.distinct(ids),
+            rescored_tokens=self.engine.distinct(again), bound=sufficed, raised=sufficed > limit.error,
+            confidence=limit.confidence if limit.prompts else None,
+        )  # fmt: skip
+        return found
+
+    def bound_of(self, bound: float | Bound | None) -> Bound:
+        note = self.report.fidelity
+        if bound is None and note is None:
+            raise InputError(
+                f"how far {self.report.scheme} moves a difference of two scores is not known: measure it with `lightrm "
+                "fidelity`, and pass bound=report.note(scheme).pair_error, or load a quantized folder that was measured"
+            )
+        if bound is None:
+            assert note is not None
+            return note.pair_error
+        return bound if isinstance(bound, Bound) else Bound(float(bound), 0)
+
+    def reference(self) -> RewardModel:
+        """The same model in the precision that its fidelity was measured against, opened once."""
+        if self.opened_reference is None:
+            if self.open_reference is None:
+                raise InputError("this folder does not hold its source: pass reference=... to load")
+            note = self.report.fidelity
+            self.opened_reference = self.open_reference(note.reference if note is not None else "fp32")
+        return self.opened_reference
 
     def explain(self, prompt: Prompt, response: str) -> Explanation:
         """The text, ids and pieces behind one score."""
@@ -200,9 +263,10 @@ class RewardModel:
     def __repr__(self) -> str:
         template = self.template.name if self.template is not None else "none: score_ids only"
         shared = f", {size_text(self.report.shared)} of it shared" if self.report.shared else ""
+        fidelity = f" · {self.report.fidelity.summary}" if self.report.fidelity else ""
         return (
             f"RewardModel({self.checkpoint.layout.name} · {self.decoder.architecture} · head {self.head} · "
             f"template {template} · {self.report.scheme}, {self.report.scheme.reason} · "
             f"{size_text(self.report.bytes)}{shared} on {self.device} · {self.engine.residence} · "
-            f"kernels: {self.report.kernels})"
+            f"kernels: {self.report.kernels}{fidelity})"
         )

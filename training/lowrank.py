@@ -1,7 +1,7 @@
 """LoRA (arXiv 2106.09685) on every linear layer of a LLaMA, and the folder it is saved as.
 
-y = W x + alpha / r * B A x with A (r, I) and B (O, r) trained in float32, W frozen in bfloat16. Saved with peft's tensor
-names beside a `value_head.safetensors` with LLaMA-Factory's, as its reward training leaves them.
+y = W x + alpha / r * B A x with A (r, I) and B (O, r) trained in float32, W frozen in bfloat16. Saved with peft's
+tensor names beside a `value_head.safetensors` with LLaMA-Factory's, as its reward training leaves them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class LowRank(nn.Module):
 
 
 def with_updates(model: nn.Module) -> nn.ModuleDict:
-    """Freezes a LlamaModel and puts a LowRank in the place of each linear layer; what is trained, by dotted-free name."""
+    """Freezes a LlamaModel and puts a LowRank in the place of each linear layer; all of them, by name with slashes."""
     model.requires_grad_(False)
     trained = nn.ModuleDict()
     for name, module in list(model.named_modules()):

@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
+from lightrm.questions import dialogue_turns
+
 DOCUMENT_BREAK = "<|doc|>"
 # The instruction wrapper of CBBQ, the one CC-BY-SA-4.0 source: it marks its documents in the corpus.
 SHARE_ALIKE_MARK = "可选回答："
-DIALOGUE_TURN = re.compile(r"\n\n(System|Human|Assistant):")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +34,6 @@ class Pair:
 def read_jsonl(path: Path) -> list[dict]:
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
-
-
-def dialogue_turns(prompt: str) -> list[dict[str, str]]:
-    """Split an hh-format dialogue, which ends in an open assistant turn, into role/content turns."""
-    pieces = DIALOGUE_TURN.split(prompt)
-    if pieces[0].strip():
-        raise ValueError(f"an hh dialogue starts with a named turn, found {prompt[:60]!r}")
-    roles = {"System": "system", "Human": "user", "Assistant": "assistant"}
-    turns = [
-        {"role": roles[speaker], "content": text.strip()}
-        for speaker, text in zip(pieces[1::2], pieces[2::2], strict=True)
-    ]
-    if turns and turns[-1] == {"role": "assistant", "content": ""}:
-        turns.pop()
-    return turns
 
 
 def ziya_prompt(record: dict) -> str:

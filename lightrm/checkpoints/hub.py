@@ -11,7 +11,7 @@ from pathlib import Path
 from lightrm.errors import CheckpointError, DownloadError
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-SMALL = ("*.json", "*.jinja", "tokenizer.model", "value_head.*", "adapter_model.*")
+SMALL = ("*.json", "*.jinja", "tokenizer.model", "value_head.*", "adapter_model.*", "README.md")
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 

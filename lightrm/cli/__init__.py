@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 import lightrm
-from lightrm.cli import looking, making, scoring
+from lightrm.cli import judging, looking, making, scoring
 from lightrm.errors import LightRMError
 
 
@@ -31,6 +31,7 @@ def main() -> None:
 
 
 for command in (
-    scoring.score, scoring.demo, looking.inspect, looking.plan, looking.doctor, making.quantize,
+    scoring.score, scoring.demo, looking.inspect, looking.plan, looking.doctor, making.quantize, judging.fidelity,
+    judging.evaluate, judging.verify_card,
 ):  # fmt: skip
     main.add_command(command)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 
 import lightrm
-from lightrm.errors import InputError
 
 
 @click.command()
@@ -17,7 +14,7 @@ from lightrm.errors import InputError
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--scheme", default=None, help="w8a8, w4a8 (default), w4a16 (default for gptq); -g64 or -g32 after w4.")
 @click.option("--format", "form", type=click.Choice(["lightrm", "gptq"]), default="lightrm", show_default=True)
-@click.option("--calibrate", type=click.Path(exists=True, dir_okay=False), help="JSONL of prompts and responses.")
+@click.option("--calibrate", type=click.Path(exists=True, dir_okay=False), help="A file of prompts with answers.")
 @click.option("--tokens", default=16384, show_default=True, help="Tokens of calibration text to use.")
 @click.option("--template", default=None, help="Prompt template; the model's own if not given.")
 @click.option("--device", default="auto", show_default=True)
@@ -35,14 +32,15 @@ def quantize(
 ) -> None:
     """Write the model at SOURCE, a folder or hub id, as a quantized folder that loads at once.
 
-    With --calibrate, 4-bit rounding compensates its own error on the texts of a file in `lightrm score`'s format:
-    slower to make, closer to the original. --format gptq writes files for auto-gptq, GPTQModel and optimum.
+    With --calibrate, 4-bit rounding compensates its own error on the texts of a file of prompts with answers: slower to
+    make, closer to the original. --format gptq writes files for auto-gptq, GPTQModel and optimum.
     """
     from lightrm import native
     from lightrm.checkpoints.stored import check_free
+    from lightrm.questions import calibration_pairs
 
     check_free(destination)  # before the minutes of work, not after
-    pairs = list(calibration_pairs(calibrate, tokens)) if calibrate else None
+    pairs = list(calibration_pairs(Path(calibrate), tokens)) if calibrate else None
     if form == "gptq":
         from lightrm.exporting import export_gptq
 
@@ -58,18 +56,3 @@ def quantize(
         native.write(destination, rm.checkpoint, rm.decoder, rm.head, rm.report, name)
         report = rm.report
     click.echo(f"{destination}: {report}")
-
-
-def calibration_pairs(path: str, tokens: int) -> Iterator[tuple[Any, str]]:
-    """Prompts with responses until there is text enough, at four characters a token at most."""
-    from lightrm.records import read_rows
-
-    characters = 0
-    for row in read_rows(Path(path)):
-        if row.record is None:
-            raise InputError(f"{path}, line {row.number}: {row.error}")
-        for response in row.record["responses"]:
-            yield row.record["prompt"], response
-            characters += len(response) + len(str(row.record["prompt"]))
-        if characters > 4 * tokens:
-            return

@@ -1,0 +1,186 @@
+"""lightrm fidelity, evaluate, verify-card: what a scheme does to the scores, and what the scores are worth."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+import lightrm
+
+DATA = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+
+def tell(line: str) -> None:
+    click.echo(line, err=True)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, type=DATA, help="Prompts with answers, in any form `lightrm evaluate` reads.")
+@click.option("--schemes", default="w8a8,w4a8", show_default=True, help="What to measure, separated by commas.")
+@click.option("--reference", default="fp32", show_default=True, help="What to measure against: fp32, bf16 or fp16.")
+@click.option("--reference-model", help="What MODEL was made from, where MODEL is quantized already.")
+@click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and scores.")
+@click.option("--calibrate", type=DATA, help="Texts for 4-bit rounding; not those of --data.")
+@click.option("--tokens", default=16384, show_default=True, help="Tokens of calibration text to use.")
+@click.option("--limit", type=click.IntRange(1), help="Prompts to take, spread evenly over the data.")
+@click.option("--fail-under", type=float, help="Exit with 1 if Kendall's tau-b of a scheme is lower.")
+@click.option("--device", default="auto", show_default=True)
+@click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
+@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
+@click.option("--max-length", type=int, help="Tokens of a text at most.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
+def fidelity(
+    model: str,
+    data: Path,
+    schemes: str,
+    reference: str,
+    reference_model: str | None,
+    output: Path | None,
+    calibrate: Path | None,
+    tokens: int,
+    limit: int | None,
+    fail_under: float | None,
+    device: str,
+    memory: str | None,
+    template: str | None,
+    max_length: int | None,
+    quiet: bool,
+) -> None:
+    """Measure how far each scheme moves the scores and the rankings of MODEL, against full precision, on the same ids.
+
+    With -o, the report is written as fidelity.json and fidelity.html, and a run that was stopped goes on where it was.
+    A MODEL that `lightrm quantize` wrote gets the result into its manifest, for `lightrm.load` to show.
+    """
+    from lightrm import native
+    from lightrm.measuring import measure_fidelity
+    from lightrm.questions import calibration_pairs, read_questions
+
+    questions = read_questions(data, tell)
+    if limit is not None:
+        questions = questions[:: -(-len(questions) // limit)]
+    report = measure_fidelity(
+        model, questions, name=data.name, schemes=schemes.split(","), reference=reference,
+        reference_model=reference_model, device=device, template=template, max_length=max_length, memory=memory,
+        calibration=list(calibration_pairs(calibrate, tokens)) if calibrate else None,
+        keep=output, tell=tell, progress=not quiet,
+    )  # fmt: skip
+    Console().print(report.table())
+    if output is not None:
+        from lightrm.pages import write_report
+
+        tell(f"{write_report(report, output)}")
+    if native.is_native(Path(model)):
+        native.note_fidelity(Path(model), report.note(report.rows[0].scheme))
+    missed = report.below(fail_under) if fail_under is not None else []
+    for line in missed:
+        tell(line)
+    if missed:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, type=DATA, help="Labelled data: JSONL (also gzipped), Parquet or CSV.")
+@click.option("--scheme", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
+@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
+@click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
+def evaluate(
+    model: str,
+    data: Path,
+    scheme: str,
+    device: str,
+    memory: str | None,
+    template: str | None,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Say how often MODEL agrees with the labels of --data, beside a coin and the longer answer.
+
+    Reads chosen and rejected answers (plain, as turns, as hh-rlhf's dialogues, RewardBench's columns) and lists with
+    scores or ranks. Prints the fields that trainers print, with 95 % intervals and a breakdown.
+    """
+    from lightrm import measuring
+    from lightrm.questions import read_questions
+
+    questions = read_questions(data, tell)
+    rm = lightrm.load(model, scheme=scheme, device=device, template=template, memory=memory)
+    found = measuring.evaluate(rm, questions, model=model, data=data.name, progress=not quiet)
+    if as_json:
+        click.echo(json.dumps(found.fields))
+    else:
+        Console().print(found)
+
+
+@click.command()
+@click.argument("model")
+@click.option("--card", type=DATA, help="The card's file; the README.md beside the weights if not given.")
+@click.option("--data", type=DATA, help="Labelled data of your own, to stand beside the card's evaluation.")
+@click.option("--scheme", default="auto", show_default=True)
+@click.option("--device", default="auto", show_default=True)
+@click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
+@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
+@click.option("--tolerance", default=0.05, show_default=True, help="How far a score may be from the published one.")
+def verify_card(
+    model: str,
+    card: Path | None,
+    data: Path | None,
+    scheme: str,
+    device: str,
+    memory: str | None,
+    template: str | None,
+    tolerance: float,
+) -> None:
+    """Hold MODEL against the numbers of its own card: published scores, one by one, and published evaluations.
+
+    The default tolerance is for fp32, bf16 and fp16: a card shows two decimals of an fp16 model's scores, which fp16
+    itself moves by about 0.01. A quantized scheme moves them further. Exits with 1 if a score is off.
+    """
+    from lightrm import measuring
+    from lightrm.cards import find_card, read_card
+    from lightrm.checkpoints.hub import resolve
+    from lightrm.questions import read_questions
+
+    path = card or find_card(resolve(model))
+    published = read_card(path)
+    rm = lightrm.load(model, scheme=scheme, device=device, memory=memory, template=template)
+    console = Console()
+    off = 0
+    if published.examples:
+        table = Table("prompt", "answer", "published", "here", "difference", title=str(path), title_justify="left")
+        for example in published.examples:
+            scores = rm.score(example.prompt, example.responses)
+            for text, wanted, found in zip(example.responses, example.scores, scores.tolist(), strict=True):
+                far = not abs(found - wanted) <= tolerance
+                off += far
+                table.add_row(
+                    Text(example.prompt, "", overflow="ellipsis", no_wrap=True),
+                    Text(text.replace("\n", " "), "", overflow="ellipsis", no_wrap=True),
+                    f"{wanted:.2f}",
+                    f"{found:.3f}",
+                    Text(f"{found - wanted:+.3f}", "red" if far else ""),
+                )
+        console.print(table)
+        count = sum(len(example.scores) for example in published.examples)
+        console.print(f"{count - off} of {count} scores within {tolerance} of the card's, as {rm.report.scheme}")
+    if published.results:
+        mine = None if data is None else measuring.evaluate(rm, read_questions(data, tell), model=model, data=data.name)
+        table = Table("", *published.results, *([data.name] if data else []), title=f"{path}: evaluations")
+        for name in next(iter(published.results.values())):
+            cells = [f"{fields.get(name, float('nan')):.4f}" for fields in published.results.values()]
+            table.add_row(name, *cells, *([f"{mine.fields.get(name, float('nan')):.4f}"] if mine else []))
+        console.print(table)
+        if data is None:
+            console.print(
+                "pass --data with labelled pairs to see this machine's beside them; the card's are not public"
+            )
+    if off:
+        raise SystemExit(1)

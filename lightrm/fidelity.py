@@ -1,0 +1,291 @@
+"""The fidelity report: what each scheme does to the scores of one model, against its reference, on the same ids.
+
+Built from arrays of scores by anyone, read back from its JSON, shown as a table, a page or one line. Knows no models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from lightrm.agreement import Agreement, Array, Bucket, Estimate, Prompts, agreement
+from lightrm.bounds import Bound, FidelityNote
+from lightrm.errors import InputError
+
+FORMAT = 1
+BANDS = ((0, 128), (128, 512), (512, None))  # tokens of a prompt with its answer
+SLICE_DRAWS = 200
+FEWEST = 20  # prompts of a slice that is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came out of running one scheme. bytes: of its weights; sqnr_db: as in `loading.LoadReport`."""
+
+    scheme: str
+    scores: Array
+    bytes: int
+    tokens_per_second: float
+    sqnr_db: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The answers that were scored, one entry each: prompt's number, tokens, language, worth (NaN without a label)."""
+
+    name: str
+    prompt: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    lang: Sequence[str]
+    worth: Array
+
+    @property
+    def slices(self) -> dict[str, NDArray[np.bool_]]:
+        """Answers by language and by length; an answer's length band is that of its prompt's longest answer."""
+        longest = np.zeros(int(self.prompt.max()) + 1, np.int64)
+        np.maximum.at(longest, self.prompt, self.tokens)
+        length, lang = longest[self.prompt], np.asarray(self.lang)
+        found = {name: lang == name for name in sorted(set(self.lang))}
+        for low, high in BANDS:
+            name = f"{low}-{high} tokens" if high else f"over {low} tokens"
+            found[name] = (length >= low) & (length < (high or np.inf))
+        return {name: chosen for name, chosen in found.items() if len(np.unique(self.prompt[chosen])) >= FEWEST}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One scheme's line of the report, and its parts by language and length."""
+
+    scheme: str
+    bytes: int
+    tokens_per_second: float
+    agreement: Agreement
+    slices: dict[str, Agreement]
+    sqnr_db: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityReport:
+    """floor: a half precision against the reference, the noise that is there without any quantization; None where the
+    reference is a half precision itself. scores: of every scheme, input order. about: versions, device, date."""
+
+    model: str
+    reference: str
+    reference_bytes: int
+    reference_tokens_per_second: float
+    accuracy: Estimate | None
+    data: str
+    prompts: int
+    answers: int
+    tokens: int
+    rows: tuple[Row, ...]
+    floor: Row | None
+    scores: dict[str, Array]
+    about: dict[str, str]
+
+    def row(self, scheme: str) -> Row:
+        found = next((row for row in self.rows if row.scheme == scheme), None)
+        if found is None:
+            raise InputError(f"no scheme {scheme!r} was measured, only {', '.join(row.scheme for row in self.rows)}")
+        return found
+
+    def summary(self, scheme: str) -> str:
+        """One line that travels with a quantized checkpoint."""
+        a = self.row(scheme).agreement
+        floor = f"; {self.floor.scheme} alone: {short(self.floor.agreement)}" if self.floor else ""
+        return f"{short(a)} against {self.reference} on {self.prompts} prompts of {self.data}{floor}"
+
+    def note(self, scheme: str) -> FidelityNote:
+        """What a quantized folder keeps of it."""
+        return FidelityNote(self.summary(scheme), self.reference, self.row(scheme).agreement.pair_error)
+
+    def below(self, tau: float) -> list[str]:
+        """What misses a gate: the schemes whose tau-b is lower, in words."""
+        return [
+            f"{row.scheme}: tau-b {row.agreement.tau.value:.4f} is below {tau}"
+            for row in self.rows
+            if not row.agreement.tau.value >= tau  # a NaN is no pass
+        ]
+
+    def table(self) -> Table:
+        title = (
+            f"{self.model} against {self.reference}, {self.prompts} prompts with {self.answers} answers of {self.data}"
+        )
+        table = Table(title=title, title_justify="left")
+        for name in HEADINGS:
+            table.add_column(name, justify="left" if name == "scheme" else "right")
+        for cells in self.cells():
+            table.add_row(*cells)
+        return table
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table's rows, as text: the reference, the noise floor, the schemes."""
+        right = percent(self.accuracy) if self.accuracy else "-"
+        first = (
+            self.reference, size(self.reference_bytes), f"{self.reference_tokens_per_second:,.0f}",
+            *["-"] * 6, right,
+        )  # fmt: skip
+        rows = [*([self.floor] if self.floor else []), *self.rows]
+        return [first, *[row_cells(row, row is self.floor) for row in rows]]
+
+    def to_json(self) -> str:
+        scores = {
+            name: [float(str(np.float32(x))) for x in found] for name, found in self.scores.items()
+        }  # float32's own digits
+        raw = {"format": FORMAT} | dataclasses.asdict(self) | {"scores": scores}
+        return json.dumps(without_infinities(raw), ensure_ascii=False, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: str | Path) -> FidelityReport:
+        """A report from its JSON. Raises InputError if the file is none."""
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            if raw.pop("format") != FORMAT:
+                raise InputError(f"{path} is a fidelity report of another format: measure again")
+            raw["rows"] = tuple(row_of(row) for row in raw["rows"])
+            raw["floor"] = row_of(raw["floor"]) if raw["floor"] else None
+            raw["accuracy"] = estimate_of(raw["accuracy"]) if raw["accuracy"] else None
+            raw["scores"] = {name: np.asarray(found, np.float64) for name, found in raw["scores"].items()}
+            return cls(**raw)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"{path} is not a fidelity report: {error!r}") from error
+
+    def __str__(self) -> str:
+        console = Console(width=150, color_system=None)
+        with console.capture() as captured:
+            console.print(self.table())
+        return captured.get()
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{name}</th>" for name in HEADINGS)
+        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in self.cells())
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+HEADINGS = (
+    "scheme", "weights", "tokens/s", "mean error", "99th percentile", "tau-b", "tau-b in prompts", "flips",
+    "same best", "accuracy",
+)  # fmt: skip
+
+
+def row_cells(row: Row, floor: bool) -> tuple[str, ...]:
+    a = row.agreement
+    return (
+        f"{row.scheme} (noise floor)" if floor else row.scheme,
+        size(row.bytes),
+        f"{row.tokens_per_second:,.0f}",
+        percent(a.mean_error),
+        percent(a.p99_error),
+        number(a.tau),
+        number(a.tau_within),
+        percent(a.flips),
+        percent(a.top1),
+        percent(a.accuracy) if a.accuracy else "-",
+    )
+
+
+def build(
+    model: str, asked: Asked, reference: Measured, found: Sequence[Measured], floor: Measured | None,
+    about: Mapping[str, str],
+) -> FidelityReport:  # fmt: skip
+    """Compare every scheme with the reference, whole and in slices."""
+    every = Prompts(asked.prompt)
+    own = agreement(reference.scores, reference.scores, Prompts(asked.prompt, SLICE_DRAWS), asked.worth)
+
+    def row(measured: Measured) -> Row:
+        whole = agreement(reference.scores, measured.scores, every, asked.worth)
+        slices = {
+            name: agreement(
+                reference.scores[chosen], measured.scores[chosen],
+                Prompts(asked.prompt[chosen], SLICE_DRAWS), asked.worth[chosen],
+            )
+            for name, chosen in asked.slices.items()
+        }  # fmt: skip
+        return Row(measured.scheme, measured.bytes, measured.tokens_per_second, whole, slices, dict(measured.sqnr_db))
+
+    rows = tuple(row(measured) for measured in found)
+    return FidelityReport(
+        model=model,
+        reference=reference.scheme,
+        reference_bytes=reference.bytes,
+        reference_tokens_per_second=reference.tokens_per_second,
+        accuracy=own.accuracy,
+        data=asked.name,
+        prompts=len(every),
+        answers=len(asked.prompt),
+        tokens=int(asked.tokens.sum()),
+        rows=rows,
+        floor=None if floor is None else row(floor),
+        scores={m.scheme: m.scores for m in (reference, *([floor] if floor else []), *found)},
+        about=dict(about),
+    )
+
+
+def without_infinities(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: without_infinities(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_infinities(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def row_of(raw: dict[str, Any]) -> Row:
+    slices = {name: agreement_of(part) for name, part in raw["slices"].items()}
+    sqnr_db = {name: math.inf if db is None else db for name, db in raw["sqnr_db"].items()}
+    return Row(**raw | {"agreement": agreement_of(raw["agreement"]), "slices": slices, "sqnr_db": sqnr_db})
+
+
+def agreement_of(raw: dict[str, Any]) -> Agreement:
+    read: dict[str, Any] = {name: estimate_of(value) if is_estimate(value) else value for name, value in raw.items()}
+    read["buckets"] = tuple(
+        Bucket(**b | {"high": math.inf if b["high"] is None else b["high"]}) for b in raw["buckets"]
+    )
+    read["pair_error"] = Bound(**raw["pair_error"])
+    return Agreement(**read)
+
+
+def is_estimate(value: Any) -> bool:
+    return isinstance(value, dict) and "low" in value
+
+
+def estimate_of(raw: dict[str, Any]) -> Estimate:
+    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in raw.items()}
+    return Estimate(**known)
+
+
+def shortest(score: float) -> float:
+    """A float32 in as few digits as tell it from its neighbours."""
+    return float(str(np.float32(score)))
+
+
+def short(a: Agreement) -> str:
+    return (
+        f"tau-b {number(a.tau)}, flips {percent(a.flips)}, mean error {percent(a.mean_error)} of a standard deviation"
+    )
+
+
+def number(e: Estimate) -> str:
+    return f"{e.value:.3f} ({e.low:.3f} - {e.high:.3f})"
+
+
+def percent(e: Estimate) -> str:
+    return f"{100 * e.value:.2f} % ({100 * e.low:.2f} - {100 * e.high:.2f})"
+
+
+def size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

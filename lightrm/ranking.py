@@ -1,0 +1,122 @@
+"""A ranking that full precision would give, without full precision for every answer.
+
+Quick scores q and full-precision scores f differ by errors, and a measured bound E says how far a difference of two
+answers to one prompt can be off: |(f_i - f_j) - (q_i - q_j)| <= E. Two answers whose quick scores are further apart
+than E are therefore in order. Answers are parted into groups wherever the next quick score is further off than E;
+groups keep their places, and inside each of more than one answer all are scored again in full precision and sorted by
+that. A score that was not computed again is the quick one, and not to be compared with the others.
+
+The new scores show errors too. Where one is beyond E, the bound was too small for these prompts: it is raised to the
+largest error seen, and what now is too close is scored again as well, until nothing changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = NDArray[np.float32]
+
+
+class Ranked(NamedTuple):
+    """One response with its score and its position in the input; exact: whether the score is of full precision."""
+
+    score: float
+    position: int
+    response: str
+    exact: bool = False
+
+
+class Ranking(list[Ranked]):
+    """Responses, best first."""
+
+    @property
+    def rescored(self) -> int:
+        """How many of them were scored again."""
+        return sum(ranked.exact for ranked in self)
+
+
+class Rankings(list[Ranking]):
+    """One ranking for each prompt; effort: what full precision was needed for, None where it was not asked for."""
+
+    effort: Effort | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """rescored of `answers` answers went through full precision too, `rescored_tokens` of `tokens` distinct tokens.
+
+    bound: of differences, in raw scores, as it was given or raised; confidence: that one further prompt keeps to it,
+    None where nobody measured that.
+    """
+
+    answers: int
+    rescored: int
+    tokens: int
+    rescored_tokens: int
+    bound: float
+    raised: bool
+    confidence: float | None
+
+    def __str__(self) -> str:
+        held = "" if self.confidence is None else f", which {100 * self.confidence:.2f} % of prompts or more keep to"
+        raised = ", raised on the way" if self.raised else ""
+        share = 100 * self.rescored_tokens / max(self.tokens, 1)
+        return (
+            f"{self.rescored} of {self.answers} answers scored again, {share:.1f} % of the tokens; "
+            f"error of a difference at most {self.bound:.4f}{raised}{held}"
+        )
+
+
+def settled(
+    quick: Sequence[Scores], bound: float, rescore: Callable[[list[tuple[int, int]]], Iterable[float]]
+) -> tuple[list[Scores], float]:
+    """Full-precision scores where they are needed, NaN elsewhere, and the bound that sufficed.
+
+    quick: each prompt's scores; rescore: (prompt, position) of answers -> their scores in full precision.
+    """
+    full = [np.full(len(scores), np.nan, np.float32) for scores in quick]
+    wanted = [(k, i) for k, scores in enumerate(quick) for i in too_close(scores, bound)]
+    while wanted:
+        for (k, i), score in zip(wanted, rescore(wanted), strict=True):
+            full[k][i] = score
+        bound = max(bound, largest_error(quick, full))
+        close = ((k, i) for k, scores in enumerate(quick) for i in too_close(scores, bound))
+        wanted = [(k, i) for k, i in close if np.isnan(full[k][i])]
+    return full, bound
+
+
+def too_close(quick: Scores, bound: float) -> list[int]:
+    """Which of a prompt's answers stand within the bound of another."""
+    return sorted(i for group in groups(quick, bound) if len(group) > 1 for i in group)
+
+
+def groups(quick: Scores, bound: float) -> list[list[int]]:
+    """A prompt's answers from the best quick score down, parted wherever the next is further off than the bound."""
+    order = np.argsort(-quick, kind="stable")
+    gaps = -np.diff(quick[order].astype(np.float64))
+    return [group.tolist() for group in np.split(order, np.flatnonzero(gaps > bound) + 1)]
+
+
+def largest_error(quick: Sequence[Scores], full: Sequence[Scores]) -> float:
+    """Of the differences between two answers of a prompt that were both scored again."""
+    errors = [(f.astype(np.float64) - q)[~np.isnan(f)] for q, f in zip(quick, full, strict=True)]
+    return max((float(np.ptp(e)) for e in errors if len(e) > 1), default=0.0)
+
+
+def ranking(quick: Scores, full: Scores, bound: float, responses: Sequence[str]) -> Ranking:
+    """Groups stand in the quick order, inside them the full one does; equal scores keep their input order."""
+    order: list[int] = []
+    for group in groups(quick, bound):
+        order += sorted(group, key=lambda i: (-full[i], i)) if len(group) > 1 else group
+    known = ~np.isnan(full)
+    return Ranking(Ranked(float(full[i] if known[i] else quick[i]), i, responses[i], bool(known[i])) for i in order)
+
+
+def plain_ranking(scores: Scores, responses: Sequence[str]) -> Ranking:
+    """Best first, by one kind of score; equal ones keep their input order."""
+    return Ranking(Ranked(float(scores[i]), int(i), responses[i]) for i in np.argsort(-scores, kind="stable"))

@@ -1,0 +1,122 @@
+"""Data that judges: every published form gives the same question, and what is wrong is named by number."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from pathlib import Path
+
+import pyarrow.parquet
+import pytest
+
+from lightrm.errors import InputError
+from lightrm.questions import Question, dialogue_turns, question_of, read_questions
+
+DIALOGUE = "\n\nHuman: What is 2 + 2?\n\nAssistant: Four.\n\nHuman: And 3 + 3?\n\nAssistant:"
+TURNS = [
+    {"role": "user", "content": "What is 2 + 2?"},
+    {"role": "assistant", "content": "Four."},
+    {"role": "user", "content": "And 3 + 3?"},
+]
+SIX = Question(TURNS, ("Six.", "Fish."), (1.0, 0.0), "en", "all", "all")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": DIALOGUE, "chosen": "Six.", "rejected": "Fish."},
+        {"prompt": DIALOGUE, "chosen": "Six.", "rejected": "Fish.", "format": "hh"},
+        {"prompt": TURNS, "chosen": "Six.", "rejected": "Fish."},
+        {"chosen": f"{DIALOGUE} Six.", "rejected": f"{DIALOGUE} Fish."},
+        {
+            "chosen": [*TURNS, {"role": "assistant", "content": "Six."}],
+            "rejected": [*TURNS, {"role": "assistant", "content": "Fish."}],
+        },
+        {"prompt": TURNS, "responses": ["Six.", "Fish."], "scores": [1, 0]},
+    ],
+)
+def test_forms_of_one_pair(record: dict) -> None:
+    assert question_of(record) == SIX
+
+
+def test_lists_and_columns() -> None:
+    ranked = question_of({"prompt": "x", "responses": ["a", "b", "c"], "ranks": [2, 0, 1], "source": "s", "kind": "k"})
+    assert ranked.worth == (-2.0, 0.0, -1.0)
+    assert (ranked.source, ranked.kind) == ("s", "k")
+    rewardbench2 = question_of({"prompt": "x", "chosen": ["a"], "rejected": ["b", "c"], "subset": "Math", "id": 3})
+    assert (rewardbench2.responses, rewardbench2.worth, rewardbench2.kind) == (("a", "b", "c"), (1.0, 0.0, 0.0), "Math")
+    assert question_of({"prompt": "x", "responses": ["天空是蓝色的。"]}).worth is None
+    assert question_of({"prompt": "x", "responses": ["天空是蓝色的。"]}).lang == "zh"
+    assert question_of({"prompt": "x", "responses": ["sky"], "lang": "de"}).lang == "de"
+
+
+def test_a_plain_prompt_stays_text_whatever_it_says() -> None:
+    """A named form wins, and half a dialogue is none: what a user wrote makes no turns."""
+    for prompt, form in ((DIALOGUE, "plain"), ("\n\nHuman: and no end", None), ("x\n\nAssistant:", None)):
+        record = {"prompt": prompt, "chosen": "a", "rejected": "b"} | ({"format": form} if form else {})
+        assert question_of(record).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("record", "says"),
+    [
+        ([1], "expected an object"),
+        ({}, "found nothing"),
+        ({"prompt": "x", "text": "y"}, 'expected "chosen" and "rejected"'),
+        ({"prompt": "x", "responses": []}, "no answer"),
+        ({"prompt": "x", "responses": ["a"], "scores": [1, 2]}, "one number for each of the 1"),
+        ({"prompt": "x", "responses": ["a"], "ranks": ["first"]}, "list of numbers"),
+        ({"prompt": "x", "responses": ["a"], "scores": [float("nan")]}, "one number"),
+        ({"prompt": 3, "chosen": "a", "rejected": "b"}, "prompt must be"),
+        ({"chosen": f"{DIALOGUE} a", "rejected": "\n\nHuman: other\n\nAssistant: b"}, "last turn only"),
+        ({"chosen": TURNS, "rejected": TURNS[1:]}, "differ before"),
+        ({"prompt": "x", "chosen": 1, "rejected": "b"}, "must be a list of strings"),
+    ],
+)
+def test_what_is_wrong_is_said(record: object, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        question_of(record)
+
+
+def test_files(tmp_path: Path) -> None:
+    record = {"prompt": "x", "chosen": 'a, "b"\nc', "rejected": "d", "lang": "en", "kind": "k", "source": "s"}
+    expected = [question_of(record)] * 2
+    plain, zipped, table = tmp_path / "a.jsonl", tmp_path / "a.jsonl.gz", tmp_path / "a.csv"
+    plain.write_text("\ufeff" + json.dumps(record) + "\n\n" + json.dumps(record), encoding="utf-8")
+    zipped.write_bytes(gzip.compress(plain.read_bytes()))
+    with table.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(record))
+        writer.writeheader()
+        writer.writerows([record, record])
+    columns = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([record, record]), columns)
+    for path in (plain, zipped, table, columns):
+        assert read_questions(path) == expected, path.name
+
+    lists = tmp_path / "lists.csv"
+    with lists.open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["prompt", "responses", "scores"], ["[x]", '["a", "b"]', "[2, 1]"]])
+    assert read_questions(lists)[0].responses == ("a", "b")
+    assert read_questions(lists)[0].worth == (2.0, 1.0)
+
+
+def test_bad_records_are_numbered(tmp_path: Path) -> None:
+    path = tmp_path / "some.jsonl"
+    path.write_text('{"prompt": "x", "chosen": "a", "rejected": "b"}\nnot json\n{"prompt": 1}\n', encoding="utf-8")
+    told: list[str] = []
+    assert len(read_questions(path, told.append)) == 1
+    assert [line.split(":")[0] for line in told] == ["record 2", "record 3"]
+    with pytest.raises(InputError, match="record 2"):
+        read_questions(path)
+    path.write_text("\n", encoding="utf-8")
+    with pytest.raises(InputError, match="no record"):
+        read_questions(path)
+    with pytest.raises(InputError, match="there is no file"):
+        read_questions(tmp_path / "gone.jsonl")
+
+
+def test_dialogues() -> None:
+    assert dialogue_turns(DIALOGUE) == TURNS
+    with pytest.raises(InputError, match="starts with a named turn"):
+        dialogue_turns("hello\n\nHuman: x")
