@@ -86,7 +86,7 @@ class Evaluation:
         return Group(whole, table)
 
     def __str__(self) -> str:
-        console = Console(width=120, color_system=None)
+        console = Console(width=120, color_system=None, force_jupyter=False)
         with console.capture() as captured:
             console.print(self)
         return captured.get()

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -75,6 +76,36 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """How far each layer alone moves the scores: root mean square, in within-prompt standard deviations of the exact
+    scores. whole: the same for all layers together; answers, tokens: how much text that is over."""
+
+    scheme: str
+    layers: tuple[float, ...]
+    whole: float
+    answers: int
+    tokens: int
+
+    @property
+    def most(self) -> list[int]:
+        """Layers, the one that moves the score most first."""
+        return sorted(range(len(self.layers)), key=lambda i: -self.layers[i])
+
+    def table(self) -> Table:
+        title = f"{self.scheme}, one layer at a time, {self.answers} answers; all layers {100 * self.whole:.2f} %"
+        table = Table("layer", "moves the score by", "", title=title, title_justify="left")
+        top = max(self.layers) or 1.0
+        for i, moved in enumerate(self.layers):
+            table.add_row(str(i), f"{100 * moved:.2f} %", "█" * round(30 * moved / top))
+        return table
+
+    def __str__(self) -> str:
+        return plain_text(self.table(), 80)
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, slots=True)
 class FidelityReport:
     """floor: a half precision against the reference, the noise that is there without any quantization; None where the
     reference is a half precision itself. scores: of every scheme, input order. about: versions, device, date."""
@@ -92,6 +123,7 @@ class FidelityReport:
     floor: Row | None
     scores: dict[str, Array]
     about: dict[str, str]
+    sensitivity: tuple[Sensitivity, ...] = ()
 
     def row(self, scheme: str) -> Row:
         found = next((row for row in self.rows if row.scheme == scheme), None)
@@ -121,11 +153,11 @@ class FidelityReport:
         title = (
             f"{self.model} against {self.reference}, {self.prompts} prompts with {self.answers} answers of {self.data}"
         )
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
         for name in HEADINGS:
             table.add_column(name, justify="left" if name == "scheme" else "right")
         for cells in self.cells():
-            table.add_row(*cells)
+            table.add_row(*map(stacked, cells))
         return table
 
     def cells(self) -> list[tuple[str, ...]]:
@@ -155,6 +187,7 @@ class FidelityReport:
             raw["rows"] = tuple(row_of(row) for row in raw["rows"])
             raw["floor"] = row_of(raw["floor"]) if raw["floor"] else None
             raw["accuracy"] = estimate_of(raw["accuracy"]) if raw["accuracy"] else None
+            raw["sensitivity"] = tuple(Sensitivity(**s | {"layers": tuple(s["layers"])}) for s in raw["sensitivity"])
             raw["scores"] = {name: np.asarray(found, np.float64) for name, found in raw["scores"].items()}
             return cls(**raw)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -163,10 +196,7 @@ class FidelityReport:
             raise InputError(f"{path} is not a fidelity report: {error!r}") from error
 
     def __str__(self) -> str:
-        console = Console(width=150, color_system=None)
-        with console.capture() as captured:
-            console.print(self.table())
-        return captured.get()
+        return plain_text(self.table(), 110)
 
     __repr__ = __str__
 
@@ -185,7 +215,7 @@ HEADINGS = (
 def row_cells(row: Row, floor: bool) -> tuple[str, ...]:
     a = row.agreement
     return (
-        f"{row.scheme} (noise floor)" if floor else row.scheme,
+        f"{row.scheme} (floor)" if floor else row.scheme,
         size(row.bytes),
         f"{row.tokens_per_second:,.0f}",
         percent(a.mean_error),
@@ -235,6 +265,13 @@ def build(
     )
 
 
+def plain_text(table: Table, width: int) -> str:
+    console = Console(width=width, color_system=None, force_jupyter=False)
+    with console.capture() as captured:
+        console.print(table)
+    return captured.get()
+
+
 def without_infinities(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, dict):
@@ -271,6 +308,11 @@ def estimate_of(raw: dict[str, Any]) -> Estimate:
 def shortest(score: float) -> float:
     """A float32 in as few digits as tell it from its neighbours."""
     return float(str(np.float32(score)))
+
+
+def stacked(cell: str) -> str:
+    """A figure above its interval, for narrow terminals."""
+    return cell.replace(" (", "\n").replace(" - ", "-").removesuffix(")")
 
 
 def short(a: Agreement) -> str:

@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -27,9 +28,12 @@ from lightrm.fidelity import Asked, FidelityReport, Measured, build
 from lightrm.jobs import identity
 from lightrm.opening import choose_device, load
 from lightrm.questions import Question, read_questions
+from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel
+from lightrm.sensitivity import measure_sensitivity
 
 SCHEMES = ("w8a8", "w4a8")
+CALIBRATED = "+cal"
 Calibration = Sequence[tuple[Prompt, str]]
 
 
@@ -46,6 +50,7 @@ def measure_fidelity(
     max_length: int | None = None,
     memory: str | int | None = None,
     calibration: Calibration | None = None,
+    layers: bool = False,
     keep: Path | None = None,
     tell: Callable[[str], None] | None = None,
     progress: bool = False,
@@ -55,7 +60,8 @@ def measure_fidelity(
     model: as for `load`; a folder of `lightrm quantize` is measured in the scheme it holds, against reference_model.
     data: a file in one of the forms of `lightrm.questions`, or what `read_questions` gave; name: what to call it.
     reference: the scheme the others are held against; where it does not fit into memory, its layers are streamed.
-    calibration: text for the 4-bit schemes that compensate their rounding, as for `load`; they are named "+cal" then.
+    calibration: text on which a 4-bit scheme whose name ends in "+cal" compensates its rounding, as for `load`.
+    layers: also measure how far each layer alone moves the scores, for schemes with int8 activations.
     keep: a folder for the scores that are done; tell: takes what is worth a line; progress: bars.
 
     Raises what `load` raises, and InputError for data that cannot be scored.
@@ -69,9 +75,15 @@ def measure_fidelity(
     if quantized:
         schemes = [native.read_manifest(Path(model)).scheme]
 
+    asks = [scheme for scheme in schemes if scheme.endswith(CALIBRATED)]
+    if bool(asks) != bool(calibration):
+        raise InputError(
+            f"{asks[0]} needs calibration text" if asks else "no scheme asks for the calibration text: write w4a8+cal"
+        )
+
     def opened(path: str | os.PathLike[str], scheme: str) -> RewardModel:
-        text = calibration if calibrates(scheme) and path == source else None
-        plain = scheme.removesuffix("+cal")
+        plain = scheme.removesuffix(CALIBRATED)
+        text = calibration if plain != scheme else None
         return load(
             path, scheme=plain, device=device, template=template, max_length=max_length, memory=memory, calibration=text
         )
@@ -83,24 +95,26 @@ def measure_fidelity(
     exact = kept.get(reference) or kept.put(measured(rm, reference, ids, tell, progress))
     del rm
     found = []
-    wanted = [f"{s}+cal" if calibration and calibrates(s) and not quantized else s for s in schemes]
-    for scheme in (*floors(reference, place), *wanted):
+    half = floor_of(reference, place)
+    for path, scheme in [(source, half)] * bool(half) + [(model, scheme) for scheme in schemes]:
         done = kept.get(scheme)
-        found.append(done or kept.put(measured(opened(model, scheme), scheme, ids, tell, progress)))
-    floor, rest = (found[0], found[1:]) if floors(reference, place) else (None, found)
+        found.append(done or kept.put(measured(opened(path, scheme), scheme, ids, tell, progress)))
+    floor, rest = (found[0], found[1:]) if half else (None, found)
+    alone = tuple(
+        measure_sensitivity(opened(model, scheme), questions)
+        for scheme in (schemes if layers and not quantized else ())
+        if parse_scheme(scheme.removesuffix(CALIBRATED), place).integer
+    )
     name = name or (Path(data).name if isinstance(data, str | os.PathLike) else "the data")
-    return build(str(model), asked(name, questions, ids), exact, rest, floor, about(place))
+    report = build(str(model), asked(name, questions, ids), exact, rest, floor, about(place))
+    return replace(report, sensitivity=alone)
 
 
-def calibrates(scheme: str) -> bool:
-    return scheme.startswith(("w4a8", "w4a16"))
-
-
-def floors(reference: str, device: torch.device) -> tuple[str, ...]:
-    """The half precision whose distance from the reference is the noise floor."""
+def floor_of(reference: str, device: torch.device) -> str:
+    """The half precision whose distance from the reference is the noise floor; "" where the reference is one."""
     if reference != "fp32":
-        return ()
-    return ("fp16",) if device.type == "cuda" else ("bf16",)
+        return ""
+    return "fp16" if device.type == "cuda" else "bf16"
 
 
 def measured(

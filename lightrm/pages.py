@@ -98,6 +98,8 @@ def plots(report: FidelityReport) -> dict[str, Any]:
     }
     if any(row.sqnr_db for row in report.rows):
         found["Signal to quantization noise by layer"] = layers(report.rows)
+    if report.sensitivity:
+        found["What each layer alone does to the scores"] = sensitivities(report)
     return found
 
 
@@ -155,4 +157,12 @@ def layers(rows: Sequence[Row]) -> Any:
             axis.plot(*zip(*sorted(points), strict=True), label=kind) if points else None
         axis.set(title=row.scheme, xlabel="layer", ylabel="dB")
         axis.legend(fontsize=7)
+    return figure
+
+
+def sensitivities(report: FidelityReport) -> Any:
+    figure, axes = panels(len(report.sensitivity))
+    for axis, alone in zip(axes, report.sensitivity, strict=True):
+        axis.bar(range(len(alone.layers)), [100 * moved for moved in alone.layers])
+        axis.set(title=alone.scheme, xlabel="layer", ylabel="% of a standard deviation")
     return figure

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 
 class Advance(Protocol):
@@ -17,13 +21,19 @@ def ignored(done: float, /) -> None:
     """No progress bar."""
 
 
+def console() -> Console:
+    """Standard error; in a notebook its cell, if that can show something that moves."""
+    from rich.console import Console
+
+    return Console(stderr=True, force_jupyter=None if find_spec("ipywidgets") else False)
+
+
 @contextmanager
 def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
     """A bar over `total` tokens (None where it is not known), on standard error."""
     if not shown:
         yield ignored
         return
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
     from rich.text import Text
 
@@ -32,7 +42,7 @@ def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
             return Text(f"{task.completed / task.elapsed:,.0f} tokens/s" if task.elapsed else "")
 
     columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,.0f} tokens"), Speed())
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console()) as bar:
         task = bar.add_task("scoring", total=total)
         yield lambda tokens: bar.advance(task, tokens)
 
@@ -40,10 +50,9 @@ def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
 @contextmanager
 def item_progress(total: int, what: str) -> Iterator[Advance]:
     """A bar over `total` things, for work that takes minutes."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    with Progress(*columns, console=console()) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)

@@ -22,6 +22,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("demonstration",),
     ("exporting",),
     ("measuring",),
+    ("sensitivity",),
     ("jobs",),
     ("opening",),
     ("scorer",),

@@ -56,7 +56,9 @@ def save_adapter(trained: nn.ModuleDict, head: nn.Linear, folder: Path) -> None:
             tensors[f"{key}.lora_A.weight"] = update.low_RI.detach().half().contiguous()
             tensors[f"{key}.lora_B.weight"] = update.high_OR.detach().half().contiguous()
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    weights = {f"v_head.summary.{name}": p.detach().float().contiguous() for name, p in head.named_parameters()}
+    weight = head.weight.detach().float().contiguous()
+    # Comparisons know no zero, and transformers' classifiers have no bias: with none, all layouts score alike.
+    weights = {"v_head.summary.weight": weight, "v_head.summary.bias": torch.zeros(1)}
     save_file(weights, folder / "value_head.safetensors", metadata={"format": "pt"})
     config = {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": "base", "r": RANK,

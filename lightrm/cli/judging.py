@@ -22,12 +22,13 @@ def tell(line: str) -> None:
 @click.command()
 @click.argument("model")
 @click.option("--data", required=True, type=DATA, help="Prompts with answers, in any form `lightrm evaluate` reads.")
-@click.option("--schemes", default="w8a8,w4a8", show_default=True, help="What to measure, separated by commas.")
+@click.option("--schemes", default="w8a8,w4a8", show_default=True, help="Separated by commas; w4a8+cal: calibrated.")
 @click.option("--reference", default="fp32", show_default=True, help="What to measure against: fp32, bf16 or fp16.")
 @click.option("--reference-model", help="What MODEL was made from, where MODEL is quantized already.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and scores.")
-@click.option("--calibrate", type=DATA, help="Texts for 4-bit rounding; not those of --data.")
+@click.option("--calibrate", type=DATA, help="Texts for the schemes in +cal; not those of --data.")
 @click.option("--tokens", default=16384, show_default=True, help="Tokens of calibration text to use.")
+@click.option("--layers", is_flag=True, help="Also measure how far each layer alone moves the scores.")
 @click.option("--limit", type=click.IntRange(1), help="Prompts to take, spread evenly over the data.")
 @click.option("--fail-under", type=float, help="Exit with 1 if Kendall's tau-b of a scheme is lower.")
 @click.option("--device", default="auto", show_default=True)
@@ -44,6 +45,7 @@ def fidelity(
     output: Path | None,
     calibrate: Path | None,
     tokens: int,
+    layers: bool,
     limit: int | None,
     fail_under: float | None,
     device: str,
@@ -68,9 +70,9 @@ def fidelity(
         model, questions, name=data.name, schemes=schemes.split(","), reference=reference,
         reference_model=reference_model, device=device, template=template, max_length=max_length, memory=memory,
         calibration=list(calibration_pairs(calibrate, tokens)) if calibrate else None,
-        keep=output, tell=tell, progress=not quiet,
+        layers=layers, keep=output, tell=tell, progress=not quiet,
     )  # fmt: skip
-    Console().print(report.table())
+    Console().print(report.table(), *(alone.table() for alone in report.sensitivity))
     if output is not None:
         from lightrm.pages import write_report
 
