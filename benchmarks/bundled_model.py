@@ -1,18 +1,20 @@
-"""How good the bundled model is on held-out prompts: against corrupted answers, and on natural preferences.
+"""How good a trained model is on held-out prompts: against corrupted answers, and on natural preferences.
 
-    python -m benchmarks.bundled_model ../shared/data
+    python -m benchmarks.bundled_model DATA                          the bundled model
+    python -m benchmarks.bundled_model DATA --reference FOLDER       the 135 M model of `training.rebuild`
 
 Each distinct prompt's first chosen answer is spoilt in every way that `training.corruptions` knows, with a fixed seed.
 An answer counts as proper if it has at least 20 characters and ends as a sentence does; a comparison counts as proper
 if its answer (and, from another prompt, the foreign one) is proper and both texts fit into the model's limit, since
 what is cut away cannot be judged. The rows `any` count every comparison, whatever the answer is like.
-Writes results/bundled_model.json and the tables of the documents that quote it.
+Writes results/bundled_model.json or reference_model.json, and the tables of the documents that quote it.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ from training.corruptions import SHORTEST, cut, repeated
 from training.records import read_jsonl
 
 CARD = Path(lightrm.__file__).parent / "demo_model" / "MODEL_CARD.md"
+REFERENCE_CARD = Path(__file__).parent / "reference" / "MODEL_CARD.md"
 KINDS = {"repeated": "a repeated span", "cut": "cut in mid-sentence", "foreign": "another prompt's answer"}
 PROPER_END = set('.。!！?？…"”」』)）')
 LANGUAGES = {"zh": "Chinese", "en": "English"}
@@ -90,8 +93,8 @@ def comparisons(records: list[dict]) -> list[Comparison]:
     return found
 
 
-def measure(data: Path, model: str) -> dict:
-    rm = lightrm.load(model)
+def measure(data: Path, model: str, max_length: int | None = None) -> dict:
+    rm = lightrm.load(model, max_length=max_length)
     records = read_jsonl(data / "pairs_dev.jsonl.gz")
     drawn = comparisons(records)
     texts = {(r["id"], r[side].strip()): r for r in records for side in ("chosen", "rejected")}
@@ -116,7 +119,8 @@ def measure(data: Path, model: str) -> dict:
             corrupted[f"{lang} {kind}"] = share(wins(c) for c in every if c.proper and fits(c))
             corrupted[f"{lang} {kind}, any"] = share(wins(c) for c in every)
     return {
-        "model": model,
+        "scheme": rm.report.scheme.name,
+        "max_length": rm.max_length,
         **provenance(("torch", "numpy", "scipy")),
         "corrupted": corrupted,
         "natural": {
@@ -152,14 +156,18 @@ def table(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with pairs_dev.jsonl.gz")
-    parser.add_argument("--model", default="demo")
+    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
+    parser.add_argument("--max-length", type=int, help="tokens of a text; what is cut cannot be judged")
     arguments = parser.parse_args()
-    result = measure(arguments.data, arguments.model)
-    print(table(result))
-    if arguments.model == "demo":
-        write_result("bundled_model", result)
+    warnings.simplefilter("ignore", lightrm.TruncationWarning)
+    if arguments.reference is None:
+        write_result("bundled_model", measure(arguments.data, "demo"))
         for path in (CARD, ROOT / "README.md"):
             quote("bundled_model", table, path)
+    else:
+        folder = str(arguments.reference / "sequence_classification")
+        write_result("reference_model", measure(arguments.data, folder, arguments.max_length))
+        quote("reference_model", table, REFERENCE_CARD)
 
 
 if __name__ == "__main__":

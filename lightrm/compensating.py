@@ -19,12 +19,13 @@ from lightrm.linear import Linear, Product, settled
 from lightrm.loading import Loader
 from lightrm.packing import PackedBatch
 from lightrm.progress import item_progress
-from lightrm.schemes.compensation import compensated_int4
+from lightrm.schemes.compensation import compensated_int4, compensated_int8
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import dequantize, group_for
+from lightrm.schemes.int8 import dequantize_rows
 from lightrm.schemes.quality import energies
 from lightrm.transformer import Decoder, Layer
-from lightrm.weights import Held, Int4Weight
+from lightrm.weights import Held, Int4Weight, Int8Weight
 
 
 def loader_for(
@@ -38,8 +39,8 @@ def loader_for(
     """The loader that a scheme needs. Raises SchemeError if packs are given for one that does not calibrate."""
     if not packs:
         return Loader(checkpoint, scheme, device, alibi, twin)
-    if scheme.weights != "int4" or scheme.kind == checkpoint.holds:
-        raise SchemeError(f"calibration compensates the rounding of 4-bit weights: {scheme} has nothing to calibrate")
+    if not scheme.folds or scheme.kind == checkpoint.holds:
+        raise SchemeError(f"calibration compensates lightrm's own rounding: {scheme} has nothing to calibrate")
     return CompensatingLoader(checkpoint, scheme, device, alibi, packs)
 
 
@@ -108,5 +109,8 @@ class CompensatingLoader(Loader):
 
     def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
         """The rounded weight, and what it stands for in float."""
+        if self.scheme.weights == "int8":
+            values, scale = compensated_int8(weight_OI, moment_II)
+            return Int8Weight(values, scale), dequantize_rows(values, scale)
         made = compensated_int4(weight_OI, moment_II, group_for(weight_OI.shape[1], self.scheme.group))
         return Int4Weight(made), dequantize(made)

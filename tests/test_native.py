@@ -199,8 +199,8 @@ def test_calibration_comes_closer(tmp_path: Path) -> None:
     assert off["better"] < 0.8 * off["plain"], off
     with pytest.raises(errors.InputError, match="is quantized already"):
         lightrm.load(target, calibration=[("a", "b")])
-    with pytest.raises(errors.SchemeError, match="w8a8 has nothing to calibrate"):
-        lightrm.load("demo", scheme="w8a8", calibration=[("a", "b")])
+    with pytest.raises(errors.SchemeError, match="bf16 has nothing to calibrate"):
+        lightrm.load("demo", scheme="bf16", calibration=[("a", "b")])
 
 
 def test_plan_and_doctor(tmp_path: Path) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from benchmarks import bundled_model, fp8, gptq_files, linear, loading, schemes, scoring, sharing, streaming
+from benchmarks import bundled_model, fidelity, fp8, gptq_files, linear, loading, schemes, scoring, sharing, streaming
+from benchmarks.bundled_model import CARD, REFERENCE_CARD
 from benchmarks.record import RESULTS, ROOT, read_result, with_table
 
 TABLES = {
     "bundled_model": bundled_model.table,
+    "fidelity": fidelity.table,
     "fp8": fp8.sentence,
     "gptq_files": gptq_files.sentence,
     "linear_cpu": linear.table,
@@ -26,6 +29,12 @@ TABLES = {
 def test_readme_quotes_the_result_file(name: str) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert with_table(text, name, TABLES[name](read_result(name))) == text
+
+
+@pytest.mark.parametrize(("name", "card"), [("bundled_model", CARD), ("reference_model", REFERENCE_CARD)])
+def test_model_cards_quote_theirs(name: str, card: Path) -> None:
+    text = card.read_text(encoding="utf-8")
+    assert with_table(text, name, bundled_model.table(read_result(name))) == text
 
 
 def test_no_table_without_a_result() -> None:

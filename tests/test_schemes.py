@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from lightrm.errors import SchemeError
 from lightrm.schemes import int4, int8
 from lightrm.schemes.compensation import compensated_int4 as compensated
+from lightrm.schemes.compensation import compensated_int8
 from lightrm.schemes.grammar import NAMES, parse_scheme
 from lightrm.schemes.hadamard import block_of, hadamard, hartley, spread, sylvester
 from lightrm.schemes.quality import sqnr_db
@@ -139,3 +140,18 @@ def test_compensation_beats_rounding_where_it_matters(group: int) -> None:
     assert gain > 3, f"{gain:.1f} dB"
     white = compensated(weight, torch.eye(256), group)
     torch.testing.assert_close(int4.dequantize(white), int4.dequantize(plain), atol=0.2, rtol=0)
+
+
+def test_compensated_rounding_of_eight_bits_keeps_more_of_the_product() -> None:
+    generator = torch.Generator().manual_seed(3)
+    weight = torch.randn(48, 96, generator=generator)
+    inputs = torch.randn(400, 24, generator=generator) @ torch.randn(24, 96, generator=generator)  # correlated channels
+    inputs += 0.05 * torch.randn(400, 96, generator=generator)
+    values, scale = compensated_int8(weight, inputs.T @ inputs)
+    plain, same = int8.quantize_rows(weight)
+    torch.testing.assert_close(scale, same)
+    assert values.abs().max() <= 127
+    errors = [((int8.dequantize_rows(q, scale) - weight) @ inputs.T).square().sum() for q in (plain, values)]
+    assert errors[1] < 0.5 * errors[0]
+    white, _ = compensated_int8(weight, torch.eye(96))
+    assert torch.equal(white, plain), "without correlations there is nothing to make up for"

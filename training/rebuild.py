@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from lightrm.checkpoints.adapter import read_adapter
 from training.smollm2 import write_base
 
-ADAPTER = Path(__file__).parents[1] / "benchmarks" / "reference_model"
+ADAPTER = Path(__file__).parents[1] / "benchmarks" / "reference"
 TEXT_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json")
 LAYOUTS = {
     "sequence_classification": ("LlamaForSequenceClassification", {"v_head.summary.weight": "score.weight"}),

@@ -1,6 +1,6 @@
 """Train the reference reward model: LoRA of all linear layers and a value head on SmolLM2-135M-Instruct.
 
-    python -m training.reference DATA --work build/reference --out benchmarks/reference_model
+    python -m training.reference DATA --work build/reference --out benchmarks/reference
 
 DATA holds pairs_train.jsonl.gz. A group is one prompt with its chosen answer, the rejected one, and spoilt ones (a
 stutter or a cut, and another prompt's answer); loss = -mean log sigmoid(better - worse) over its comparisons. A group
@@ -170,7 +170,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path, help="folder with the preference pairs")
     parser.add_argument("--work", type=Path, default=Path("build/reference"), help="checkpoints and the base model")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/reference_model"), help="folder of the adapter")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/reference"), help="folder of the adapter")
     parser.add_argument("--steps", type=int, default=STEPS, help="of one epoch's 757")
     arguments = parser.parse_args()
     torch.manual_seed(0)

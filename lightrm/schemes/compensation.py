@@ -1,4 +1,4 @@
-"""Rounding that compensates its own error: GPTQ (arXiv 2210.17323), onto a grid of 4 bits in groups.
+"""Rounding that compensates its own error: GPTQ (arXiv 2210.17323), onto grids of 4 bits in groups or 8 bits a row.
 
 Columns are rounded one after the other. What rounding column i changed in the layer's output is undone as far as
 possible by the columns that are still in float, under the second moment H = X^T X of the layer's inputs:
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import torch
 
-from lightrm.schemes import grouped, int4
+from lightrm.schemes import grouped, int4, int8
 from lightrm.schemes.int4 import HIGH, LOW
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: the paper's value
@@ -23,9 +23,13 @@ BLOCK = 128
 
 
 def compensated(
-    weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int, choose: Callable[[torch.Tensor], torch.Tensor]
+    weight_OI: torch.Tensor,
+    moment_II: torch.Tensor,
+    group: int,
+    choose: Callable[[torch.Tensor], torch.Tensor],
+    bounds: tuple[int, int] = (LOW, HIGH),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a weight to q * step: q int8 (O, I) in -8 .. 7, step (O, G) in the dtype that `choose` gives.
+    """Round a weight to q * step: q int8 (O, I) within `bounds`, step (O, G) in the dtype that `choose` gives.
 
     moment_II: float32 (I, I), summed over calibration rows. choose: the steps (O,) of one group's weights (O, K), as
     compensated until then; the group divides I.
@@ -42,7 +46,7 @@ def compensated(
             if i % group == 0:
                 steps.append(choose(weight[:, i : i + group]))
             step = steps[-1].float()
-            q = (weight[:, i] / step).round_().clamp_(LOW, HIGH)
+            q = (weight[:, i] / step).round_().clamp_(*bounds)
             q_OI[:, i] = q.to(torch.int8)
             error = (weight[:, i] - q * step) / factor[i, i]
             weight[:, i + 1 : end] -= error[:, None] * factor[i, i + 1 : end]
@@ -57,6 +61,14 @@ def compensated_int4(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: in
     q_OI, step_OG = compensated(weight_OI, moment_II, group, lambda part: scale_O * int4.best_multiplier(part, scale_O))
     multiplier_OG = (step_OG / scale_O[:, None]).round().to(torch.int8)
     return int4.Int4(int4.pack(q_OI, multiplier_OG), multiplier_OG, scale_O)
+
+
+def compensated_int8(weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """int8 (O, I) and one float32 scale a row, as of `schemes.int8`."""
+    _, scale_O = int8.quantize_rows(weight_OI)
+    inputs = weight_OI.shape[1]
+    q_OI, _ = compensated(weight_OI, moment_II, inputs, lambda row: scale_O, (-int8.LEVELS, int8.LEVELS))
+    return q_OI, scale_O
 
 
 def compensated_grouped(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int) -> grouped.Grouped:
