@@ -32,7 +32,9 @@ def test_the_adapter_folder_loads_as_peft_loads_it(tmp_path: Path) -> None:
     adapted = peft.PeftModel.from_pretrained(model, ADAPTER).eval()
     head = load_file(ADAPTER / "value_head.safetensors")["v_head.summary.weight"]
     with torch.no_grad():
-        wanted = [float(adapted.base_model.model.model(torch.tensor([ids])).last_hidden_state[0, -1] @ head[0]) for ids in IDS]
+        wanted = [
+            float(adapted.base_model.model.model(torch.tensor([ids])).last_hidden_state[0, -1] @ head[0]) for ids in IDS
+        ]
     rm = lightrm.load(ADAPTER, base=tmp_path / "base", scheme="fp32")
     assert "value_head" in repr(rm)
     np.testing.assert_allclose(rm.score_ids(IDS), wanted, atol=1e-3, rtol=1e-3)
