@@ -60,7 +60,7 @@ def measure_fidelity(
     model: as for `load`; a folder of `lightrm quantize` is measured in the scheme it holds, against reference_model.
     data: a file in one of the forms of `lightrm.questions`, or what `read_questions` gave; name: what to call it.
     reference: the scheme the others are held against; where it does not fit into memory, its layers are streamed.
-    calibration: text on which a 4-bit scheme whose name ends in "+cal" compensates its rounding, as for `load`.
+    calibration: text on which a scheme whose name ends in "+cal" compensates its rounding, as for `load`.
     layers: also measure how far each layer alone moves the scores, for schemes with int8 activations.
     keep: a folder for the scores that are done; tell: takes what is worth a line; progress: bars.
 

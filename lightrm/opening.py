@@ -67,7 +67,7 @@ def load(
     token_budget: tokens computed at once; None takes what the memory allows.
     memory: what lightrm may take on the device, such as "8GiB" or a number of bytes, on a CPU Python and PyTorch
     included; None takes most of what is free. A model that does not fit is streamed, layer by layer.
-    calibration: prompts with responses on which 4-bit rounding compensates its own error; some 10,000 tokens serve.
+    calibration: prompts with responses on which rounding compensates its own error; some 10,000 tokens serve.
     beside: a loaded model of the same base, whose equal tensors are taken instead of second copies, and its scheme.
     reference: what a quantized folder was made from, for `rank(exact=True)`; other models are their own.
 

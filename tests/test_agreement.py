@@ -73,7 +73,7 @@ def test_answers_without_competition_are_no_prompt_to_rank() -> None:
 
 def test_intervals_cover() -> None:
     """Of 95 % intervals, about 95 in 100 hold the figure of endless data: flips of normal scores, known exactly."""
-    noise, covered, trials = 0.5, 0, 200
+    noise, covered, trials = 0.5, 0, 120
     truth = math.acos(1 / math.sqrt(1 + noise**2)) / math.pi  # two normal differences of that correlation
     rng = np.random.default_rng(0)
     prompt = np.repeat(np.arange(150), 2)

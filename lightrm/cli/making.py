@@ -32,8 +32,8 @@ def quantize(
 ) -> None:
     """Write the model at SOURCE, a folder or hub id, as a quantized folder that loads at once.
 
-    With --calibrate, 4-bit rounding compensates its own error on the texts of a file of prompts with answers: slower to
-    make, closer to the original. --format gptq writes files for auto-gptq, GPTQModel and optimum.
+    With --calibrate, rounding to 8 or 4 bits compensates its own error on the texts of a file of prompts with answers:
+    slower to make, closer to the original. --format gptq writes files for auto-gptq, GPTQModel and optimum.
     """
     from lightrm import native
     from lightrm.checkpoints.stored import check_free
