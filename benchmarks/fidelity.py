@@ -1,8 +1,8 @@
 """How far each scheme moves the scores and the rankings of two trained models, and what a guaranteed ranking costs.
 
-    python -m benchmarks.fidelity DATA --reference FOLDER --work FOLDER
+    python -m benchmarks.fidelity DATA --work FOLDER [--reference FOLDER]
 
-The bundled model, and the 135 M reference model of `training.rebuild` (FOLDER). Held-out pairs and lists, each answer
+The bundled model, and with --reference the 135 M reference model of `training.rebuild`. Held-out pairs and lists, each answer
 with its prompt, cut at LONGEST tokens; the schemes with "+cal" are calibrated on training pairs. Speed is measured in
 turn: the same text by every scheme, ROUNDS times around, the median of the ratios to float32. The bound of the
 guaranteed ranking is measured on training pairs and held-out lists of one half, and used on all pairs and the other
@@ -197,7 +197,7 @@ def guarantee(kind: str, one: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--reference", type=Path, required=True, help="folder of training.rebuild")
+    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
     parser.add_argument("--work", type=Path, required=True, help="where scores are kept")
     parser.add_argument("--pairs", type=int, default=10**6)
     parser.add_argument("--lists", type=int, default=10**6)
@@ -208,10 +208,10 @@ def main() -> None:
     questions += every(read_questions(arguments.data / "lists_dev.jsonl.gz"), arguments.lists)
     train = every(read_questions(arguments.data / "pairs_train.jsonl.gz"), arguments.bound)
     models = {}
-    for name, path in (
-        ("The bundled model", "demo"),
-        ("The 135 M reference model", str(arguments.reference / "sequence_classification")),
-    ):
+    paths = {"The bundled model": "demo"}
+    if arguments.reference is not None:
+        paths["The 135 M reference model"] = str(arguments.reference / "sequence_classification")
+    for name, path in paths.items():
         keep = arguments.work / path.replace("/", "-")
         report = measured(path, questions, SCHEMES, arguments.data, keep)
         print(report, flush=True)
