@@ -2,7 +2,7 @@
 
     python -m benchmarks.fidelity DATA --work FOLDER [--reference FOLDER]
 
-The bundled model, and with --reference the 135 M reference model of `training.rebuild`. Held-out pairs and lists, each answer
+The bundled model, and with --reference the 135 M model of `training.rebuild`. Held-out pairs and lists, each answer
 with its prompt, cut at LONGEST tokens; the schemes with "+cal" are calibrated on training pairs. Speed is measured in
 turn: the same text by every scheme, ROUNDS times around, the median of the ratios to float32. The bound of the
 guaranteed ranking is measured on training pairs and held-out lists of one half, and used on all pairs and the other
