@@ -98,14 +98,18 @@ class CompensatingLoader(Loader):
         return ops.silu_mul(product.float(), self.folding.gated_block if self.folding else 1)
 
     def rounded(self, prefix: str, name: str, norm_D: torch.Tensor | None, inputs: list[torch.Tensor]) -> Linear:
-        moment = torch.zeros(inputs[0].shape[1], inputs[0].shape[1], device=self.device)
+        """int8 rows that come out of a norm are centered: much of each is the same in all of them."""
+        centers = norm_D is not None and self.scheme.integer
+        mean_I = torch.cat(inputs).mean(0) if centers else torch.zeros(inputs[0].shape[1], device=self.device)
+        moment = torch.zeros(len(mean_I), len(mean_I), device=self.device)
         for rows in inputs:
-            moment.addmm_(rows.T, rows)
+            centered = rows - mean_I
+            moment.addmm_(centered.T, centered)
         parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
         weight = torch.cat(parts).float()
         held, stands_for = self.compensated(weight, moment)
         self.note(f"{prefix}{name}", *energies(weight, stands_for))
-        return self.linear_of(prefix, name, held)
+        return self.linear_of(prefix, name, held, (mean_I, weight @ mean_I) if centers else None)
 
     def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
         """The rounded weight, and what it stands for in float."""

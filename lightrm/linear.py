@@ -12,7 +12,7 @@ T tokens, D width, F feed-forward width, O x I a weight.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -162,17 +162,22 @@ class IntegerProduct:
 
 @dataclass(frozen=True, slots=True)
 class IntegerLinear:
-    """bias_O float32 (O,) or None; block as in FloatLinear."""
+    """bias_O float32 (O,) or None; block as in FloatLinear.
+
+    shift_I: float32 (I,), taken off each normed row before it is rounded, or None. What it is worth, weight @ shift in
+    full precision, is in the bias: what all rows have in common costs neither levels nor the weight's own rounding.
+    """
 
     weight: Int8Weight | Int4Weight
     bias_O: torch.Tensor | None = None
     block: int = 1
+    shift_I: torch.Tensor | None = None
 
     def normed(self, stream: Stream, norm_D: torch.Tensor | None, eps: float) -> IntegerRows:
         assert norm_D is None, "integer layers have their norm folded into the weight"
         if isinstance(stream, Waiting) and (sums := stream.taken()) is not None:
-            return IntegerRows(*ops.add_norm_quantize(stream.x_TD, sums, eps))
-        return IntegerRows(*ops.norm_quantize(settled(stream), eps))
+            return IntegerRows(*ops.add_norm_quantize(stream.x_TD, sums, eps, self.shift_I))
+        return IntegerRows(*ops.norm_quantize(settled(stream), eps, self.shift_I))
 
     def rows(self, x_TI: torch.Tensor) -> IntegerRows:
         return IntegerRows(*ops.quantize(x_TI))
@@ -187,7 +192,7 @@ class IntegerLinear:
         return IntegerRows(rows.values_TI[rows_S], rows.scale_T[rows_S])
 
     def outputs(self, start: int, end: int) -> IntegerLinear:
-        return IntegerLinear(self.weight.outputs(start, end), some(self.bias_O, start, end), self.block)
+        return replace(self, weight=self.weight.outputs(start, end), bias_O=some(self.bias_O, start, end))
 
     def __call__(self, rows: IntegerRows) -> IntegerProduct:
         return IntegerProduct(products.product(rows.values_TI, rows.scale_T, self.weight.integers, self.bias_O))
@@ -199,16 +204,19 @@ class IntegerLinear:
 
     @property
     def bytes(self) -> int:
-        return self.weight.bytes + (0 if self.bias_O is None else self.bias_O.nbytes)
+        return self.weight.bytes + sum(v.nbytes for v in (self.bias_O, self.shift_I) if v is not None)
 
 
 def some(bias_O: torch.Tensor | None, start: int, end: int) -> torch.Tensor | None:
     return None if bias_O is None else bias_O[start:end]
 
 
-def linear_for(scheme: Scheme, weight: Held, bias_O: torch.Tensor | None, block: int = 1) -> Linear:
-    """A held weight and its bias, if any, as the layer that the scheme runs."""
+def linear_for(
+    scheme: Scheme, weight: Held, bias_O: torch.Tensor | None, block: int = 1, shift_I: torch.Tensor | None = None
+) -> Linear:
+    """A held weight with its bias and its shift, if any, as the layer that the scheme runs."""
     if scheme.integer:
         assert isinstance(weight, Int8Weight | Int4Weight)
-        return IntegerLinear(weight, bias_O, block)
+        return IntegerLinear(weight, bias_O, block, shift_I)
+    assert shift_I is None, "only int8 rows are shifted"
     return FloatLinear(weight, None if bias_O is None else bias_O.to(scheme.dtype), block)

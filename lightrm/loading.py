@@ -222,12 +222,19 @@ class Loader:
             )
         return ForeignWeight(tuple(part for part in parts if not isinstance(part, Rowwise)))
 
-    def linear_of(self, prefix: str, name: str, held: Held) -> Linear:
-        """A held weight with the file's bias, as the layer that the scheme runs."""
+    def linear_of(
+        self, prefix: str, name: str, held: Held, shift: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> Linear:
+        """A held weight with the file's bias, as the layer that the scheme runs.
+
+        shift: what is taken off its rows, and what the weight makes of that, which the bias gives back.
+        """
         biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
         bias = torch.cat(biases) if biases else None
         block = self.folding.gated_block if self.folding is not None and name == "down" else 1
-        return linear_for(self.scheme, held, bias, block)
+        if shift is None:
+            return linear_for(self.scheme, held, bias, block)
+        return linear_for(self.scheme, held, shift[1] if bias is None else bias + shift[1], block, shift[0])
 
     def parts(self, prefix: str, name: str, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The file's tensors behind one layer, by our part names; one fused tensor comes as its parts too."""

@@ -42,13 +42,14 @@ from lightrm.heads import PostStep, ValueHead
 from lightrm.linear import Linear, linear_for
 from lightrm.loading import LoadReport
 from lightrm.schemes.grammar import Scheme, parse_scheme
-from lightrm.schemes.int4 import Int4
+from lightrm.schemes.int4 import Int4, dequantize
 from lightrm.streaming import StreamedLayers
 from lightrm.transformer import Decoder, Layer, Layers
 from lightrm.twins import held_once
 from lightrm.weights import ForeignWeight, Int4Weight, Int8Weight, PlainWeight
 
-MANIFEST, WEIGHTS, FORMAT = "lightrm.json", "lightrm.safetensors", 2
+MANIFEST, WEIGHTS, FORMAT = "lightrm.json", "lightrm.safetensors", 3
+READ = (2, FORMAT)  # format 2 knew no shifts
 LINEARS = ("qkv", "output", "gate_up", "down")
 
 
@@ -131,6 +132,8 @@ def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.T
                 yield f"layers.{i}.{name}.{part}", tensor
             if linear.bias_O is not None and bool(linear.bias_O.any()):
                 yield f"layers.{i}.{name}.bias", linear.bias_O.float()
+            if (shift_I := getattr(linear, "shift_I", None)) is not None:
+                yield f"layers.{i}.{name}.shift", shift_I
     for k, (weight, bias) in enumerate(zip(head.weights, head.biases, strict=True)):
         yield f"head.{k}.weight", weight
         if bias is not None:
@@ -153,7 +156,7 @@ def read_manifest(folder: Path) -> Manifest:
         raise CorruptFileError(f"{folder} holds {WEIGHTS} but no {MANIFEST}: a copy is incomplete, or writing stopped")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] != FORMAT:
+        if raw["format"] not in READ:
             cure = "update lightrm" if raw["format"] > FORMAT else "quantize its source again"
             raise CorruptFileError(
                 f"{folder} was written by lightrm {raw.get('lightrm')} in format {raw['format']}, this version reads "
@@ -287,6 +290,11 @@ def layer_of(tensors: Tensors, i: int, a: Architecture, scheme: Scheme) -> Layer
             weight = Int8Weight(tensors[stem + "values"], tensors[stem + "scale"])
         else:
             weight = Int4Weight(Int4(*(tensors[stem + part] for part in ("packed", "multiplier", "scale"))))
-        return linear_for(scheme, weight, tensors.get(stem + "bias"), block)
+        bias, shift = tensors.get(stem + "bias"), tensors.get(stem + "shift")
+        if shift is not None and not scheme.integer:  # 16-bit rows are not shifted: the bias takes it back
+            assert bias is not None
+            assert isinstance(weight, Int4Weight)
+            bias, shift = bias - dequantize(weight.held) @ shift, None
+        return linear_for(scheme, weight, bias, block, shift)
 
     return Layer(None, linear("qkv"), linear("output"), None, linear("gate_up"), linear("down"))

@@ -151,18 +151,32 @@ def check_attention(query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: t
     check(fits, "attention", query=query_THE, key=key_TJE, value=value_TJE)
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm without a weight, then int8 per row: float32 (T, D) -> int8 (T, D), float32 (T,)."""
+def norm_quantize(
+    x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm without a weight, then int8 per row: float32 (T, D) -> int8 (T, D), float32 (T,).
+
+    shift_D: float32 (D,), taken off each normed row before it is rounded; the reader's bias makes up for it.
+    """
     check(x_TD.ndim == 2 and x_TD.dtype == torch.float32, "norm_quantize", x=x_TD)
-    values, scale_T = passes(x_TD).norm_quantize(x_TD, eps)
+    check_shift("norm_quantize", x_TD, shift_D)
+    values, scale_T = passes(x_TD).norm_quantize(x_TD, eps, shift_D)
     return values, scale_T
 
 
-def add_norm_quantize(x_TD: torch.Tensor, sums: Sums, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def add_norm_quantize(
+    x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """x += sums, in place, then norm_quantize, in one pass."""
     check_sums("add_norm_quantize", sums, x_TD.shape)
-    values, scale_T = passes(x_TD).add_norm_quantize(x_TD, *sums, eps)
+    check_shift("add_norm_quantize", x_TD, shift_D)
+    values, scale_T = passes(x_TD).add_norm_quantize(x_TD, *sums, eps, shift_D)
     return values, scale_T
+
+
+def check_shift(op: str, x_TD: torch.Tensor, shift_D: torch.Tensor | None) -> None:
+    if shift_D is not None:
+        check(shift_D.shape == x_TD.shape[1:] and shift_D.dtype == torch.float32, op, x=x_TD, shift=shift_D)
 
 
 def quantize(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -207,12 +221,12 @@ def by_head(parts: Sequence[torch.Tensor], head_width: int) -> tuple[torch.Tenso
 def silu_mul_quantize(sums: Sums, block: int) -> tuple[torch.Tensor, torch.Tensor]:
     """silu(gate) * up, a block Hadamard transform, int8 per row: (T, 2F) -> int8 (T, F), float32 (T,).
 
-    block: a power of two that divides F; 1 leaves the row as it is. A bias is not added: no supported decoder gives
-    its MLP one.
+    block: a power of two that divides F; 1 leaves the row as it is.
     """
     check_sums("silu_mul_quantize", sums, sums.acc_TO.shape)
     check(sums.acc_TO.shape[1] % (2 * block) == 0, "silu_mul_quantize", acc=sums.acc_TO)
-    values, scale_T = passes(sums.acc_TO).silu_mul_quantize(sums.acc_TO, sums.row_scale_T, sums.scale_O, block)
+    acc_TO, row_scale_T, scale_O, bias_O = sums
+    values, scale_T = passes(acc_TO).silu_mul_quantize(acc_TO, row_scale_T, scale_O, block, bias_O)
     return values, scale_T
 
 

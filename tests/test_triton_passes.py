@@ -253,3 +253,30 @@ def test_a_row_does_not_see_its_neighbours() -> None:
         rows = slice(t, t + 1)
         alone = (*cuda.norm_quantize(x[rows], 1e-6), *cuda.silu_mul_quantize(acc[rows], row_scale[rows], scale, 16))
         assert all(torch.equal(a[rows], b) for a, b in zip(together, alone, strict=True))
+
+
+@pytest.mark.parametrize("tokens", TOKENS)
+@pytest.mark.parametrize("width", [1, 63, 100])
+def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
+    """A vector taken off the normed rows, and what the bias gives back, as their twins have them."""
+    acc, row_scale, scale, bias, shift = here(*product_of(tokens, width), normal(width, seed=8), normal(width, seed=9))
+    x = 3 * normal(tokens, width, seed=7).to(DEVICE)
+    wide = x.double()
+    exact = wide * (wide.square().mean(1, keepdim=True) + 1e-6).rsqrt() - shift.double()
+    values, found_scale = cuda.norm_quantize(x, 1e-6, shift)
+    slow_values, slow_scale = integer.norm_quantize(x, 1e-6, shift)
+    assert_twice(found_scale, slow_scale, exact.abs().amax(1).clamp(min=1e-30) / 127)
+    assert (values.int() - slow_values.int()).abs().max() <= 1
+    assert ((values.double() * found_scale[:, None] - exact).abs() <= 0.51 * found_scale[:, None]).all()
+    alone = x + integer.dequantize(acc, row_scale, scale, bias)
+    added = x.clone()
+    both = cuda.add_norm_quantize(added, acc, row_scale, scale, bias, 1e-6, shift)
+    for a, b in zip(both, cuda.norm_quantize(alone, 1e-6, shift), strict=True):
+        torch.testing.assert_close(a.float(), b.float(), atol=1, rtol=1e-5)
+    acc, row_scale, scale, bias = here(*product_of(tokens, 2 * width), normal(2 * width, seed=8))
+    values, found_scale = cuda.silu_mul_quantize(acc, row_scale, scale, 1, bias)
+    slow_values, slow_scale = integer.silu_mul_quantize(acc, row_scale, scale, 1, bias)
+    gate, up = (acc.double() * (row_scale.double()[:, None] * scale.double()) + bias.double()).chunk(2, 1)
+    hidden = torch.nn.functional.silu(gate) * up
+    assert_twice(found_scale, slow_scale, hidden.abs().amax(1).clamp(min=1e-30) / 127)
+    assert (values.int() - slow_values.int()).abs().max() <= 1

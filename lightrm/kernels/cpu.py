@@ -19,6 +19,7 @@ from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
 from lightrm.packing import Segment
 from lightrm.schemes.int4 import block_of
 
+NOTHING = torch.empty(0)  # a vector that is not there, for the compiled code
 ONE_AT_A_TIME = threading.Lock()  # not every threading layer of numba bears two callers
 
 
@@ -29,9 +30,11 @@ def launch(kernel: Callable[..., None], *arguments: Any) -> None:
         kernel(*(a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments))
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+def norm_quantize(
+    x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     values, scale_T = torch.empty_like(x_TD, dtype=torch.int8), x_TD.new_empty(len(x_TD))
-    launch(rows.norm_quantize_rows, x_TD, np.float32(eps), values, scale_T)
+    launch(rows.norm_quantize_rows, x_TD, np.float32(eps), NOTHING if shift_D is None else shift_D, values, scale_T)
     return values, scale_T
 
 
@@ -62,18 +65,26 @@ def add_norm_quantize(
     scale_D: torch.Tensor,
     bias_D: torch.Tensor,
     eps: float,
+    shift_D: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     values, scale_T = torch.empty_like(x_TD, dtype=torch.int8), x_TD.new_empty(len(x_TD))
-    launch(rows.add_norm_quantize_rows, x_TD, acc_TD, row_scale_T, scale_D, bias_D, np.float32(eps), values, scale_T)
+    added = acc_TD, row_scale_T, scale_D, bias_D
+    shift_D = NOTHING if shift_D is None else shift_D
+    launch(rows.add_norm_quantize_rows, x_TD, *added, np.float32(eps), shift_D, values, scale_T)
     return values, scale_T
 
 
 def silu_mul_quantize(
-    acc_TF2: torch.Tensor, row_scale_T: torch.Tensor, scale_F2: torch.Tensor, block: int
+    acc_TF2: torch.Tensor,
+    row_scale_T: torch.Tensor,
+    scale_F2: torch.Tensor,
+    block: int,
+    bias_F2: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     values = torch.empty(len(acc_TF2), acc_TF2.shape[1] // 2, dtype=torch.int8)
     scale_T = torch.empty_like(row_scale_T)
-    launch(rows.silu_mul_quantize_rows, acc_TF2, row_scale_T, scale_F2, block, values, scale_T)
+    bias_F2 = torch.zeros_like(scale_F2) if bias_F2 is None else bias_F2
+    launch(rows.silu_mul_quantize_rows, acc_TF2, row_scale_T, scale_F2, bias_F2, block, values, scale_T)
     return values, scale_T
 
 

@@ -43,11 +43,13 @@ def norm(
     weight_D: torch.Tensor | None = None,
     added: tuple[torch.Tensor, ...] | None = None,
     rows_S: torch.Tensor | None = None,
+    shift_D: torch.Tensor | None = None,
     quantized: bool = False,
 ) -> Pair:
     """`gpu.rows.norm_row` over rows of x; the result, and the scale of each row if it is quantized.
 
-    eps: None leaves the norm out. added: sums, row scale, scale, bias, added to x in place first.
+    eps: None leaves the norm out. added: sums, row scale, scale, bias, added to x in place first. shift_D: taken off
+    the normed row, of quantized ones.
     """
     if added is not None:
         check_in_place(x_TD)
@@ -68,6 +70,7 @@ def norm(
                 bias,
                 scale_T if weight_D is None else vector(weight_D),
                 scale_T if rows_S is None else vector(rows_S),
+                scale_T if shift_D is None else vector(shift_D),
                 out,
                 scale_T,
                 eps or 0.0,
@@ -80,6 +83,7 @@ def norm(
                 NORMED=eps is not None,
                 QUANTIZED=quantized,
                 GATHERED=rows_S is not None,
+                SHIFTED=shift_D is not None,
                 BLOCK=block,
                 enable_fp_fusion=False,
                 num_warps=warps_for(block),
@@ -91,8 +95,8 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> t
     return norm(x_TD, eps, weight_D=weight_D)[0]
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float) -> Pair:
-    return norm(x_TD, eps, quantized=True)
+def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None) -> Pair:
+    return norm(x_TD, eps, shift_D=shift_D, quantized=True)
 
 
 def quantize(x_TI: torch.Tensor) -> Pair:
@@ -106,9 +110,10 @@ def add_norm_quantize(
     scale_D: torch.Tensor,
     bias_D: torch.Tensor,
     eps: float,
+    shift_D: torch.Tensor | None = None,
 ) -> Pair:
     """x += product, in place, then as norm_quantize."""
-    return norm(x_TD, eps, added=(acc_TD, row_scale_T, scale_D, bias_D), quantized=True)
+    return norm(x_TD, eps, added=(acc_TD, row_scale_T, scale_D, bias_D), shift_D=shift_D, quantized=True)
 
 
 def gate(
@@ -117,6 +122,7 @@ def gate(
     scale_F2: torch.Tensor | None,
     block: int,
     quantized: bool,
+    bias_F2: torch.Tensor | None = None,
 ) -> Pair:
     """`gpu.rows.gate_row` over the rows of a product; the result, and the scale of each row if it is quantized."""
     product_TF2 = whole_rows(product_TF2)
@@ -130,12 +136,14 @@ def gate(
                 product_TF2,
                 scale_T if row_scale_T is None else vector(row_scale_T),
                 scale_T if scale_F2 is None else vector(scale_F2),
+                scale_T if bias_F2 is None else vector(bias_F2),
                 out,
                 scale_T,
                 width,
                 product_TF2.stride(0),
                 1 / math.sqrt(block),
                 SCALED=row_scale_T is not None,
+                BIASED=bias_F2 is not None,
                 QUANTIZED=quantized,
                 LEVEL=block.bit_length() - 1,
                 BLOCK=columns,
@@ -151,9 +159,13 @@ def silu_mul(gate_up_TF2: torch.Tensor, block: int = 1) -> torch.Tensor:
 
 
 def silu_mul_quantize(
-    acc_TF2: torch.Tensor, row_scale_T: torch.Tensor | None, scale_F2: torch.Tensor | None, block: int
+    acc_TF2: torch.Tensor,
+    row_scale_T: torch.Tensor | None,
+    scale_F2: torch.Tensor | None,
+    block: int,
+    bias_F2: torch.Tensor | None = None,
 ) -> Pair:
-    return gate(acc_TF2, row_scale_T, scale_F2, block, True)
+    return gate(acc_TF2, row_scale_T, scale_F2, block, True, bias_F2)
 
 
 def split_heads(

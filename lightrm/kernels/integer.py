@@ -16,10 +16,18 @@ from lightrm.schemes.int8 import quantize_rows
 quantize = quantize_rows
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """RMSNorm without a weight, then int8: the norm only scales a row, so it goes into the scale."""
+def norm_quantize(
+    x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMSNorm without a weight, then int8: the norm only scales a row, so it goes into the scale.
+
+    shift_D: taken off the normed row before it is rounded; the reader's bias gives back what it is worth.
+    """
+    shrink_T = torch.rsqrt(x_TD.float().square().mean(-1) + eps)
+    if shift_D is not None:
+        return quantize_rows(x_TD * shrink_T[:, None] - shift_D)
     values, scale_T = quantize_rows(x_TD)
-    return values, scale_T * torch.rsqrt(x_TD.float().square().mean(-1) + eps)
+    return values, scale_T * shrink_T
 
 
 def add_norm_quantize(
@@ -29,10 +37,11 @@ def add_norm_quantize(
     scale_D: torch.Tensor,
     bias_D: torch.Tensor,
     eps: float,
+    shift_D: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """x += product, in place, then norm_quantize."""
     x_TD += dequantize(acc_TD, row_scale_T, scale_D, bias_D)
-    return norm_quantize(x_TD, eps)
+    return norm_quantize(x_TD, eps, shift_D)
 
 
 def product(values_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
@@ -71,8 +80,14 @@ def split_heads(
 
 
 def silu_mul_quantize(
-    acc_TF2: torch.Tensor, row_scale_T: torch.Tensor, scale_F2: torch.Tensor, block: int
+    acc_TF2: torch.Tensor,
+    row_scale_T: torch.Tensor,
+    scale_F2: torch.Tensor,
+    block: int,
+    bias_F2: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """silu(gate) * up, the block Hadamard transform along the row (none for block 1), int8."""
     gate_up = acc_TF2.float() * (row_scale_T[:, None] * scale_F2)
+    if bias_F2 is not None:
+        gate_up += bias_F2
     return quantize_rows(hadamard(reference.silu_mul(gate_up), block))

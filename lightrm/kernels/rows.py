@@ -77,17 +77,31 @@ def sum_of_squares(x):
 
 
 @njit(**PLAIN)
-def norm_quantize_row(x_D, eps, values_D):
-    most = at_least_tiny(peak(x_D))
-    round_to(values_D, x_D, LEVELS_F / most)
+def moved(out, x, factor, shift):
+    for k in range(out.shape[0]):
+        out[k] = x[k] * factor - shift[k]
+
+
+@njit(**PLAIN)
+def norm_quantize_row(x_D, eps, shift_D, values_D):
+    """shift_D: taken off the normed row; of width 0 where there is none, and the norm goes into the scale alone."""
     mean = sum_of_squares(x_D) / float32(x_D.shape[0])
-    return most / LEVELS_F / np.sqrt(mean + eps)
+    root = np.sqrt(mean + eps)
+    if shift_D.shape[0] == 0:
+        most = at_least_tiny(peak(x_D))
+        round_to(values_D, x_D, LEVELS_F / most)
+        return most / LEVELS_F / root
+    normed_D = np.empty(x_D.shape[0], np.float32)
+    moved(normed_D, x_D, float32(1) / root, shift_D)
+    most = at_least_tiny(peak(normed_D))
+    round_to(values_D, normed_D, LEVELS_F / most)
+    return most / LEVELS_F
 
 
 @njit(**PARALLEL)
-def norm_quantize_rows(x_TD, eps, values_TD, scale_T):
+def norm_quantize_rows(x_TD, eps, shift_D, values_TD, scale_T):
     for t in prange(x_TD.shape[0]):
-        scale_T[t] = norm_quantize_row(x_TD[t], eps, values_TD[t])
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, values_TD[t])
 
 
 @njit(**PARALLEL)
@@ -134,17 +148,17 @@ def add_row(x_D, acc_D, row_scale, scale_D, bias_D):
 
 
 @njit(**PARALLEL)
-def add_norm_quantize_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, values_TD, scale_T):
+def add_norm_quantize_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, shift_D, values_TD, scale_T):
     for t in prange(x_TD.shape[0]):
         add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
-        scale_T[t] = norm_quantize_row(x_TD[t], eps, values_TD[t])
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, values_TD[t])
 
 
 @njit(**PLAIN)
-def silu_mul(out, gate, up, row_scale, gate_scale, up_scale):
+def silu_mul(out, gate, up, row_scale, gate_scale, up_scale, gate_bias, up_bias):
     for k in range(out.shape[0]):
-        g = float32(gate[k]) * (row_scale * gate_scale[k])
-        u = float32(up[k]) * (row_scale * up_scale[k])
+        g = float32(gate[k]) * (row_scale * gate_scale[k]) + gate_bias[k]
+        u = float32(up[k]) * (row_scale * up_scale[k]) + up_bias[k]
         out[k] = g * u / (float32(1) + exponential(-g))
 
 
@@ -180,9 +194,10 @@ def hadamard(x, block):
 
 
 @njit(**PLAIN)
-def silu_mul_quantize_row(acc_F2, row_scale, scale_F2, block, values_F, hidden_F):
+def silu_mul_quantize_row(acc_F2, row_scale, scale_F2, bias_F2, block, values_F, hidden_F):
     width = values_F.shape[0]
-    silu_mul(hidden_F, acc_F2[:width], acc_F2[width:], row_scale, scale_F2[:width], scale_F2[width:])
+    gate, up, gate_scale, up_scale = acc_F2[:width], acc_F2[width:], scale_F2[:width], scale_F2[width:]
+    silu_mul(hidden_F, gate, up, row_scale, gate_scale, up_scale, bias_F2[:width], bias_F2[width:])
     hadamard(hidden_F, block)
     spread = float32(1) / np.sqrt(float32(block))
     most = at_least_tiny(peak(hidden_F) * spread)
@@ -191,10 +206,11 @@ def silu_mul_quantize_row(acc_F2, row_scale, scale_F2, block, values_F, hidden_F
 
 
 @njit(**PARALLEL)
-def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, block, values_TF, scale_T):
+def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, values_TF, scale_T):
     for t in prange(acc_TF2.shape[0]):
         hidden_F = np.empty(values_TF.shape[1], np.float32)
-        scale_T[t] = silu_mul_quantize_row(acc_TF2[t], row_scale_T[t], scale_F2, block, values_TF[t], hidden_F)
+        row = values_TF[t]
+        scale_T[t] = silu_mul_quantize_row(acc_TF2[t], row_scale_T[t], scale_F2, bias_F2, block, row, hidden_F)
 
 
 @cache

@@ -39,6 +39,7 @@ def norm_row(
     bias,
     weight,
     rows,
+    shift,
     out,
     out_scale,
     eps,
@@ -51,9 +52,13 @@ def norm_row(
     NORMED: tl.constexpr,
     QUANTIZED: tl.constexpr,
     GATHERED: tl.constexpr,
+    SHIFTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """x += product where ADDED, then RMSNorm where NORMED, then int8 or a float. GATHERED: row rows[t] of x."""
+    """x += product where ADDED, then RMSNorm where NORMED, then int8 or a float. GATHERED: row rows[t] of x.
+
+    SHIFTED: a vector is taken off the normed row before it is rounded to int8.
+    """
     t = tl.program_id(0).to(tl.int64)
     source = tl.load(rows + t).to(tl.int64) if GATHERED else t
     d = tl.arange(0, BLOCK)
@@ -68,6 +73,9 @@ def norm_row(
         tl.store(x + source * x_stride + d, v.to(x.dtype.element_ty), mask=inside)
     shrink = 1 / tl.sqrt_rn(tl.sum(v * v, 0) / D + eps) if NORMED else 1.0
     if QUANTIZED:
+        if SHIFTED:
+            v = v * shrink - tl.load(shift + d, mask=inside, other=0)
+            shrink = 1.0
         peak = peak_of(v)
         tl.store(out + t * D + d, to_int8(v, tl.div_rn(LEVELS_F, peak)), mask=inside)
         tl.store(out_scale + t, tl.div_rn(peak, LEVELS_F) * shrink)
@@ -93,12 +101,14 @@ def gate_row(
     product,
     row_scale,
     scale,
+    bias,
     out,
     out_scale,
     F,
     product_stride,
     spread,
     SCALED: tl.constexpr,
+    BIASED: tl.constexpr,
     QUANTIZED: tl.constexpr,
     LEVEL: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -120,6 +130,9 @@ def gate_row(
         row = tl.load(row_scale + t)
         gate = gate * (row * tl.load(scale + f, mask=inside, other=0))
         up = up * (row * tl.load(scale + F + f, mask=inside, other=0))
+    if BIASED:
+        gate += tl.load(bias + f, mask=inside, other=0)
+        up += tl.load(bias + F + f, mask=inside, other=0)
     x = gate * up / (1 + tl.exp(-gate))
     for step in tl.static_range(LEVEL):
         x = butterflies(x, 2**step)

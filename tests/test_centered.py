@@ -1,0 +1,89 @@
+"""Calibrated integer schemes: what all rows of a norm have in common is taken off before rounding, and given back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import lightrm
+from lightrm import native
+from lightrm.demonstration import EXAMPLES
+from lightrm.kernels import cpu, integer
+from lightrm.linear import IntegerLinear
+from lightrm.schemes.int8 import quantize_rows
+from lightrm.weights import Int8Weight
+from tests.test_integer_kernels import normal, product_of
+from tests.test_kernels import assert_twice
+
+TEXT = [(prompt, text) for prompt, answers in EXAMPLES for _, text in answers]
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 17, 65])
+@pytest.mark.parametrize("width", [1, 63, 100, 1000])
+def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
+    x, shift = 3 * normal(tokens, width, seed=7), normal(width, seed=9)
+    wide = x.double()
+    exact = wide * (wide.square().mean(1, keepdim=True) + 1e-6).rsqrt() - shift.double()
+    values, scale = cpu.norm_quantize(x, 1e-6, shift)
+    slow_values, slow_scale = integer.norm_quantize(x, 1e-6, shift)
+    assert_twice(scale, slow_scale, exact.abs().amax(1).clamp(min=1e-30) / 127)
+    assert (values.int() - slow_values.int()).abs().max() <= 1, "a rounding may tip over, no more"
+    assert ((values.double() * scale[:, None] - exact).abs() <= 0.51 * scale[:, None]).all()
+    acc, row_scale, factor = product_of(tokens, width)
+    bias, found, slow = normal(width, seed=8), x.clone(), x.clone()
+    values, scale = cpu.add_norm_quantize(found, acc, row_scale, factor, bias, 1e-6, shift)
+    slow_values, slow_scale = integer.add_norm_quantize(slow, acc, row_scale, factor, bias, 1e-6, shift)
+    torch.testing.assert_close(scale, slow_scale, rtol=1e-5, atol=0)
+    assert (values.int() - slow_values.int()).abs().max() <= 1
+    acc, row_scale, factor = product_of(tokens, 2 * width)
+    bias = normal(2 * width, seed=8)
+    values, scale = cpu.silu_mul_quantize(acc, row_scale, factor, 1, bias)
+    slow_values, slow_scale = integer.silu_mul_quantize(acc, row_scale, factor, 1, bias)
+    gate, up = (acc.double() * (row_scale.double()[:, None] * factor.double()) + bias.double()).chunk(2, 1)
+    hidden = torch.nn.functional.silu(gate) * up
+    assert_twice(scale, slow_scale, hidden.abs().amax(1).clamp(min=1e-30) / 127)
+    assert (values.int() - slow_values.int()).abs().max() <= 1
+
+
+def test_any_shift_is_given_back() -> None:
+    """In exact arithmetic a shift changes nothing; near the rows' mean it makes the product more exact."""
+    x, weight, common = normal(80, 96), normal(40, 96, seed=1), 4 * normal(96, seed=2)
+    x = x + common
+    wide = x.double()
+    rows = wide * (wide.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+    exact = rows @ weight.double().T
+    held = Int8Weight(*quantize_rows(weight))
+
+    def error(shift: torch.Tensor | None) -> float:
+        linear = IntegerLinear(held, None if shift is None else weight @ shift, 1, shift)
+        return float((linear(linear.normed(x.clone(), None, 1e-6)).float().double() - exact).square().mean().sqrt())
+
+    assert error(0.3 * normal(96, seed=5)) < 2 * error(None)
+    assert error(rows.mean(0).float()) < 0.4 * error(None)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8-g32"])
+def test_calibrated_models_are_centered_and_travel(scheme: str, tmp_path: Path) -> None:
+    exact, plain = lightrm.load("demo", scheme="fp32"), lightrm.load("demo", scheme=scheme)
+    better = lightrm.load("demo", scheme=scheme, calibration=TEXT)
+    layer = better.decoder.layers[0]
+    assert layer.qkv.shift_I is not None
+    assert layer.gate_up.shift_I is not None
+    assert layer.down.shift_I is None
+    prompts, answers = [p for p, _ in TEXT], [t for _, t in TEXT]
+    truth = exact.score_batch(prompts, answers)
+    scores = better.score_batch(prompts, answers)
+    off = [np.abs(rm.score_batch(prompts, answers) - truth).mean() for rm in (plain, better)]
+    assert off[1] < 0.9 * off[0], off
+    name = better.template.name if better.template else None
+    native.write(tmp_path / "out", better.checkpoint, better.decoder, better.head, better.report, name)
+    again = lightrm.load(tmp_path / "out")
+    np.testing.assert_array_equal(again.score_batch(prompts, answers), scores)
+    alone = [float(again.score(p, [t])[0]) for p, t in TEXT[:5]]
+    np.testing.assert_array_equal(alone, scores[:5])
+    if scheme == "w4a8-g32":
+        wide = lightrm.load(tmp_path / "out", scheme="w4a16-g32")
+        assert np.abs(wide.score_batch(prompts, answers) - truth).mean() < 1.2 * off[1]
