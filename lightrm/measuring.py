@@ -16,6 +16,7 @@ from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -91,7 +92,14 @@ def measure_fidelity(
     rm = opened(source, reference)
     prompts = [q.prompt for q in questions for _ in q.responses]
     ids = rm.encode(prompts, [text for q in questions for text in q.responses])
-    kept = Kept(keep, {**identity(rm, str(source)), "ids": digest(ids), "device": str(place), "memory": str(memory)})
+    held = native.read_manifest(Path(model)).sums if quantized else None
+    kept = Kept(
+        keep,
+        {
+            **identity(rm, str(source)), "ids": digest(ids), "device": str(place), "memory": str(memory),
+            "calibration": digest(calibration), "quantized": digest(held),
+        },
+    )  # fmt: skip
     exact = kept.get(reference) or kept.put(measured(rm, reference, ids, tell, progress))
     del rm
     found = []
@@ -150,8 +158,8 @@ def about(device: torch.device) -> dict[str, str]:
     }
 
 
-def digest(ids: Sequence[list[int]]) -> str:
-    return hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Kept:

@@ -127,12 +127,17 @@ def test_a_quantized_folder_keeps_the_result(folder: Path, data: Path, tmp_path:
     assert "against fp32 on 70 prompts of pairs.jsonl" in note.summary
 
 
-def test_calibrated_schemes_are_named_so(folder: Path, data: Path) -> None:
+def test_calibrated_schemes_are_named_so(folder: Path, data: Path, tmp_path: Path) -> None:
     report = lightrm.measure_fidelity(
         folder, data, schemes=["w8a8", "w4a8", "w4a8+cal"], calibration=[(text(9), text(30)) for _ in range(20)]
     )
     assert [row.scheme for row in report.rows] == ["w8a8", "w4a8", "w4a8+cal"]
     assert not np.array_equal(report.scores["w4a8"], report.scores["w4a8+cal"])
+    texts = ([(text(9), text(30)) for _ in range(20)] for _ in range(2))
+    first, other = (
+        lightrm.measure_fidelity(folder, data, schemes=["w8a8+cal"], calibration=some, keep=tmp_path) for some in texts
+    )
+    assert not np.array_equal(first.scores["w8a8+cal"], other.scores["w8a8+cal"]), "kept scores are of their own text"
     for schemes, text_given in ((["w4a8+cal"], None), (["w4a8"], [("a", "b")])):
         with pytest.raises(InputError, match="calibration text"):
             lightrm.measure_fidelity(folder, data, schemes=schemes, calibration=text_given)
