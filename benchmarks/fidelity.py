@@ -26,9 +26,9 @@ from benchmarks.record import provenance, quote, write_result
 from lightrm.agreement import Prompts, agreement
 from lightrm.fidelity import FidelityReport, Row, number, percent
 from lightrm.measuring import measure_fidelity
-from lightrm.prefixes import packs
 from lightrm.questions import Question, calibration_pairs, read_questions
 from lightrm.ranking import plain_ranking, ranking, settled
+from lightrm.sensitivity import some_ids
 
 LONGEST = 512  # tokens
 CALIBRATION = 16384  # tokens
@@ -55,12 +55,7 @@ def speeds(path: str, questions: list[Question], schemes: Sequence[str]) -> dict
     """Tokens a second over float32's, in turn; calibration does not change a scheme's speed."""
     names = ["fp32", *dict.fromkeys(scheme.removesuffix("+cal") for scheme in schemes)]
     models = {name: lightrm.load(path, scheme=name, max_length=LONGEST) for name in names}
-    rm = models["fp32"]
-    ids: list[list[int]] = []
-    for question in every(questions, len(questions)):
-        ids += rm.encode([question.prompt] * len(question.responses), question.responses)
-        if sum(map(len, ids)) > SPEED_TOKENS:
-            break
+    ids, _ = some_ids(models["fp32"], questions, SPEED_TOKENS)
     ratios: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(ROUNDS + 1):
         seconds = {}
@@ -134,8 +129,9 @@ def ranked_exactly(
         for q, e, question in zip(quick, exact, questions, strict=True)
     )
     ids = [rm.encode([q.prompt] * len(q.responses), q.responses) for q in questions]
-    distinct = [sum(len(batch) for _, batch in packs(list(some), rm.token_budget)) for some in
-                ([one for many in ids for one in many], [ids[k][i] for k, i in again])]  # fmt: skip
+    distinct = [
+        rm.engine.distinct(some) for some in ([one for many in ids for one in many], [ids[k][i] for k, i in again])
+    ]
     return {
         "prompts": len(questions), "same order": same, "same order alone": before,
         "answers": sum(len(q.responses) for q in questions), "rescored": len(again),

@@ -24,7 +24,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from scipy.stats import binomtest
 
-from lightrm.agreement import Array, Estimate, Prompts, estimate, share
+from lightrm.agreement import Array, Estimate, Prompts, estimate, margins, share
 from lightrm.errors import InputError
 from lightrm.questions import Question
 
@@ -112,8 +112,8 @@ def evaluate_scores(
     worth = np.asarray([w for q in questions for w in (q.worth or [math.nan] * len(q.responses))])
     length = np.asarray([len(text) for q in questions for text in q.responses])
     prompts = Prompts(prompt)
-    wanted = worth[prompts.pairs[:, 0]] - worth[prompts.pairs[:, 1]]
-    pairs, sign = prompts.pairs[np.nan_to_num(wanted) != 0], np.sign(wanted[np.nan_to_num(wanted) != 0])
+    wanted = np.sign(np.nan_to_num(margins(worth, prompts)))
+    pairs, sign = prompts.pairs[wanted != 0], wanted[wanted != 0]
     if not len(pairs):
         raise InputError(f'{data} prefers no answer to another: evaluation needs "chosen" and "rejected", or scores')
     margin = sign * (scores[pairs[:, 0]].astype(np.float64) - scores[pairs[:, 1]])
@@ -132,7 +132,7 @@ def evaluate_scores(
         data=data,
         scheme=scheme,
         accuracy=wilson(right.sum(), len(right)),
-        loss=mean_loss(margin, of, len(questions)),
+        loss=mean_loss(margin, of),
         seconds=seconds,
         pairs=len(pairs),
         prompts=len(np.unique(of)),
@@ -141,7 +141,7 @@ def evaluate_scores(
     )
 
 
-def mean_loss(margin: Array, of: NDArray[np.int64], prompts: int) -> Estimate:
+def mean_loss(margin: Array, of: NDArray[np.int64]) -> Estimate:
     """Bradley-Terry's loss over pairs, with an interval over the prompts they are of."""
     loss = np.logaddexp(0, -margin)
     asked, index = np.unique(of, return_inverse=True)

@@ -6,6 +6,7 @@ Built from arrays of scores by anyone, read back from its JSON, shown as a table
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -171,9 +172,7 @@ class FidelityReport:
         return [first, *[row_cells(row, row is self.floor) for row in rows]]
 
     def to_json(self) -> str:
-        scores = {
-            name: [float(str(np.float32(x))) for x in found] for name, found in self.scores.items()
-        }  # float32's own digits
+        scores = {name: list(map(shortest, found)) for name, found in self.scores.items()}
         raw = {"format": FORMAT} | dataclasses.asdict(self) | {"scores": scores}
         return json.dumps(without_infinities(raw), ensure_ascii=False, indent=1) + "\n"
 
@@ -201,15 +200,11 @@ class FidelityReport:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{name}</th>" for name in HEADINGS)
-        body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>" for cells in self.cells())
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return html_table(HEADINGS, self.cells())
 
 
-HEADINGS = (
-    "scheme", "weights", "tokens/s", "mean error", "99th percentile", "tau-b", "tau-b in prompts", "flips",
-    "same best", "accuracy",
-)  # fmt: skip
+FIGURES = ("mean error", "99th percentile", "tau-b", "tau-b in prompts", "flips", "same best")
+HEADINGS = ("scheme", "weights", "tokens/s", *FIGURES, "accuracy")
 
 
 def row_cells(row: Row, floor: bool) -> tuple[str, ...]:
@@ -218,14 +213,23 @@ def row_cells(row: Row, floor: bool) -> tuple[str, ...]:
         f"{row.scheme} (floor)" if floor else row.scheme,
         size(row.bytes),
         f"{row.tokens_per_second:,.0f}",
-        percent(a.mean_error),
-        percent(a.p99_error),
-        number(a.tau),
-        number(a.tau_within),
-        percent(a.flips),
-        percent(a.top1),
+        *figures(a),
         percent(a.accuracy) if a.accuracy else "-",
     )
+
+
+def figures(a: Agreement) -> tuple[str, ...]:
+    """What stands under FIGURES."""
+    return (
+        percent(a.mean_error), percent(a.p99_error), number(a.tau), number(a.tau_within), percent(a.flips),
+        percent(a.top1),
+    )  # fmt: skip
+
+
+def html_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def build(

@@ -16,8 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lightrm.agreement import Agreement
-from lightrm.fidelity import HEADINGS, FidelityReport, Row, number, percent
+from lightrm.fidelity import FIGURES, FidelityReport, Row, figures, html_table
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
@@ -61,17 +60,8 @@ answers that change their order. The noise floor is what a half precision does w
 
 
 def slice_table(row: Row) -> str:
-    head = "".join(f"<th>{name}</th>" for name in ("", "pairs", *HEADINGS[3:9]))
     lines = [(name, str(a.flips.n), *figures(a)) for name, a in row.slices.items()]
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def figures(a: Agreement) -> tuple[str, ...]:
-    return (
-        percent(a.mean_error), percent(a.p99_error), number(a.tau), number(a.tau_within), percent(a.flips),
-        percent(a.top1),
-    )  # fmt: skip
+    return html_table(("", "pairs", *FIGURES), lines)
 
 
 def drawn(report: FidelityReport) -> Iterator[tuple[str, str]]:
