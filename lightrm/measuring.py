@@ -92,14 +92,11 @@ def measure_fidelity(
     rm = opened(source, reference)
     prompts = [q.prompt for q in questions for _ in q.responses]
     ids = rm.encode(prompts, [text for q in questions for text in q.responses])
-    held = native.read_manifest(Path(model)).sums if quantized else None
-    kept = Kept(
-        keep,
-        {
-            **identity(rm, str(source)), "ids": digest(ids), "device": str(place), "memory": str(memory),
-            "calibration": digest(calibration), "quantized": digest(held),
-        },
-    )  # fmt: skip
+    of = {scheme: {"calibration": digest(calibration)} for scheme in asks}
+    if quantized:
+        of = {scheme: {"quantized": digest(native.read_manifest(Path(model)).sums)} for scheme in schemes}
+    key = {**identity(rm, str(source)), "ids": digest(ids), "device": str(place), "memory": str(memory)}
+    kept = Kept(keep, {**key, "versions": about(place)["versions"]}, of)
     exact = kept.get(reference) or kept.put(measured(rm, reference, ids, tell, progress))
     del rm
     found = []
@@ -163,10 +160,13 @@ def digest(value: Any) -> str:
 
 
 class Kept:
-    """Scores that are done, a file each, in a folder; of another model or other ids they are not taken."""
+    """Scores that are done, a file each, in a folder; of another model or other ids they are not taken.
 
-    def __init__(self, folder: Path | None, key: dict[str, str]) -> None:
-        self.folder, self.key = folder, key
+    key: what all of them are of; of: what one scheme's are of besides, its calibration text or its quantized folder.
+    """
+
+    def __init__(self, folder: Path | None, key: dict[str, str], of: dict[str, dict[str, str]]) -> None:
+        self.folder, self.key, self.of = folder, key, of
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -175,7 +175,7 @@ class Kept:
         if path is None or not path.is_file():
             return None
         raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("key") != self.key:
+        if raw.pop("key") != self.key_of(scheme):
             return None
         return Measured(**raw | {"scores": np.asarray(raw["scores"], np.float64)})
 
@@ -184,13 +184,16 @@ class Kept:
         path = self.path(measured.scheme)
         if path is not None:
             raw = {
-                "key": self.key, "scheme": measured.scheme, "scores": measured.scores.tolist(), "bytes": measured.bytes,
+                "key": self.key_of(measured.scheme), "scheme": measured.scheme, "scores": measured.scores.tolist(), "bytes": measured.bytes,
                 "tokens_per_second": measured.tokens_per_second, "sqnr_db": dict(measured.sqnr_db),
             }  # fmt: skip
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(raw), encoding="utf-8")
             os.replace(unfinished, path)
         return measured
+
+    def key_of(self, scheme: str) -> dict[str, str]:
+        return {**self.key, **self.of.get(scheme, {})}
 
     def path(self, scheme: str) -> Path | None:
         return None if self.folder is None else self.folder / f"scores-{scheme}.json"
