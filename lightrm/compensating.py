@@ -1,12 +1,16 @@
 """Loading with error-compensating rounding: calibration text flows through the layers as they are quantized.
 
-Each layer's inputs come from the layers before it in the form in which they will run, so that a layer also makes up
-for what the earlier ones lost. One layer is in float at a time; the calibration rows are kept between layers.
+It flows twice, side by side: through the layers in the form in which they will run, and through the same layers in
+float. A matrix is rounded for the rows that it will read, and aims at what its float twin makes of the float rows:
+what earlier layers lost is regressed on its rows and put into the weight (asymmetric calibration: GPTAQ, arXiv
+2504.02692; here for the residual stream too), what is the same in all rows into the bias (Nagel et al., arXiv
+1906.04721). One layer is in float at a time; both streams are kept between layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,17 +19,20 @@ from lightrm import ops
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.errors import SchemeError
-from lightrm.linear import Linear, Product, settled
+from lightrm.linear import FloatLinear, Linear, settled
 from lightrm.loading import Loader
 from lightrm.packing import PackedBatch
 from lightrm.progress import item_progress
-from lightrm.schemes.compensation import compensated_int4, compensated_int8
+from lightrm.schemes.compensation import compensated_int4, compensated_int8, regressed
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import dequantize, group_for
 from lightrm.schemes.int8 import dequantize_rows
 from lightrm.schemes.quality import energies
 from lightrm.transformer import Decoder, Layer
-from lightrm.weights import Held, Int4Weight, Int8Weight
+from lightrm.weights import Held, Int4Weight, Int8Weight, PlainWeight
+
+Rows = list[torch.Tensor]  # one (T, width) for each pack
+Sides = tuple[Rows, Rows]  # as they will be, in the scheme; as they would be in float
 
 
 def loader_for(
@@ -45,7 +52,12 @@ def loader_for(
 
 
 class CompensatingLoader(Loader):
-    """A Loader whose matrices are rounded under the second moment of their calibration inputs."""
+    """A Loader whose matrices are rounded under the second moment of their calibration inputs.
+
+    corrects: biases take off the mean error of their outputs.
+    """
+
+    corrects = True
 
     def __init__(
         self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi, packs: Sequence[PackedBatch]
@@ -57,59 +69,89 @@ class CompensatingLoader(Loader):
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
         layers: list[Layer] = []
         decoder = Decoder(self.architecture, embedding_VD, layers, None, torch.float32)
-        streams = [embedding_VD[pack.token_ids_T].float() for pack in self.packs]
+        exact = [embedding_VD[pack.token_ids_T].float() for pack in self.packs]
+        sides = [x.to(self.scheme.dtype, copy=True) for x in exact], exact
         with item_progress(self.architecture.layers, "layers rounded") as advance:
             for i in range(self.architecture.layers):
-                prefix = f"layers.{i}."
-                norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
-                attention, mlp = (self.norm(norm) for norm in norms)
-                qkv = self.rounded(prefix, "qkv", norms[0], [self.normed(x, attention) for x in streams])
-                mixed = [self.mixed(decoder, qkv, attention, x, p) for x, p in zip(streams, self.packs, strict=True)]
-                output = self.rounded(prefix, "output", None, mixed)
-                rows = [output.rows(self.cast(m)) for m in mixed]
-                streams = [self.added(x, output, r) for x, r in zip(streams, rows, strict=True)]
-                gate_up = self.rounded(prefix, "gate_up", norms[1], [self.normed(x, mlp) for x in streams])
-                products = [gate_up(gate_up.normed(self.cast(x), mlp, self.architecture.norm_eps)) for x in streams]
-                down = self.rounded(prefix, "down", None, [self.gated(product) for product in products])
-                streams = [self.added(x, down, down.gated(p)) for x, p in zip(streams, products, strict=True)]
-                layers.append(Layer(attention, qkv, output, mlp, gate_up, down))
+                layer, sides = self.passed(decoder, i, sides)
+                layers.append(layer)
                 advance(1)
         return layers
 
-    def normed(self, x_TD: torch.Tensor, norm_D: torch.Tensor | None) -> torch.Tensor:
-        return ops.rms_norm(x_TD, None if norm_D is None else norm_D.float(), self.architecture.norm_eps)
+    def passed(self, decoder: Decoder, i: int, sides: Sides) -> tuple[Layer, Sides]:
+        """One layer, rounded, and both streams after it."""
+        prefix = f"layers.{i}."
+        norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
+        attention, mlp = ((self.norm(norm), None if self.folding else self.float_copy(norm)) for norm in norms)
+        qkv = self.reader(prefix, "qkv", norms[0], each(self.normed, sides, attention))
+        output, sides = self.writer(prefix, "output", sides, each(partial(self.mixed, decoder), sides, attention, qkv))
+        gate_up = self.reader(prefix, "gate_up", norms[1], each(self.normed, sides, mlp))
+        down, sides = self.writer(prefix, "down", sides, each(self.gated, sides, mlp, gate_up))
+        return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down), sides
 
-    def cast(self, x: torch.Tensor) -> torch.Tensor:
-        return x.to(self.scheme.dtype)
+    def normed(self, streams: Rows, norm_D: torch.Tensor | None) -> Rows:
+        norm_D = None if norm_D is None else norm_D.float()
+        return [ops.rms_norm(x_TD.float(), norm_D, self.architecture.norm_eps) for x_TD in streams]
 
-    def added(self, x_TD: torch.Tensor, linear: Linear, rows: Any) -> torch.Tensor:
-        return settled(linear.onto(self.cast(x_TD), rows)).float()
+    def mixed(self, decoder: Decoder, streams: Rows, norm_D: torch.Tensor | None, qkv: Linear) -> Rows:
+        """Attention's output, what `output` reads."""
+        found = []
+        for x_TD, pack in zip(streams, self.packs, strict=True):
+            heads = decoder.heads(qkv, norm_D, x_TD, decoder.rotation(pack))
+            paths = ops.paths(pack.segments, x_TD)
+            found.append(ops.attention(*heads, paths, decoder.slopes_H, decoder.absolute_bias).flatten(1).float())
+        return found
 
-    def mixed(
-        self, decoder: Decoder, qkv: Linear, norm_D: torch.Tensor | None, x_TD: torch.Tensor, pack: PackedBatch
-    ) -> torch.Tensor:
-        """Attention's output, what `output` reads, float32."""
-        heads = decoder.heads(qkv, norm_D, self.cast(x_TD), decoder.rotation(pack))
-        paths = ops.paths(pack.segments, x_TD)
-        return ops.attention(*heads, paths, decoder.slopes_H, decoder.absolute_bias).flatten(1).float()
+    def gated(self, streams: Rows, norm_D: torch.Tensor | None, gate_up: Linear) -> Rows:
+        """silu(gate) * up, rotated where it will be, what `down` reads."""
+        block = self.folding.gated_block if self.folding else 1
+        products = (gate_up(gate_up.normed(x_TD, norm_D, self.architecture.norm_eps)) for x_TD in streams)
+        return [ops.silu_mul(product.float(), block) for product in products]
 
-    def gated(self, product: Product) -> torch.Tensor:
-        """silu(gate) * up, rotated where it will be, what `down` reads, float32."""
-        return ops.silu_mul(product.float(), self.folding.gated_block if self.folding else 1)
+    def reader(self, prefix: str, name: str, norm_D: torch.Tensor, rows: Sides) -> tuple[Linear, FloatLinear]:
+        """A layer behind a norm, rounded and in float; it is to give what it would give of the float side's rows."""
+        plain = self.plain(prefix, name, norm_D)
+        lacking = (plain(want).y_TO - plain(have).y_TO for have, want in zip(*rows, strict=True))
+        return self.rounded(prefix, name, plain, rows[0], lacking, shifts=self.scheme.integer), plain
 
-    def rounded(self, prefix: str, name: str, norm_D: torch.Tensor | None, inputs: list[torch.Tensor]) -> Linear:
-        """int8 rows that come out of a norm are centered: much of each is the same in all of them."""
-        centers = norm_D is not None and self.scheme.integer
-        mean_I = torch.cat(inputs).mean(0) if centers else torch.zeros(inputs[0].shape[1], device=self.device)
-        moment = torch.zeros(len(mean_I), len(mean_I), device=self.device)
-        for rows in inputs:
-            centered = rows - mean_I
-            moment.addmm_(centered.T, centered)
+    def writer(self, prefix: str, name: str, sides: Sides, rows: Sides) -> tuple[Linear, Sides]:
+        """A layer that adds to the stream, rounded, and both streams after it; it is to give what the stream lacks."""
+        plain = self.plain(prefix, name, None)
+        after = added(sides[1], rows[1], plain)
+        lacking = (x - y - plain(have).y_TO for x, y, have in zip(after, sides[0], rows[0], strict=True))
+        linear = self.rounded(prefix, name, plain, rows[0], lacking, shifts=False)
+        return linear, (added(sides[0], rows[0], linear), after)
+
+    def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> FloatLinear:
+        """One layer in float32, folded as it will be."""
         parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
-        weight = torch.cat(parts).float()
-        held, stands_for = self.compensated(weight, moment)
-        self.note(f"{prefix}{name}", *energies(weight, stands_for))
-        return self.linear_of(prefix, name, held, (mean_I, weight @ mean_I) if centers else None)
+        biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
+        return FloatLinear(PlainWeight(torch.cat(parts).float()), torch.cat(biases) if biases else None)
+
+    def rounded(
+        self, prefix: str, name: str, plain: FloatLinear, inputs: Rows, lacking: Iterable[torch.Tensor], shifts: bool
+    ) -> Linear:
+        """lacking: by how much plain(inputs) falls short, (T, O) for each pack; shifts: whether rows are centered."""
+        assert isinstance(plain.weight, PlainWeight)
+        weight = plain.weight.weight_OI
+        mean_I = torch.cat(inputs).mean(0) if self.corrects else torch.zeros(weight.shape[1], device=self.device)
+        width, lack_O, tokens = len(mean_I), weight.new_zeros(len(weight)), sum(map(len, inputs))
+        halves = [(torch.zeros_like(weight), weight.new_zeros(width, width)) for _ in range(2)]
+        for k, (x_TI, lack_TO) in enumerate(zip(inputs, lacking, strict=True)):
+            cross_OI, moment_II = halves[k % 2]
+            around = x_TI - mean_I
+            cross_OI.addmm_(lack_TO.T, around)
+            moment_II.addmm_(around.T, around)
+            lack_O += lack_TO.sum(0) / tokens
+        more = regressed(halves) if len(inputs) > 1 else None
+        aim = weight if more is None else weight + more
+        moment_II = halves[0][1] + halves[1][1]
+        held, stands_for = self.compensated(aim, moment_II)
+        self.note(f"{prefix}{name}", *energies(aim, stands_for))
+        if not self.corrects:
+            return self.linear_of(prefix, name, held)
+        missing = lack_O + (weight if shifts else weight - stands_for) @ mean_I
+        return self.linear_of(prefix, name, held, missing, mean_I if shifts else None)
 
     def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
         """The rounded weight, and what it stands for in float."""
@@ -118,3 +160,16 @@ class CompensatingLoader(Loader):
             return Int8Weight(values, scale), dequantize_rows(values, scale)
         made = compensated_int4(weight_OI, moment_II, group_for(weight_OI.shape[1], self.scheme.group))
         return Int4Weight(made), dequantize(made)
+
+
+def each(step: Callable[..., Rows], *of: Any) -> Sides:
+    """A step on both sides."""
+    quantized, exact = zip(*of, strict=True)
+    return step(*quantized), step(*exact)
+
+
+def added(streams: Rows, inputs: Rows, linear: Linear) -> Rows:
+    """The streams with a layer's product; they are used up."""
+    return [
+        settled(linear.onto(x_TD, linear.rows(rows.to(x_TD.dtype)))) for x_TD, rows in zip(streams, inputs, strict=True)
+    ]

@@ -91,7 +91,12 @@ def common_group(a: Architecture, asked: int) -> int:
 
 
 class GptqLoader(CompensatingLoader):
-    """Rounds onto the grid of GPTQ files, compensated where there is calibration text; nothing is folded or rotated."""
+    """Rounds onto the grid of GPTQ files, compensated where there is calibration text; nothing is folded or rotated.
+
+    Biases stay as the file has them: other programs have no place for one where the architecture has none.
+    """
+
+    corrects = False
 
     def __init__(
         self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, packs: Sequence[PackedBatch], group: int

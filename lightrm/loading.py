@@ -223,18 +223,21 @@ class Loader:
         return ForeignWeight(tuple(part for part in parts if not isinstance(part, Rowwise)))
 
     def linear_of(
-        self, prefix: str, name: str, held: Held, shift: tuple[torch.Tensor, torch.Tensor] | None = None
+        self,
+        prefix: str,
+        name: str,
+        held: Held,
+        missing_O: torch.Tensor | None = None,
+        shift_I: torch.Tensor | None = None,
     ) -> Linear:
         """A held weight with the file's bias, as the layer that the scheme runs.
 
-        shift: what is taken off its rows, and what the weight makes of that, which the bias gives back.
+        missing_O: for the bias to give as well; shift_I: what is taken off the layer's rows.
         """
-        biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
-        bias = torch.cat(biases) if biases else None
+        given = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
+        biases = [bias for bias in (torch.cat(given) if given else None, missing_O) if bias is not None]
         block = self.folding.gated_block if self.folding is not None and name == "down" else 1
-        if shift is None:
-            return linear_for(self.scheme, held, bias, block)
-        return linear_for(self.scheme, held, shift[1] if bias is None else bias + shift[1], block, shift[0])
+        return linear_for(self.scheme, held, torch.stack(biases).sum(0) if biases else None, block, shift_I)
 
     def parts(self, prefix: str, name: str, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The file's tensors behind one layer, by our part names; one fused tensor comes as its parts too."""

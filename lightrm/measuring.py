@@ -184,8 +184,9 @@ class Kept:
         path = self.path(measured.scheme)
         if path is not None:
             raw = {
-                "key": self.key_of(measured.scheme), "scheme": measured.scheme, "scores": measured.scores.tolist(), "bytes": measured.bytes,
-                "tokens_per_second": measured.tokens_per_second, "sqnr_db": dict(measured.sqnr_db),
+                "key": self.key_of(measured.scheme), "scheme": measured.scheme, "scores": measured.scores.tolist(),
+                "bytes": measured.bytes, "tokens_per_second": measured.tokens_per_second,
+                "sqnr_db": dict(measured.sqnr_db),
             }  # fmt: skip
             unfinished = path.with_suffix(".unfinished")
             unfinished.write_text(json.dumps(raw), encoding="utf-8")

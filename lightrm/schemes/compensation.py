@@ -11,7 +11,7 @@ block of columns the update is applied at once, to the later blocks in one produ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -19,6 +19,7 @@ from lightrm.schemes import grouped, int4, int8
 from lightrm.schemes.int4 import HIGH, LOW
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: the paper's value
+RIDGES = (3.0, 1.0, 0.3)  # of the same mean, for `regressed`
 BLOCK = 128
 
 
@@ -85,3 +86,34 @@ def inverse_factor(moment_II: torch.Tensor) -> torch.Tensor:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()
+
+
+def regressed(halves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor | None:
+    """The weight D (O, I) that makes outputs y of rows x, by ridge regression; None if it would not help.
+
+    halves: (sum y^T x, sum x^T x) of two halves of the rows, float32 (O, I) and (I, I). The ridge is the one of RIDGES
+    whose D of either half leaves least of the other, |y - D x|^2 = |y|^2 - 2 <D, y^T x> + <D x^T x, D>: what is learnt
+    from a few rows must be found again in others.
+    """
+    losses = []
+    for ridge in RIDGES:
+        made = [ridge_regression(*half, ridge) for half in halves]
+        losses.append(sum(left_of(d, *half) for d, half in zip(made, reversed(halves), strict=True)))
+    best = min(range(len(RIDGES)), key=losses.__getitem__)
+    if not losses[best] < 0:
+        return None
+    cross, moment = (a + b for a, b in zip(*halves, strict=True))
+    return ridge_regression(cross, moment, RIDGES[best])
+
+
+def ridge_regression(cross_OI: torch.Tensor, moment_II: torch.Tensor, ridge: float) -> torch.Tensor:
+    """cross @ inverse(moment + ridge * mean of its diagonal)."""
+    mean = float(moment_II.diagonal().mean())
+    damped = moment_II + torch.eye(len(moment_II), device=moment_II.device) * max(ridge * mean, 1e-12)
+    solved: torch.Tensor = torch.cholesky_solve(cross_OI.T, torch.linalg.cholesky(damped)).T
+    return solved
+
+
+def left_of(d_OI: torch.Tensor, cross_OI: torch.Tensor, moment_II: torch.Tensor) -> float:
+    """|y - D x|^2 - |y|^2 over rows with these sums."""
+    return float((d_OI * (d_OI @ moment_II - 2 * cross_OI)).sum())
