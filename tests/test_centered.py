@@ -13,7 +13,10 @@ from lightrm import native
 from lightrm.demonstration import EXAMPLES
 from lightrm.kernels import cpu, integer
 from lightrm.linear import IntegerLinear
+from lightrm.prefixes import ALONE, packs
 from lightrm.schemes.int8 import quantize_rows
+from lightrm.sensitivity import exact_twin
+from lightrm.transformer import Decoder
 from lightrm.weights import Int8Weight
 from tests.test_integer_kernels import normal, product_of
 from tests.test_kernels import assert_twice
@@ -87,3 +90,22 @@ def test_calibrated_models_are_centered_and_travel(scheme: str, tmp_path: Path) 
     if scheme == "w4a8-g32":
         wide = lightrm.load(tmp_path / "out", scheme="w4a16-g32")
         assert np.abs(wide.score_batch(prompts, answers) - truth).mean() < 0.5 * off[0]
+
+
+def test_calibrated_streams_are_right_on_average() -> None:
+    """What the residual stream is off by has no mean over the calibration text, after either half of every layer."""
+    ids = lightrm.load("demo").encode([p for p, _ in TEXT], [t for _, t in TEXT])
+    pack = next(batch for _, batch in packs(ids, 2048, ALONE))
+
+    def streams(decoder: Decoder) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {}
+        decoder.last_hidden(pack, lambda name, stream: found.__setitem__(name, stream.clone()))
+        return found
+
+    exact = streams(exact_twin(lightrm.load("demo", scheme="w4a8"))[0])
+    shares = []
+    for text in (None, TEXT):
+        rounded = streams(lightrm.load("demo", scheme="w4a8", calibration=text).decoder)
+        off = {name: rounded[name] - exact[name] for name in list(exact)[:-2]}  # the last layer has last tokens only
+        shares.append([float(e.mean(0).square().sum() / e.square().sum(1).mean()) for e in off.values()])
+    assert max(shares[1]) < 0.01 < min(shares[0]), shares

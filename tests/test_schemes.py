@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lightrm.errors import SchemeError
 from lightrm.schemes import int4, int8
 from lightrm.schemes.compensation import compensated_int4 as compensated
-from lightrm.schemes.compensation import compensated_int8
+from lightrm.schemes.compensation import compensated_int8, regressed
 from lightrm.schemes.grammar import NAMES, parse_scheme
 from lightrm.schemes.hadamard import block_of, hadamard, hartley, spread, sylvester
 from lightrm.schemes.quality import sqnr_db
@@ -155,3 +155,19 @@ def test_compensated_rounding_of_eight_bits_keeps_more_of_the_product() -> None:
     assert errors[1] < 0.5 * errors[0]
     white, _ = compensated_int8(weight, torch.eye(96))
     assert torch.equal(white, plain), "without correlations there is nothing to make up for"
+
+
+def test_regression_keeps_what_it_finds_again() -> None:
+    """Two halves of rows: what the outputs owe to the inputs is found, and noise alone is not taken for anything."""
+    x, owed, noise = normal(1200, 96), normal(32, 96, seed=1), 3 * normal(1200, 32, seed=2)
+
+    def found(y: torch.Tensor, rows: slice) -> torch.Tensor | None:
+        parts = [(y[part], x[part]) for part in torch.arange(1200)[rows].chunk(2)]
+        return regressed([(b.T @ a, a.T @ a) for b, a in parts])
+
+    for y in (x @ owed.T, x @ owed.T + noise):
+        more = found(y, slice(None))
+        assert more is not None
+        assert (more - owed).square().mean() < 0.2 * owed.square().mean(), "a ridge of 0.3 leaves its share"
+    assert found(noise, slice(None)) is None
+    assert found(0.1 * x @ owed.T + noise, slice(40)) is None, "too few rows to tell"
