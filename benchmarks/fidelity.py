@@ -177,7 +177,7 @@ def table(result: dict[str, Any]) -> str:
             title = {"bf16": "bf16: the noise floor"}.get(scheme, scheme)
             figures = " | ".join(model["cells"][scheme])
             lines.append(f"| {title} | {row['bytes'] / 2**20:.0f} MiB | {row['speed']:.2f} | {figures} |")
-        lines += ["", *(guarantee(kind, model["exact"][kind]) for kind in ("pairs", "lists")), ""]
+        lines += ["", *(guarantee(kind, model["exact"][kind]) for kind in ("pairs", "lists")), together(model), ""]
     return "\n".join(lines)
 
 
@@ -187,6 +187,16 @@ def guarantee(kind: str, one: dict[str, Any]) -> str:
         f"`rank(exact=True)` on {one['prompts']} {kind}: the order of float32 in {one['same order']} of them (by "
         f"{QUICK} alone in {one['same order alone']}), with {one['rescored']} of {one['answers']} answers scored "
         f"again, {share:.1f} % of the tokens.  "
+    )
+
+
+def together(model: dict[str, Any]) -> str:
+    exact = model["exact"]
+    again, whole = (sum(exact[kind][name] for kind in ("pairs", "lists")) for name in ("rescored tokens", "tokens"))
+    return (
+        f"Together {100 * again / whole:.1f} % of the tokens. The bound is the largest error of a difference on "
+        f"{exact['prompts of the bound']} other prompts, {exact['bound'] / exact['unit']:.2f} within-prompt standard "
+        f"deviations."
     )
 
 

@@ -23,10 +23,11 @@ from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.detect import HEAD_FILES, Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import FUSED, part_rows
-from lightrm.checkpoints.stored import check_free, copy_text_files, whole_folder, write_json, write_safetensors
+from lightrm.checkpoints.stored import check_free, copy_text_files, whole_folder, write_safetensors
 from lightrm.compensating import CompensatingLoader
 from lightrm.conversation import Prompt
 from lightrm.errors import CheckpointError, SchemeError
+from lightrm.files import write_json
 from lightrm.loading import Loader, LoadReport
 from lightrm.native import LINEARS, is_native
 from lightrm.opening import calibration_packs, choose_device, text_side

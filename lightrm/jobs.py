@@ -21,8 +21,8 @@ from typing import IO, Any
 
 import click
 
-from lightrm.checkpoints.stored import UNFINISHED
 from lightrm.errors import InputError, TemplateError
+from lightrm.files import UNFINISHED
 from lightrm.native import read_manifest
 from lightrm.progress import Advance
 from lightrm.records import Added, Row, read_rows, to_line, writer_for

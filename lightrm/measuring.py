@@ -26,6 +26,7 @@ from lightrm.conversation import Prompt
 from lightrm.errors import InputError
 from lightrm.evaluation import Evaluation, evaluate_scores
 from lightrm.fidelity import Asked, FidelityReport, Measured, build
+from lightrm.files import write_text
 from lightrm.jobs import identity
 from lightrm.opening import choose_device, load
 from lightrm.questions import Question, read_questions
@@ -180,7 +181,6 @@ class Kept:
         return Measured(**raw | {"scores": np.asarray(raw["scores"], np.float64)})
 
     def put(self, measured: Measured) -> Measured:
-        """Written beside, then renamed: a file that is there is whole."""
         path = self.path(measured.scheme)
         if path is not None:
             raw = {
@@ -188,9 +188,7 @@ class Kept:
                 "bytes": measured.bytes, "tokens_per_second": measured.tokens_per_second,
                 "sqnr_db": dict(measured.sqnr_db),
             }  # fmt: skip
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(json.dumps(raw), encoding="utf-8")
-            os.replace(unfinished, path)
+            write_text(path, json.dumps(raw))
         return measured
 
     def key_of(self, scheme: str) -> dict[str, str]:

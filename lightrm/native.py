@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -28,15 +27,14 @@ from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
 from lightrm.checkpoints.source import TensorSource
 from lightrm.checkpoints.stored import (
-    UNFINISHED,
     check_finished,
     copy_text_files,
     whole_folder,
-    write_json,
     write_safetensors,
 )
 from lightrm.dispatch import kernels_for
 from lightrm.errors import CorruptFileError, SchemeError
+from lightrm.files import write_json
 from lightrm.folding import Folding
 from lightrm.heads import PostStep, ValueHead
 from lightrm.linear import Linear, linear_for
@@ -178,9 +176,7 @@ def note_fidelity(folder: Path, note: FidelityNote) -> None:
     """Keep what was measured in the manifest, whole or not at all."""
     path = folder / MANIFEST
     raw = json.loads(path.read_text(encoding="utf-8")) | {"fidelity": asdict(note)}
-    unfinished = path.with_suffix(UNFINISHED)
-    write_json(unfinished, raw)
-    os.replace(unfinished, path)
+    write_json(path, raw)
 
 
 def open_native(folder: Path) -> tuple[Manifest, Checkpoint]:

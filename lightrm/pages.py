@@ -8,7 +8,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import os
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from lightrm.fidelity import FIGURES, FidelityReport, Row, figures, html_table
+from lightrm.files import write_text
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
@@ -31,9 +31,7 @@ def write_report(report: FidelityReport, folder: Path) -> Path:
     """Both files, each whole or not at all; the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("fidelity.json", report.to_json()), ("fidelity.html", page(report))):
-        unfinished = folder / f"{name}.unfinished"
-        unfinished.write_text(text, encoding="utf-8")
-        os.replace(unfinished, folder / name)
+        write_text(folder / name, text)
     return folder / "fidelity.html"
 
 

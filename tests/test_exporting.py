@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 import lightrm
 from lightrm import errors
-from lightrm.checkpoints.stored import UNFINISHED
 from lightrm.cli import main
 from lightrm.exporting import export_gptq
+from lightrm.files import UNFINISHED
 from lightrm.schemes import grouped
 from lightrm.schemes.compensation import compensated_grouped
 from tests.conftest import DATA

@@ -14,8 +14,9 @@ from safetensors import safe_open
 
 import lightrm
 from lightrm import errors, native
-from lightrm.checkpoints.stored import UNFINISHED, write_safetensors
+from lightrm.checkpoints.stored import write_safetensors
 from lightrm.cli import main
+from lightrm.files import UNFINISHED
 from tests.zoo import specimens
 
 IDS = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 90))]

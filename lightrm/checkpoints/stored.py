@@ -19,8 +19,8 @@ import torch
 
 from lightrm.checkpoints.source import SAFETENSORS_DTYPES
 from lightrm.errors import CheckpointError, CorruptFileError
+from lightrm.files import UNFINISHED
 
-UNFINISHED = ".unfinished"
 TEXT_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "generation_config.json",
@@ -81,7 +81,3 @@ def copy_text_files(source: Path, target: Path) -> None:
     for name in TEXT_FILES:
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")

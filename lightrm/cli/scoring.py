@@ -43,7 +43,7 @@ def score(
     cannot be scored are reported by number and left out; the exit status is then 1.
     """
     from lightrm import jobs, records
-    from lightrm.checkpoints.stored import UNFINISHED
+    from lightrm.files import UNFINISHED
     from lightrm.progress import token_progress
 
     def tell(problem: str) -> None:

@@ -1,0 +1,176 @@
+"""Mixed precision: do bytes spent where the score feels them beat the same bytes spent everywhere?
+
+    python -m benchmarks.mixed DATA [--reference FOLDER]
+
+Groups of 32 instead of 128 cost w4a8 some bytes, spread evenly. The rival spends no more of them on single matrices, in
+8 bits: each matrix alone is rounded to 4 bits among exact ones, on training pairs, and those whose rounding moves the
+score most for each byte come first. Both are then calibrated on the same text, and compared on held-out pairs and
+lists, paired, with intervals. Writes results/mixed.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import warnings
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import numpy as np
+
+import lightrm
+from benchmarks.fidelity import LONGEST, every
+from benchmarks.record import provenance, write_result
+from lightrm.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
+from lightrm.compensating import CompensatingLoader
+from lightrm.engine import Engine
+from lightrm.linear import FloatLinear, IntegerLinear, Linear
+from lightrm.native import LINEARS
+from lightrm.progress import item_progress
+from lightrm.questions import Question, calibration_pairs, read_questions
+from lightrm.sensitivity import exact_twin, some_ids
+from lightrm.transformer import Decoder, Layer
+from lightrm.weights import PlainWeight
+
+COARSE, FINE = "w4a8", "w4a8-g32"
+FELT_TOKENS = 1500
+Place = tuple[int, str]  # layer and matrix
+
+
+@dataclass(frozen=True, slots=True)
+class OneRounded:
+    """Exact layers, one matrix of which stands for its 4-bit form."""
+
+    exact: Sequence[Layer]
+    rounded: Sequence[Layer]
+    place: Place | None
+
+    def __len__(self) -> int:
+        return len(self.exact)
+
+    def __getitem__(self, i: int) -> Layer:
+        if self.place is None or self.place[0] != i:
+            return self.exact[i]
+        return replace(self.exact[i], **{self.place[1]: widened(getattr(self.rounded[i], self.place[1]))})
+
+
+def widened(linear: Linear) -> FloatLinear:
+    assert isinstance(linear, IntegerLinear)
+    return FloatLinear(PlainWeight(linear.weight.float()), linear.bias_O, linear.block)
+
+
+def felt(path: str, questions: Sequence[Question]) -> dict[Place, float]:
+    """What rounding each matrix alone does to the score: its mean square error, raw."""
+    rm = lightrm.load(path, scheme=COARSE, max_length=LONGEST)
+    exact, head = exact_twin(rm)
+    ids, _ = some_ids(rm, questions, FELT_TOKENS)
+
+    def scores(place: Place | None) -> Array:
+        layers = OneRounded(list(exact.layers), list(rm.decoder.layers), place)
+        decoder = Decoder(exact.architecture, exact.embedding_VD, layers, None, exact.dtype)
+        found = np.empty(len(ids))
+        for group, some in Engine(decoder, head, rm.report.scheme, rm.engine.residence).scores(ids):
+            found[group] = some
+        return found
+
+    reference, moved = scores(None), {}
+    places = [(i, name) for i in range(len(exact.layers)) for name in LINEARS]
+    with item_progress(len(places), "matrices rounded alone") as advance:
+        for place in places:
+            moved[place] = float(np.mean((scores(place) - reference) ** 2))
+            advance(1)
+    return moved
+
+
+def chosen(path: str, moved: dict[Place, float], budget: int) -> list[Place]:
+    """The matrices for 8 bits, within `budget` bytes more than all 4 bits take."""
+    four, eight = (lightrm.load(path, scheme=scheme).decoder.layers for scheme in (COARSE, "w8a8"))
+    cost = {(i, name): getattr(eight[i], name).bytes - getattr(four[i], name).bytes for i, name in moved}
+    taken = []
+    for place in sorted(moved, key=lambda place: -moved[place] / cost[place]):
+        if cost[place] <= budget:
+            taken.append(place)
+            budget -= cost[place]
+    return taken
+
+
+def mixed_loader(eight: Collection[Place]) -> type[CompensatingLoader]:
+    class MixedLoader(CompensatingLoader):
+        def rounded(self, prefix: str, name: str, *rest: Any, **more: Any) -> Linear:
+            whole = self.scheme
+            if (int(prefix.split(".")[1]), name) in eight:
+                self.scheme = replace(whole, weights="int8")
+            try:
+                return super().rounded(prefix, name, *rest, **more)
+            finally:
+                self.scheme = whole
+
+    return MixedLoader
+
+
+def error_less(reference: Array, found: Array, other: Array, prompts: Prompts) -> Estimate:
+    """How much lower the mean error is in `found` than in `other`, paired, in within-prompt standard deviations."""
+    gain = prompts.by_prompt(np.abs(other - reference) - np.abs(found - reference)) / spread_of(reference, prompts)
+    draws = [gain[drawn].sum() / prompts.sizes[drawn].sum() for drawn in prompts.drawn()]
+    return estimate(gain.sum() / prompts.sizes.sum(), np.asarray(draws), len(prompts))
+
+
+def compared(path: str, questions: list[Question], data: Path) -> dict[str, Any]:
+    text = list(calibration_pairs(data / "pairs_train.jsonl.gz", 16384))
+    prompts = Prompts(np.asarray([k for k, q in enumerate(questions) for _ in q.responses]))
+
+    def scored(scheme: str, calibration: Any = text) -> tuple[Array, int]:
+        rm = lightrm.load(path, scheme=scheme, max_length=LONGEST, calibration=calibration)
+        asked = [q.prompt for q in questions for _ in q.responses]
+        return rm.score_batch(asked, [r for q in questions for r in q.responses]).astype(np.float64), rm.report.bytes
+
+    exact, _ = scored("fp32", None)
+    uniform, size = scored(FINE)
+    least, most = (lightrm.load(path, scheme=scheme).report.bytes for scheme in (COARSE, FINE))
+    moved = felt(path, every(read_questions(data / "pairs_train.jsonl.gz"), 400))
+    eight = chosen(path, moved, most - least)
+    with patch("lightrm.compensating.CompensatingLoader", mixed_loader(eight)):
+        mixed, mixed_size = scored(COARSE)
+
+    def described(scores: Array, held: int) -> dict[str, Any]:
+        a = agreement(exact, scores, prompts)
+        figures = {name: dataclasses.asdict(getattr(a, name)) for name in ("mean_error", "tau", "flips")}
+        return {"bytes": held, **figures}
+
+    shares = np.sort(np.asarray(list(moved.values())))[::-1]
+    return {
+        "prompts": len(questions),
+        "in 8 bits": [f"layers.{i}.{name}" for i, name in eight],
+        "share of the ten most felt": float(shares[:10].sum() / shares.sum()),
+        FINE: described(uniform, size),
+        "mixed": described(mixed, mixed_size),
+        "flips less": dataclasses.asdict(flips_less(exact, mixed, uniform, prompts)),
+        "error less": dataclasses.asdict(error_less(exact, mixed, uniform, prompts)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
+    parser.add_argument("--pairs", type=int, default=160)
+    parser.add_argument("--lists", type=int, default=32)
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", lightrm.TruncationWarning)
+    questions = every(read_questions(arguments.data / "pairs_dev.jsonl.gz"), arguments.pairs)
+    questions += every(read_questions(arguments.data / "lists_dev.jsonl.gz"), arguments.lists)
+    paths = {"The bundled model": "demo"}
+    if arguments.reference is not None:
+        paths["The 135 M reference model"] = str(arguments.reference / "sequence_classification")
+    models = {}
+    for name, path in paths.items():
+        models[name] = compared(path, questions, arguments.data)
+        print(name, models[name], flush=True)
+    write_result("mixed", {**provenance(("torch", "numpy", "numba", "scipy")), "models": models})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""Writing a file: whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+UNFINISHED = ".unfinished"  # ends the name of what is being written
+
+
+def write_text(path: Path, text: str) -> None:
+    """Beside, then renamed over what may be there: a file of this name is whole."""
+    unfinished = path.with_name(path.name + UNFINISHED)
+    unfinished.write_text(text, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Indented."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
