@@ -42,6 +42,20 @@ def every(items: Sequence[Any], count: int) -> list[Any]:
     return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)]
 
 
+def held_out(data: Path, pairs: int, lists: int) -> list[Question]:
+    """At most so many of each, spread evenly."""
+    found = every(read_questions(data / "pairs_dev.jsonl.gz"), pairs)
+    return found + every(read_questions(data / "lists_dev.jsonl.gz"), lists)
+
+
+def models_of(reference: Path | None) -> dict[str, str]:
+    """What to call each model, and where it is; reference: folder of `training.rebuild`."""
+    paths = {"The bundled model": "demo"}
+    if reference is not None:
+        paths["The 135 M reference model"] = str(reference / "sequence_classification")
+    return paths
+
+
 def measured(path: str, questions: list[Question], schemes: Sequence[str], data: Path, keep: Path) -> FidelityReport:
     text = list(calibration_pairs(data / "pairs_train.jsonl.gz", CALIBRATION))
     return measure_fidelity(
@@ -210,14 +224,10 @@ def main() -> None:
     parser.add_argument("--bound", type=int, default=1000, help="training pairs that the bound is measured on")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
-    questions = every(read_questions(arguments.data / "pairs_dev.jsonl.gz"), arguments.pairs)
-    questions += every(read_questions(arguments.data / "lists_dev.jsonl.gz"), arguments.lists)
+    questions = held_out(arguments.data, arguments.pairs, arguments.lists)
     train = every(read_questions(arguments.data / "pairs_train.jsonl.gz"), arguments.bound)
     models = {}
-    paths = {"The bundled model": "demo"}
-    if arguments.reference is not None:
-        paths["The 135 M reference model"] = str(arguments.reference / "sequence_classification")
-    for name, path in paths.items():
+    for name, path in models_of(arguments.reference).items():
         keep = arguments.work / path.replace("/", "-")
         report = measured(path, questions, SCHEMES, arguments.data, keep)
         print(report, flush=True)

@@ -22,17 +22,16 @@ from unittest.mock import patch
 import numpy as np
 
 import lightrm
-from benchmarks.fidelity import LONGEST, every
+from benchmarks.fidelity import CALIBRATION, LONGEST, every, held_out, models_of
 from benchmarks.record import provenance, write_result
 from lightrm.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
 from lightrm.compensating import CompensatingLoader
-from lightrm.engine import Engine
 from lightrm.linear import FloatLinear, IntegerLinear, Linear
 from lightrm.native import LINEARS
 from lightrm.progress import item_progress
 from lightrm.questions import Question, calibration_pairs, read_questions
-from lightrm.sensitivity import exact_twin, some_ids
-from lightrm.transformer import Decoder, Layer
+from lightrm.sensitivity import exact_twin, scores_through, some_ids
+from lightrm.transformer import Layer, Layers
 from lightrm.weights import PlainWeight
 
 COARSE, FINE = "w4a8", "w4a8-g32"
@@ -44,8 +43,8 @@ Place = tuple[int, str]  # layer and matrix
 class OneRounded:
     """Exact layers, one matrix of which stands for its 4-bit form."""
 
-    exact: Sequence[Layer]
-    rounded: Sequence[Layer]
+    exact: Layers
+    rounded: Layers
     place: Place | None
 
     def __len__(self) -> int:
@@ -62,19 +61,13 @@ def widened(linear: Linear) -> FloatLinear:
     return FloatLinear(PlainWeight(linear.weight.float()), linear.bias_O, linear.block)
 
 
-def felt(path: str, questions: Sequence[Question]) -> dict[Place, float]:
-    """What rounding each matrix alone does to the score: its mean square error, raw."""
-    rm = lightrm.load(path, scheme=COARSE, max_length=LONGEST)
+def felt(rm: lightrm.RewardModel, questions: Sequence[Question]) -> dict[Place, float]:
+    """What rounding each matrix alone as rm does to the score: its mean square error, raw."""
     exact, head = exact_twin(rm)
     ids, _ = some_ids(rm, questions, FELT_TOKENS)
 
     def scores(place: Place | None) -> Array:
-        layers = OneRounded(list(exact.layers), list(rm.decoder.layers), place)
-        decoder = Decoder(exact.architecture, exact.embedding_VD, layers, None, exact.dtype)
-        found = np.empty(len(ids))
-        for group, some in Engine(decoder, head, rm.report.scheme, rm.engine.residence).scores(ids):
-            found[group] = some
-        return found
+        return scores_through(OneRounded(exact.layers, rm.decoder.layers, place), rm, exact, head, ids)
 
     reference, moved = scores(None), {}
     places = [(i, name) for i in range(len(exact.layers)) for name in LINEARS]
@@ -85,9 +78,8 @@ def felt(path: str, questions: Sequence[Question]) -> dict[Place, float]:
     return moved
 
 
-def chosen(path: str, moved: dict[Place, float], budget: int) -> list[Place]:
+def chosen(four: Layers, eight: Layers, moved: dict[Place, float], budget: int) -> list[Place]:
     """The matrices for 8 bits, within `budget` bytes more than all 4 bits take."""
-    four, eight = (lightrm.load(path, scheme=scheme).decoder.layers for scheme in (COARSE, "w8a8"))
     cost = {(i, name): getattr(eight[i], name).bytes - getattr(four[i], name).bytes for i, name in moved}
     taken = []
     for place in sorted(moved, key=lambda place: -moved[place] / cost[place]):
@@ -119,7 +111,7 @@ def error_less(reference: Array, found: Array, other: Array, prompts: Prompts) -
 
 
 def compared(path: str, questions: list[Question], data: Path) -> dict[str, Any]:
-    text = list(calibration_pairs(data / "pairs_train.jsonl.gz", 16384))
+    text = list(calibration_pairs(data / "pairs_train.jsonl.gz", CALIBRATION))
     prompts = Prompts(np.asarray([k for k, q in enumerate(questions) for _ in q.responses]))
 
     def scored(scheme: str, calibration: Any = text) -> tuple[Array, int]:
@@ -129,9 +121,9 @@ def compared(path: str, questions: list[Question], data: Path) -> dict[str, Any]
 
     exact, _ = scored("fp32", None)
     uniform, size = scored(FINE)
-    least, most = (lightrm.load(path, scheme=scheme).report.bytes for scheme in (COARSE, FINE))
-    moved = felt(path, every(read_questions(data / "pairs_train.jsonl.gz"), 400))
-    eight = chosen(path, moved, most - least)
+    four, fine, eight_bits = (lightrm.load(path, scheme=s, max_length=LONGEST) for s in (COARSE, FINE, "w8a8"))
+    moved = felt(four, every(read_questions(data / "pairs_train.jsonl.gz"), 400))
+    eight = chosen(four.decoder.layers, eight_bits.decoder.layers, moved, fine.report.bytes - four.report.bytes)
     with patch("lightrm.compensating.CompensatingLoader", mixed_loader(eight)):
         mixed, mixed_size = scored(COARSE)
 
@@ -160,13 +152,9 @@ def main() -> None:
     parser.add_argument("--lists", type=int, default=32)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
-    questions = every(read_questions(arguments.data / "pairs_dev.jsonl.gz"), arguments.pairs)
-    questions += every(read_questions(arguments.data / "lists_dev.jsonl.gz"), arguments.lists)
-    paths = {"The bundled model": "demo"}
-    if arguments.reference is not None:
-        paths["The 135 M reference model"] = str(arguments.reference / "sequence_classification")
+    questions = held_out(arguments.data, arguments.pairs, arguments.lists)
     models = {}
-    for name, path in paths.items():
+    for name, path in models_of(arguments.reference).items():
         models[name] = compared(path, questions, arguments.data)
         print(name, models[name], flush=True)
     write_result("mixed", {**provenance(("torch", "numpy", "numba", "scipy")), "models": models})

@@ -125,8 +125,7 @@ class CompensatingLoader(Loader):
     def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> FloatLinear:
         """One layer in float32, folded as it will be."""
         parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
-        biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
-        return FloatLinear(PlainWeight(torch.cat(parts).float()), torch.cat(biases) if biases else None)
+        return FloatLinear(PlainWeight(torch.cat(parts).float()), self.bias(prefix, name))
 
     def rounded(
         self, prefix: str, name: str, plain: FloatLinear, inputs: Rows, lacking: Iterable[torch.Tensor], shifts: bool
@@ -149,9 +148,10 @@ class CompensatingLoader(Loader):
         held, stands_for = self.compensated(aim, moment_II)
         self.note(f"{prefix}{name}", *energies(aim, stands_for))
         if not self.corrects:
-            return self.linear_of(prefix, name, held)
+            return self.linear_of(name, held, plain.bias_O)
         missing = lack_O + (weight if shifts else weight - stands_for) @ mean_I
-        return self.linear_of(prefix, name, held, missing, mean_I if shifts else None)
+        bias_O = missing if plain.bias_O is None else plain.bias_O + missing
+        return self.linear_of(name, held, bias_O, mean_I if shifts else None)
 
     def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
         """The rounded weight, and what it stands for in float."""

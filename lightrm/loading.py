@@ -183,7 +183,7 @@ class Loader:
         a = self.architecture
         rows = part_rows(a)
         if self.keeps_file and (kept := self.file_weight(prefix, name)) is not None:
-            return self.linear_of(prefix, name, kept)
+            return self.linear_of(name, kept, self.bias(prefix, name))
         outputs = sum(rows[part] for part in FUSED[name]) if name in FUSED else a.width
         inputs = {"output": a.query_width, "down": a.ffn_width}.get(name, a.width)
         packer = self.packer(outputs, inputs)
@@ -196,7 +196,7 @@ class Loader:
             del folded  # before the next part is read
         if self.measures:
             self.note(f"{prefix}{name}", packer.signal, packer.noise)
-        return self.linear_of(prefix, name, packer.weight())
+        return self.linear_of(name, packer.weight(), self.bias(prefix, name))
 
     def packer(self, outputs: int, inputs: int) -> Packer | WholePacker:
         scheme = replace(self.scheme, weights="float") if self.keeps_file else self.scheme
@@ -223,21 +223,16 @@ class Loader:
         return ForeignWeight(tuple(part for part in parts if not isinstance(part, Rowwise)))
 
     def linear_of(
-        self,
-        prefix: str,
-        name: str,
-        held: Held,
-        missing_O: torch.Tensor | None = None,
-        shift_I: torch.Tensor | None = None,
+        self, name: str, held: Held, bias_O: torch.Tensor | None, shift_I: torch.Tensor | None = None
     ) -> Linear:
-        """A held weight with the file's bias, as the layer that the scheme runs.
-
-        missing_O: for the bias to give as well; shift_I: what is taken off the layer's rows.
-        """
-        given = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
-        biases = [bias for bias in (torch.cat(given) if given else None, missing_O) if bias is not None]
+        """A held weight as the layer that the scheme runs; shift_I: what is taken off the layer's rows."""
         block = self.folding.gated_block if self.folding is not None and name == "down" else 1
-        return linear_for(self.scheme, held, torch.stack(biases).sum(0) if biases else None, block, shift_I)
+        return linear_for(self.scheme, held, bias_O, block, shift_I)
+
+    def bias(self, prefix: str, name: str) -> torch.Tensor | None:
+        """The file's bias of one layer, float32, folded; None where it has none."""
+        biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
+        return torch.cat(biases) if biases else None
 
     def parts(self, prefix: str, name: str, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """The file's tensors behind one layer, by our part names; one fused tensor comes as its parts too."""

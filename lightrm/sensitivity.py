@@ -60,15 +60,9 @@ def measure_sensitivity(rm: RewardModel, questions: Sequence[Question], *, token
         )
     ids, prompt = some_ids(rm, questions, tokens)
     exact, head = exact_twin(rm)
-    residence = rm.engine.residence
 
     def scores(taken: Collection[int]) -> Array:
-        layers = Mixture(exact.layers, rm.decoder.layers, taken)
-        decoder = Decoder(exact.architecture, exact.embedding_VD, layers, None, exact.dtype)
-        found = np.empty(len(ids))
-        for group, some in Engine(decoder, head, rm.report.scheme, residence).scores(ids):
-            found[group] = some
-        return found
+        return scores_through(Mixture(exact.layers, rm.decoder.layers, taken), rm, exact, head, ids)
 
     reference = scores(())
     unit = spread_of(reference, Prompts(prompt))
@@ -97,6 +91,15 @@ def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tup
         if sum(map(len, ids)) >= tokens:
             break
     return ids, np.asarray(prompt, np.int64)
+
+
+def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueHead, ids: Sequence[list[int]]) -> Array:
+    """Scores of `exact` with other layers in the place of its own; float64, one for each of ids."""
+    decoder = Decoder(exact.architecture, exact.embedding_VD, layers, None, exact.dtype)
+    found = np.empty(len(ids))
+    for group, some in Engine(decoder, head, rm.report.scheme, rm.engine.residence).scores(ids):
+        found[group] = some
+    return found
 
 
 def exact_twin(rm: RewardModel) -> tuple[Decoder, ValueHead]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,18 @@ from tests.test_kernels import assert_twice
 TEXT = [(prompt, text) for prompt, answers in EXAMPLES for _, text in answers]
 
 
+def assert_biased_gate(
+    passes: Any, acc: torch.Tensor, row_scale: torch.Tensor, factor: torch.Tensor, bias: torch.Tensor
+) -> None:
+    """silu_mul_quantize of a room of kernels, against the integer twin and float64."""
+    values, scale = passes.silu_mul_quantize(acc, row_scale, factor, 1, bias)
+    slow_values, slow_scale = integer.silu_mul_quantize(acc, row_scale, factor, 1, bias)
+    gate, up = (acc.double() * (row_scale.double()[:, None] * factor.double()) + bias.double()).chunk(2, 1)
+    hidden = torch.nn.functional.silu(gate) * up
+    assert_twice(scale, slow_scale, hidden.abs().amax(1).clamp(min=1e-30) / 127)
+    assert (values.int() - slow_values.int()).abs().max() <= 1
+
+
 @pytest.mark.parametrize("tokens", [1, 2, 17, 65])
 @pytest.mark.parametrize("width", [1, 63, 100, 1000])
 def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
@@ -43,12 +56,7 @@ def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
     assert (values.int() - slow_values.int()).abs().max() <= 1
     acc, row_scale, factor = product_of(tokens, 2 * width)
     bias = normal(2 * width, seed=8)
-    values, scale = cpu.silu_mul_quantize(acc, row_scale, factor, 1, bias)
-    slow_values, slow_scale = integer.silu_mul_quantize(acc, row_scale, factor, 1, bias)
-    gate, up = (acc.double() * (row_scale.double()[:, None] * factor.double()) + bias.double()).chunk(2, 1)
-    hidden = torch.nn.functional.silu(gate) * up
-    assert_twice(scale, slow_scale, hidden.abs().amax(1).clamp(min=1e-30) / 127)
-    assert (values.int() - slow_values.int()).abs().max() <= 1
+    assert_biased_gate(cpu, acc, row_scale, factor, bias)
 
 
 def test_any_shift_is_given_back() -> None:

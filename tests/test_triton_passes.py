@@ -14,6 +14,7 @@ from lightrm.kernels.paths import paths_of
 from lightrm.packing import ROOT, Segment
 from lightrm.positions import alibi_slopes
 from lightrm.schemes.hadamard import hadamard
+from tests.test_centered import assert_biased_gate
 from tests.test_integer_kernels import hadamard_matrix, normal, product_of
 from tests.test_kernels import assert_twice, exact_attention, flat, forest_of
 from tests.test_triton_products import DEVICE, here
@@ -274,9 +275,4 @@ def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
     for a, b in zip(both, cuda.norm_quantize(alone, 1e-6, shift), strict=True):
         torch.testing.assert_close(a.float(), b.float(), atol=1, rtol=1e-5)
     acc, row_scale, scale, bias = here(*product_of(tokens, 2 * width), normal(2 * width, seed=8))
-    values, found_scale = cuda.silu_mul_quantize(acc, row_scale, scale, 1, bias)
-    slow_values, slow_scale = integer.silu_mul_quantize(acc, row_scale, scale, 1, bias)
-    gate, up = (acc.double() * (row_scale.double()[:, None] * scale.double()) + bias.double()).chunk(2, 1)
-    hidden = torch.nn.functional.silu(gate) * up
-    assert_twice(found_scale, slow_scale, hidden.abs().amax(1).clamp(min=1e-30) / 127)
-    assert (values.int() - slow_values.int()).abs().max() <= 1
+    assert_biased_gate(cuda, acc, row_scale, scale, bias)
