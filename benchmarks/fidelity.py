@@ -32,7 +32,7 @@ from lightrm.sensitivity import some_ids
 
 LONGEST = 512  # tokens
 CALIBRATION = 16384  # tokens
-SCHEMES = ("w8a8", "w8a8+cal", "w4a8", "w4a8-g32+cal", "nf4")
+SCHEMES = ("w8a8", "w8a8+cal", "w4a8+cal", "w4a8-g32+cal", "nf4")
 QUICK = "w8a8+cal"  # of the guaranteed ranking
 ROUNDS, SPEED_TOKENS = 5, 6000
 
