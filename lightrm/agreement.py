@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
-from lightrm.bounds import Bound
+from lightrm.bounds import Bound, order_error
 
 Array = NDArray[np.float64]
 DRAWS = 1000
@@ -151,7 +151,7 @@ def agreement(reference: Array, found: Array, prompts: Prompts, worth: Array | N
         top1=made["top1"],
         accuracy=made["accuracy"] if n["accuracy"] else None,
         buckets=buckets(np.abs(margin) / spread, decided, flipped),
-        pair_error=Bound(float(np.abs(other - margin).max(initial=0.0)), int((prompts.sizes > 1).sum())),
+        pair_error=Bound(order_error(margin, other), int((prompts.sizes > 1).sum())),
     )
 
 

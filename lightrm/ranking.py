@@ -1,13 +1,14 @@
 """A ranking that full precision would give, without full precision for every answer.
 
-Quick scores q and full-precision scores f differ by errors, and a measured bound E says how far a difference of two
-answers to one prompt can be off: |(f_i - f_j) - (q_i - q_j)| <= E. Two answers whose quick scores are further apart
-than E are therefore in order. Answers are parted into groups wherever the next quick score is further off than E;
-groups keep their places, and inside each of more than one answer all are scored again in full precision and sorted by
-that. A score that was not computed again is the quick one, and not to be compared with the others.
+Quick scores q and full-precision scores f differ by errors, and a measured bound E says that no error beyond it is large
+enough to change an order: |(f_i - f_j) - (q_i - q_j)| > E only where |q_i - q_j| is larger still. Two answers whose
+quick scores are further apart than E are therefore in order. Answers are parted into groups wherever the next quick
+score is further off than E; groups keep their places, and inside each of more than one answer all are scored again in
+full precision and sorted by that. A score that was not computed again is the quick one, and not to be compared with
+the others.
 
-The new scores show errors too. Where one is beyond E, the bound was too small for these prompts: it is raised to the
-largest error seen, and what now is too close is scored again as well, until nothing changes.
+The new scores show errors too. Where one that could change an order is beyond E, the bound was too small for these
+prompts: it is raised to the largest seen, and what now is too close is scored again as well, until nothing changes.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightrm.bounds import order_error
 
 Scores = NDArray[np.float32]
 
@@ -50,7 +53,7 @@ class Rankings(list[Ranking]):
 class Effort:
     """rescored of `answers` answers went through full precision too, `rescored_tokens` of `tokens` distinct tokens.
 
-    bound: of differences, in raw scores, as it was given or raised; confidence: that one further prompt keeps to it,
+    bound: in raw scores, as it was given or raised; confidence: that one further prompt keeps to it,
     None where nobody measured that.
     """
 
@@ -68,7 +71,7 @@ class Effort:
         share = 100 * self.rescored_tokens / max(self.tokens, 1)
         return (
             f"{self.rescored} of {self.answers} answers scored again, {share:.1f} % of the tokens; "
-            f"error of a difference at most {self.bound:.4f}{raised}{held}"
+            f"the others stand further apart than {self.bound:.4f}{raised}{held}"
         )
 
 
@@ -84,7 +87,7 @@ def settled(
     while wanted:
         for (k, i), score in zip(wanted, rescore(wanted), strict=True):
             full[k][i] = score
-        bound = max(bound, largest_error(quick, full))
+        bound = max(bound, largest_order_error(quick, full))
         close = ((k, i) for k, scores in enumerate(quick) for i in too_close(scores, bound))
         wanted = [(k, i) for k, i in close if np.isnan(full[k][i])]
     return full, bound
@@ -102,10 +105,11 @@ def groups(quick: Scores, bound: float) -> list[list[int]]:
     return [group.tolist() for group in np.split(order, np.flatnonzero(gaps > bound) + 1)]
 
 
-def largest_error(quick: Sequence[Scores], full: Sequence[Scores]) -> float:
-    """Of the differences between two answers of a prompt that were both scored again."""
-    errors = [(f.astype(np.float64) - q)[~np.isnan(f)] for q, f in zip(quick, full, strict=True)]
-    return max((float(np.ptp(e)) for e in errors if len(e) > 1), default=0.0)
+def largest_order_error(quick: Sequence[Scores], full: Sequence[Scores]) -> float:
+    """Among the answers of a prompt that were scored again."""
+    known = [~np.isnan(f) for f in full]
+    both = [(f[k].astype(np.float64), q[k].astype(np.float64)) for f, q, k in zip(full, quick, known, strict=True)]
+    return max((order_error(f[i] - f[:i], q[i] - q[:i]) for f, q in both for i in range(len(f))), default=0.0)
 
 
 def ranking(quick: Scores, full: Scores, bound: float, responses: Sequence[str]) -> Ranking:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import lightrm
 from lightrm import native
-from lightrm.bounds import Bound, FidelityNote
+from lightrm.bounds import Bound, FidelityNote, order_error
 from lightrm.ranking import groups, plain_ranking, ranking, settled, too_close
 from tests.test_scoring import write_model
 
@@ -25,11 +25,11 @@ ANSWERS = ["it is", "天气很好", "a b c", "x", "the weather", "no", "yes yes 
     st.randoms(use_true_random=False),
 )
 def test_within_the_bound_the_order_is_the_full_one(exact: list[list[int]], most: int, rng) -> None:
-    """Also where full scores tie, and where the bound that was given is too small and is found out."""
+    """Also where scores tie, and where errors are larger than the bound but too small to change an order."""
     full = [np.asarray(scores, np.float32) for scores in exact]
     errors = [np.asarray([rng.randint(-most, most) for _ in scores], np.float32) for scores in exact]
     quick = [f + e for f, e in zip(full, errors, strict=True)]
-    bound = max(float(np.ptp(e)) for e in errors)
+    bound = max(order_error_of(f, q) for f, q in zip(full, quick, strict=True))
     asked: list[tuple[int, int]] = []
 
     def rescore(wanted: list[tuple[int, int]]) -> list[float]:
@@ -45,6 +45,12 @@ def test_within_the_bound_the_order_is_the_full_one(exact: list[list[int]], most
         assert [r.position for r in found] == [r.position for r in plain_ranking(f, texts)]
         assert all(r.score == f[r.position] for r in found if r.exact)
         assert found.rescored == int((~np.isnan(known_k)).sum())
+
+
+def order_error_of(full: np.ndarray, quick: np.ndarray) -> float:
+    """By its definition, over a prompt's pairs."""
+    first, second = np.triu_indices(len(full), 1)
+    return order_error(full[first] - full[second], quick[first] - quick[second])
 
 
 def test_far_apart_answers_are_left_alone() -> None:
@@ -63,16 +69,25 @@ def test_a_bound_that_proves_too_small_is_raised() -> None:
     assert [r.position for r in ranking(quick[0], known[0], sufficed, list("abcd"))] == [3, 0, 2, 1]
 
 
+def test_an_error_counts_where_it_could_change_the_order() -> None:
+    exact, quick = np.asarray([1.0, 5.0, 0.2, -3.0]), np.asarray([0.9, 2.0, -0.1, -3.0])
+    assert order_error(exact, quick) == pytest.approx(3.0), "5 taken for 2: with the other sign it would be -1"
+    assert order_error(exact[[0, 2, 3]], quick[[0, 2, 3]]) == pytest.approx(0.3)
+    assert order_error(exact[[0, 3]], quick[[0, 3]]) == 0
+    assert order_error(np.zeros(1), np.asarray([0.25])) == 0.25, "a tie that was torn"
+    assert order_error(np.zeros(0), np.zeros(0)) == 0
+
+
 def test_exact_ranking_of_a_model(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model")
     exact, quick = lightrm.load(folder, scheme="fp32"), lightrm.load(folder, scheme="w4a8")
     prompts, lists = ["what?", "and now?", "why"], [ANSWERS, ANSWERS[:3], ANSWERS[2:]]
     wanted = exact.rank_batch(prompts, lists)
     error = max(
-        np.ptp(quick.score(p, some).astype(float) - exact.score(p, some))
+        order_error_of(exact.score(p, some).astype(float), quick.score(p, some).astype(float))
         for p, some in zip(prompts, lists, strict=True)
     )
-    found = quick.rank_batch(prompts, lists, exact=True, bound=float(error))
+    found = quick.rank_batch(prompts, lists, exact=True, bound=error)
     order = [[r.position for r in one] for one in wanted]
     assert [[r.position for r in one] for one in found] == order
     assert found.effort is not None
