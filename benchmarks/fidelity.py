@@ -208,8 +208,8 @@ def together(model: dict[str, Any]) -> str:
     exact = model["exact"]
     again, whole = (sum(exact[kind][name] for kind in ("pairs", "lists")) for name in ("rescored tokens", "tokens"))
     return (
-        f"Together {100 * again / whole:.1f} % of the tokens. The bound, {exact['bound'] / exact['unit']:.2f} within-prompt "
-        f"standard deviations, is of {exact['prompts of the bound']} other prompts."
+        f"Together {100 * again / whole:.1f} % of the tokens. The bound, {exact['bound'] / exact['unit']:.2f} "
+        f"within-prompt standard deviations, is of {exact['prompts of the bound']} other prompts."
     )
 
 

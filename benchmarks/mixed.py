@@ -2,10 +2,11 @@
 
     python -m benchmarks.mixed DATA [--reference FOLDER]
 
-Groups of 32 instead of 128 cost w4a8 some bytes, spread evenly. The rival spends no more of them on single matrices, in
+Groups of 32 instead of 128 cost w4a8 some bytes, spread evenly. A rival spends no more of them on single matrices, in
 8 bits: each matrix alone is rounded to 4 bits among exact ones, on training pairs, and those whose rounding moves the
-score most for each byte come first. Both are then calibrated on the same text, and compared on held-out pairs and
-lists, paired, with intervals. Writes results/mixed.json.
+score most for each byte come first. Another two spend more: on every down_proj in 8 bits, and as much on what is felt
+most. All are then calibrated on the same text, and compared on held-out pairs and lists, paired, with intervals.
+Writes results/mixed.json and README's table.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,10 @@ import numpy as np
 
 import lightrm
 from benchmarks.fidelity import CALIBRATION, LONGEST, every, held_out, models_of
-from benchmarks.record import provenance, write_result
+from benchmarks.record import provenance, quote, write_result
 from lightrm.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
 from lightrm.compensating import CompensatingLoader
+from lightrm.fidelity import number, percent
 from lightrm.linear import FloatLinear, IntegerLinear, Linear
 from lightrm.native import LINEARS
 from lightrm.progress import item_progress
@@ -35,6 +37,9 @@ from lightrm.transformer import Layer, Layers
 from lightrm.weights import PlainWeight
 
 COARSE, FINE = "w4a8", "w4a8-g32"
+DOWN = f"{FINE}, down_proj in 8 bits"
+FELT, FELT_MORE = f"{COARSE}, the most felt in 8 bits", f"{FINE}, the most felt in 8 bits"
+RIVALS = ((FELT, FINE), (FELT_MORE, DOWN))  # each of the size of the other
 FELT_TOKENS = 1500
 Place = tuple[int, str]  # layer and matrix
 
@@ -78,9 +83,13 @@ def felt(rm: lightrm.RewardModel, questions: Sequence[Question]) -> dict[Place, 
     return moved
 
 
-def chosen(four: Layers, eight: Layers, moved: dict[Place, float], budget: int) -> list[Place]:
-    """The matrices for 8 bits, within `budget` bytes more than all 4 bits take."""
-    cost = {(i, name): getattr(eight[i], name).bytes - getattr(four[i], name).bytes for i, name in moved}
+def costs(four: Layers, eight: Layers, places: Iterable[Place]) -> dict[Place, int]:
+    """Bytes that each matrix takes more in 8 bits."""
+    return {(i, name): getattr(eight[i], name).bytes - getattr(four[i], name).bytes for i, name in places}
+
+
+def chosen(cost: dict[Place, int], moved: dict[Place, float], budget: int) -> list[Place]:
+    """The matrices for 8 bits that are felt most for each byte, within `budget` bytes."""
     taken = []
     for place in sorted(moved, key=lambda place: -moved[place] / cost[place]):
         if cost[place] <= budget:
@@ -114,34 +123,73 @@ def compared(path: str, questions: list[Question], data: Path) -> dict[str, Any]
     text = list(calibration_pairs(data / "pairs_train.jsonl.gz", CALIBRATION))
     prompts = Prompts(np.asarray([k for k, q in enumerate(questions) for _ in q.responses]))
 
-    def scored(scheme: str, calibration: Any = text) -> tuple[Array, int]:
-        rm = lightrm.load(path, scheme=scheme, max_length=LONGEST, calibration=calibration)
+    def scored(scheme: str, calibration: Any = text, eight: Collection[Place] = ()) -> tuple[Array, int]:
+        with patch("lightrm.compensating.CompensatingLoader", mixed_loader(eight)):
+            rm = lightrm.load(path, scheme=scheme, max_length=LONGEST, calibration=calibration)
         asked = [q.prompt for q in questions for _ in q.responses]
         return rm.score_batch(asked, [r for q in questions for r in q.responses]).astype(np.float64), rm.report.bytes
 
     exact, _ = scored("fp32", None)
-    uniform, size = scored(FINE)
-    four, fine, eight_bits = (lightrm.load(path, scheme=s, max_length=LONGEST) for s in (COARSE, FINE, "w8a8"))
-    moved = felt(four, every(read_questions(data / "pairs_train.jsonl.gz"), 400))
-    eight = chosen(four.decoder.layers, eight_bits.decoder.layers, moved, fine.report.bytes - four.report.bytes)
-    with patch("lightrm.compensating.CompensatingLoader", mixed_loader(eight)):
-        mixed, mixed_size = scored(COARSE)
+    coarse, fine, large = (lightrm.load(path, scheme=s, max_length=LONGEST) for s in (COARSE, FINE, "w8a8"))
+    moved = felt(coarse, every(read_questions(data / "pairs_train.jsonl.gz"), 400))
+    four, four_fine, eight = coarse.decoder.layers, fine.decoder.layers, large.decoder.layers
+    down = [(i, "down") for i in range(len(eight))]
+    more = sum(costs(four_fine, eight, down).values())
+    places: dict[str, tuple[str, list[Place]]] = {
+        FINE: (FINE, []),
+        FELT: (COARSE, chosen(costs(four, eight, moved), moved, fine.report.bytes - coarse.report.bytes)),
+        DOWN: (FINE, down),
+        FELT_MORE: (FINE, chosen(costs(four_fine, eight, moved), moved, more)),
+    }
+    del coarse, fine, large, four, four_fine, eight
+    found = {}
+    for name, (scheme, in_eight) in places.items():
+        found[name] = scored(scheme, eight=in_eight)
+        print(f"{path} {name}: {found[name][1]} bytes", flush=True)
 
-    def described(scores: Array, held: int) -> dict[str, Any]:
+    def described(name: str) -> dict[str, Any]:
+        scores, held = found[name]
         a = agreement(exact, scores, prompts)
-        figures = {name: dataclasses.asdict(getattr(a, name)) for name in ("mean_error", "tau", "flips")}
-        return {"bytes": held, **figures}
+        figures = {figure: dataclasses.asdict(getattr(a, figure)) for figure in ("mean_error", "tau", "flips")}
+        return {"bytes": held, "in 8 bits": [f"layers.{i}.{matrix}" for i, matrix in places[name][1]], **figures}
+
+    def against(name: str, other: str) -> dict[str, Any]:
+        both = (exact, found[name][0], found[other][0], prompts)
+        return {
+            "error less": dataclasses.asdict(error_less(*both)),
+            "flips less": dataclasses.asdict(flips_less(*both)),
+        }
 
     shares = np.sort(np.asarray(list(moved.values())))[::-1]
     return {
         "prompts": len(questions),
-        "in 8 bits": [f"layers.{i}.{name}" for i, name in eight],
+        "answers": len(exact),
         "share of the ten most felt": float(shares[:10].sum() / shares.sum()),
-        FINE: described(uniform, size),
-        "mixed": described(mixed, mixed_size),
-        "flips less": dataclasses.asdict(flips_less(exact, mixed, uniform, prompts)),
-        "error less": dataclasses.asdict(error_less(exact, mixed, uniform, prompts)),
+        "rows": {name: described(name) for name in places},
+        "rivals": {name: {"of the size of": other, **against(name, other)} for name, other in RIVALS},
     }
+
+
+def table(result: dict[str, Any]) -> str:
+    lines = []
+    for name, model in result["models"].items():
+        lines += [
+            f"**{name}**, {model['prompts']} prompts with {model['answers']} answers:", "",
+            "| calibrated | weights | mean error | tau-b | flips |", "| --- | ---: | ---: | ---: | ---: |",
+        ]  # fmt: skip
+        for row, one in model["rows"].items():
+            figures = (percent(read(one["mean_error"])), number(read(one["tau"])), percent(read(one["flips"])))
+            lines.append(f"| {row} | {one['bytes'] / 2**20:.1f} MiB | {' | '.join(figures)} |")
+        lines.append("")
+        for rival, one in model["rivals"].items():
+            less = [percent(read(one[what])) for what in ("error less", "flips less")]
+            lines.append(f"{rival}, against {one['of the size of']}: {less[0]} less error, {less[1]} fewer flips.  ")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def read(raw: dict[str, float]) -> Estimate:
+    return Estimate(**raw)
 
 
 def main() -> None:
@@ -158,6 +206,7 @@ def main() -> None:
         models[name] = compared(path, questions, arguments.data)
         print(name, models[name], flush=True)
     write_result("mixed", {**provenance(("torch", "numpy", "numba", "scipy")), "models": models})
+    quote("mixed", table)
 
 
 if __name__ == "__main__":

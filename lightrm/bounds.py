@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 def order_error(exact: NDArray[np.float64], quick: NDArray[np.float64]) -> float:
     """The largest error of a difference that could have changed the order of its two answers; 0 if none could.
 
-    exact, quick: by how much the first answer of each pair scores above the second, float64 (pairs,). An error can change
-    an order, by one of its signs, where it is as large as the quick difference: two answers that stand further apart by
-    quick scores than the result are ordered as the exact scores order them.
+    exact, quick: by how much the first answer of each pair scores above the second, float64 (pairs,). An error can
+    change an order, by one of its signs, where it is as large as the quick difference: two answers that stand further
+    apart by quick scores than the result are ordered as the exact scores order them.
     """
     error = np.abs(quick - exact)
     return float(error[np.abs(quick) <= error].max(initial=0.0))

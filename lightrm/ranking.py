@@ -1,11 +1,11 @@
 """A ranking that full precision would give, without full precision for every answer.
 
-Quick scores q and full-precision scores f differ by errors, and a measured bound E says that no error beyond it is large
-enough to change an order: |(f_i - f_j) - (q_i - q_j)| > E only where |q_i - q_j| is larger still. Two answers whose
-quick scores are further apart than E are therefore in order. Answers are parted into groups wherever the next quick
-score is further off than E; groups keep their places, and inside each of more than one answer all are scored again in
-full precision and sorted by that. A score that was not computed again is the quick one, and not to be compared with
-the others.
+Quick scores q and full-precision scores f differ by errors, and a measured bound E says that no error beyond it is
+large enough to change an order: |(f_i - f_j) - (q_i - q_j)| > E only where |q_i - q_j| is larger still. Two answers
+whose quick scores are further apart than E are therefore in order. Answers are parted into groups wherever the next
+quick score is further off than E; groups keep their places, and inside each of more than one answer all are scored
+again in full precision and sorted by that. A score that was not computed again is the quick one, and not to be compared
+with the others.
 
 The new scores show errors too. Where one that could change an order is beyond E, the bound was too small for these
 prompts: it is raised to the largest seen, and what now is too close is scored again as well, until nothing changes.
