@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 import lightrm
-from benchmarks.record import provenance, quote, write_result
+from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.agreement import Prompts, agreement
 from lightrm.fidelity import FidelityReport, Row, number, percent
 from lightrm.measuring import measure_fidelity
@@ -192,7 +192,7 @@ def table(result: dict[str, Any]) -> str:
             figures = " | ".join(model["cells"][scheme])
             lines.append(f"| {title} | {row['bytes'] / 2**20:.0f} MiB | {row['speed']:.2f} | {figures} |")
         lines += ["", *(guarantee(kind, model["exact"][kind]) for kind in ("pairs", "lists")), together(model), ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, measured_on(result), ""])
 
 
 def guarantee(kind: str, one: dict[str, Any]) -> str:
@@ -234,7 +234,8 @@ def main() -> None:
         models[name] = described(report, speeds(path, questions, [*floor, *SCHEMES]))
         models[name]["exact"] = guaranteed(path, report, questions, train, arguments.data, keep)
         print(models[name]["exact"], flush=True)
-    write_result("fidelity", {**provenance(("torch", "numpy", "numba", "scipy", "bitsandbytes")), "models": models})
+    versions = provenance(("torch", "numpy", "numba", "scipy", "bitsandbytes"))
+    write_result("fidelity", {**versions, **this_cpu(), "models": models})
     quote("fidelity", table)
 
 

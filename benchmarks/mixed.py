@@ -24,7 +24,7 @@ import numpy as np
 
 import lightrm
 from benchmarks.fidelity import CALIBRATION, LONGEST, every, held_out, models_of
-from benchmarks.record import provenance, quote, write_result
+from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
 from lightrm.compensating import CompensatingLoader
 from lightrm.fidelity import number, percent
@@ -185,7 +185,7 @@ def table(result: dict[str, Any]) -> str:
             less = [percent(read(one[what])) for what in ("error less", "flips less")]
             lines.append(f"{rival}, against {one['of the size of']}: {less[0]} less error, {less[1]} fewer flips.  ")
         lines.append("")
-    return "\n".join(lines)
+    return "\n".join([*lines, measured_on(result), ""])
 
 
 def read(raw: dict[str, float]) -> Estimate:
@@ -205,7 +205,7 @@ def main() -> None:
     for name, path in models_of(arguments.reference).items():
         models[name] = compared(path, questions, arguments.data)
         print(name, models[name], flush=True)
-    write_result("mixed", {**provenance(("torch", "numpy", "numba", "scipy")), "models": models})
+    write_result("mixed", {**provenance(("torch", "numpy", "numba", "scipy")), **this_cpu(), "models": models})
     quote("mixed", table)
 
 

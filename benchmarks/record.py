@@ -11,6 +11,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 
@@ -27,6 +29,18 @@ def provenance(packages: tuple[str, ...] = ("torch", "numpy")) -> dict[str, Any]
         "machine": platform.machine(),
         "versions": {name: version(name) for name in packages},
     }
+
+
+def this_cpu() -> dict[str, Any]:
+    return {"device": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
+
+
+def measured_on(result: Mapping[str, Any]) -> str:
+    """A line on where a result with `this_cpu` in it comes from."""
+    return (
+        f"Measured on {result['date']} at commit {result['commit']}: {result['machine']} CPU with {result['device']}, "
+        f"{result['threads']} threads, torch {result['versions']['torch']}."
+    )
 
 
 def write_result(name: str, result: Mapping[str, Any]) -> Path:

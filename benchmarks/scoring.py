@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import PEERS
-from benchmarks.record import ROOT, provenance, quote, write_result
+from benchmarks.record import ROOT, provenance, quote, this_cpu, write_result
 from lightrm.checkpoints.stored import write_safetensors
 
 SHARING = ("lightrm w8a8, nothing shared", "llama.cpp Q8_0, prompt kept")  # for benchmarks.sharing
@@ -146,11 +146,7 @@ def measure(data: Path, shape: str, layers: int, rounds: int, names: list[str], 
     }
     loads = {name: load for name, load in loads.items() if name in wanted or not wanted}
     result: dict[str, Any] = {**provenance(available(PACKAGES)), "shape": shape, "layers": layers, "rounds": rounds}
-    result |= {
-        "device": torch.backends.cpu.get_cpu_capability(),
-        "threads": torch.get_num_threads(),
-        "real lengths": lengths,
-    }
+    result |= {**this_cpu(), "real lengths": lengths}
     failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), layers, shape=shape)

@@ -24,10 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.bundled_model import prompt_of
-from benchmarks.record import provenance, quote, read_result, write_result
+from benchmarks.record import provenance, quote, read_result, this_cpu, write_result
 from benchmarks.scoring import PACKAGES, SHARING, Groups, Peer, available, build
 from training.records import read_jsonl
 
@@ -184,9 +182,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=48)
     parser.add_argument("--only", choices=["pass", "grid"], help="measure this part anew, keep the other")
     arguments = parser.parse_args()
-    machine = {"device": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads()}
     result: dict[str, Any] = read_result(RESULT) if arguments.only else {}
-    result |= {**provenance(available(PACKAGES)), **machine, "rounds": arguments.rounds}
+    result |= {**provenance(available(PACKAGES)), **this_cpu(), "rounds": arguments.rounds}
     if arguments.only != "grid":
         whole = evaluation(real_groups(arguments.data, arguments.tokenizer, arguments.every), arguments.rounds)
         beside = beside_the_model(arguments.data, arguments.every) / whole["seconds of 32 layers"][OURS]

@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file
 
 import lightrm
-from benchmarks.record import ROOT, provenance, quote, write_result
+from benchmarks.record import ROOT, provenance, quote, this_cpu, write_result
 from benchmarks.scoring import build
 from lightrm import native
 from lightrm.checkpoints.stored import write_safetensors
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args()
     result: dict[str, Any] = {**provenance(("torch", "numpy", "numba")), "layers": arguments.layers}
-    result |= {"device": torch.backends.cpu.get_cpu_capability(), "threads": torch.get_num_threads(), "twin layers": 2}
+    result |= {**this_cpu(), "twin layers": 2}
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         result["twins"] = twins(root, result["twin layers"])
