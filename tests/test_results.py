@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from benchmarks import bundled_model, fidelity, fp8, gptq_files, linear, loading, schemes, scoring, sharing, streaming
-from benchmarks.bundled_model import CARD
+from benchmarks import (
+    bundled_model,
+    exact,
+    fidelity,
+    fp8,
+    gptq_files,
+    linear,
+    loading,
+    mixed,
+    schemes,
+    scoring,
+    sharing,
+    streaming,
+)
+from benchmarks.bundled_model import CARD, REFERENCE_CARD
 from benchmarks.record import RESULTS, ROOT, read_result, with_table
 
 TABLES = {
     "bundled_model": bundled_model.table,
+    "exact": exact.table,
     "fidelity": fidelity.table,
     "fp8": fp8.sentence,
     "gptq_files": gptq_files.sentence,
     "linear_cpu": linear.table,
     "loading": loading.table,
+    "mixed": mixed.table,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
     "sharing_cpu": sharing.table,
@@ -30,9 +46,10 @@ def test_readme_quotes_the_result_file(name: str) -> None:
     assert with_table(text, name, TABLES[name](read_result(name))) == text
 
 
-def test_the_model_card_quotes_its_own() -> None:
-    text = CARD.read_text(encoding="utf-8")
-    assert with_table(text, "bundled_model", bundled_model.table(read_result("bundled_model"))) == text
+@pytest.mark.parametrize(("name", "card"), [("bundled_model", CARD), ("reference_model", REFERENCE_CARD)])
+def test_a_model_card_quotes_its_own(name: str, card: Path) -> None:
+    text = card.read_text(encoding="utf-8")
+    assert with_table(text, name, bundled_model.table(read_result(name))) == text
 
 
 def test_no_table_without_a_result() -> None:
