@@ -7,8 +7,9 @@ quick score is further off than E; groups keep their places, and inside each of 
 again in full precision and sorted by that. A score that was not computed again is the quick one, and not to be compared
 with the others.
 
-The new scores show errors too. Where one that could change an order is beyond E, the bound was too small for these
-prompts: it is raised to the largest seen, and what now is too close is scored again as well, until nothing changes.
+The new scores show errors too. Where one that could change an order is beyond E, the bound was too small for this
+prompt: for it, it is raised to the largest seen, and what now is too close is scored again as well, until nothing
+changes. Other prompts keep the bound that was given: an answer's place does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ class Rankings(list[Ranking]):
 class Effort:
     """rescored of `answers` answers went through full precision too, `rescored_tokens` of `tokens` distinct tokens.
 
-    bound: in raw scores, as it was given or raised; confidence: that one further prompt keeps to it,
-    None where nobody measured that.
+    bound: in raw scores, as it was given; raised: how many prompts were found not to keep to it; confidence: that one
+    further prompt keeps to it, None where nobody measured that.
     """
 
     answers: int
@@ -62,35 +63,36 @@ class Effort:
     tokens: int
     rescored_tokens: int
     bound: float
-    raised: bool
+    raised: int
     confidence: float | None
 
     def __str__(self) -> str:
         held = "" if self.confidence is None else f", which {100 * self.confidence:.2f} % of prompts or more keep to"
-        raised = ", raised on the way" if self.raised else ""
+        raised = f"; raised for {self.raised} that did not" if self.raised else ""
         share = 100 * self.rescored_tokens / max(self.tokens, 1)
         return (
             f"{self.rescored} of {self.answers} answers scored again, {share:.1f} % of the tokens; "
-            f"the others stand further apart than {self.bound:.4f}{raised}{held}"
+            f"the others stand further apart than {self.bound:.4f}{held}{raised}"
         )
 
 
 def settled(
     quick: Sequence[Scores], bound: float, rescore: Callable[[list[tuple[int, int]]], Iterable[float]]
-) -> tuple[list[Scores], float]:
-    """Full-precision scores where they are needed, NaN elsewhere, and the bound that sufficed.
+) -> tuple[list[Scores], list[float]]:
+    """Full-precision scores where they are needed, NaN elsewhere, and the bound that sufficed for each prompt.
 
     quick: each prompt's scores; rescore: (prompt, position) of answers -> their scores in full precision.
     """
     full = [np.full(len(scores), np.nan, np.float32) for scores in quick]
+    bounds = [bound] * len(quick)
     wanted = [(k, i) for k, scores in enumerate(quick) for i in too_close(scores, bound)]
     while wanted:
         for (k, i), score in zip(wanted, rescore(wanted), strict=True):
             full[k][i] = score
-        bound = max(bound, largest_order_error(quick, full))
-        close = ((k, i) for k, scores in enumerate(quick) for i in too_close(scores, bound))
+        bounds = [max(b, error_of(q, f)) for b, q, f in zip(bounds, quick, full, strict=True)]
+        close = ((k, i) for k, scores in enumerate(quick) for i in too_close(scores, bounds[k]))
         wanted = [(k, i) for k, i in close if np.isnan(full[k][i])]
-    return full, bound
+    return full, bounds
 
 
 def too_close(quick: Scores, bound: float) -> list[int]:
@@ -105,11 +107,11 @@ def groups(quick: Scores, bound: float) -> list[list[int]]:
     return [group.tolist() for group in np.split(order, np.flatnonzero(gaps > bound) + 1)]
 
 
-def largest_order_error(quick: Sequence[Scores], full: Sequence[Scores]) -> float:
-    """Among the answers of a prompt that were scored again."""
-    known = [~np.isnan(f) for f in full]
-    both = [(f[k].astype(np.float64), q[k].astype(np.float64)) for f, q, k in zip(full, quick, known, strict=True)]
-    return max((order_error(f[i] - f[:i], q[i] - q[:i]) for f, q in both for i in range(len(f))), default=0.0)
+def error_of(quick: Scores, full: Scores) -> float:
+    """The order error among a prompt's answers that were scored again."""
+    known = ~np.isnan(full)
+    f, q = full[known].astype(np.float64), quick[known].astype(np.float64)
+    return max((order_error(f[i] - f[:i], q[i] - q[:i]) for i in range(1, len(f))), default=0.0)
 
 
 def ranking(quick: Scores, full: Scores, bound: float, responses: Sequence[str]) -> Ranking:

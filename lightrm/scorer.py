@@ -169,12 +169,12 @@ class RewardModel:
             again.extend(sequences)
             return self.reference().shown(sequences, progress)
 
-        full, sufficed = settled(quick, limit.error, rescore)
-        found = Rankings(ranking(q, f, sufficed, some) for q, f, some in zip(quick, full, responses, strict=True))
+        full, bounds = settled(quick, limit.error, rescore)
+        found = Rankings(ranking(*one) for one in zip(quick, full, bounds, responses, strict=True))
         found.effort = Effort(
             answers=len(ids), rescored=len(again), tokens=self.engine.distinct(ids),
-            rescored_tokens=self.engine.distinct(again), bound=sufficed, raised=sufficed > limit.error,
-            confidence=limit.confidence if limit.prompts else None,
+            rescored_tokens=self.engine.distinct(again), bound=limit.error,
+            raised=sum(b > limit.error for b in bounds), confidence=limit.confidence if limit.prompts else None,
         )  # fmt: skip
         return found
 

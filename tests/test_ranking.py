@@ -37,11 +37,11 @@ def test_within_the_bound_the_order_is_the_full_one(exact: list[list[int]], most
         return [float(full[k][i]) for k, i in wanted]
 
     known, sufficed = settled(quick, bound, rescore)
-    assert sufficed == bound
+    assert sufficed == [bound] * len(full)
     assert len(asked) == len(set(asked)), "nothing is scored twice"
-    for q, known_k, f in zip(quick, known, full, strict=True):
+    for k, (q, known_k, f) in enumerate(zip(quick, known, full, strict=True)):
         texts = [str(i) for i in range(len(q))]
-        found = ranking(q, known_k, sufficed, texts)
+        found = ranking(q, known_k, sufficed[k], texts)
         assert [r.position for r in found] == [r.position for r in plain_ranking(f, texts)]
         assert all(r.score == f[r.position] for r in found if r.exact)
         assert found.rescored == int((~np.isnan(known_k)).sum())
@@ -62,11 +62,13 @@ def test_far_apart_answers_are_left_alone() -> None:
 
 
 def test_a_bound_that_proves_too_small_is_raised() -> None:
-    quick = [np.asarray([0.0, 0.1, 0.6, 5.0], np.float32)]
-    full = np.asarray([0.9, 0.0, 0.5, 5.0], np.float32)
-    known, sufficed = settled(quick, 0.2, lambda wanted: [float(full[i]) for _, i in wanted])
-    assert sufficed == pytest.approx(1.0)
-    assert [r.position for r in ranking(quick[0], known[0], sufficed, list("abcd"))] == [3, 0, 2, 1]
+    """For the prompt that shows it, and for no other."""
+    quick = [np.asarray([0.0, 0.1, 0.6, 5.0], np.float32), np.asarray([1.0, 1.5, 1.6], np.float32)]
+    full = [np.asarray([0.9, 0.0, 0.5, 5.0], np.float32), np.asarray([1.0, 1.5, 1.61], np.float32)]
+    known, sufficed = settled(quick, 0.2, lambda wanted: [float(full[k][i]) for k, i in wanted])
+    assert sufficed == [pytest.approx(1.0), 0.2]
+    assert [r.position for r in ranking(quick[0], known[0], sufficed[0], list("abcd"))] == [3, 0, 2, 1]
+    assert np.isnan(known[1]).tolist() == [True, False, False]
 
 
 def test_an_error_counts_where_it_could_change_the_order() -> None:
