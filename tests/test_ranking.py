@@ -96,6 +96,17 @@ def test_exact_ranking_of_a_model(tmp_path: Path) -> None:
     assert found.effort.confidence is None
     assert found.effort.rescored == sum(one.rescored for one in found)
     assert 0 < found.effort.rescored_tokens <= found.effort.tokens
+    assert (found.effort.bound, found.effort.raised) == (error, 0)
+    beyond = []
+    for smaller in (0.9 * error, 0.6 * error, 0.3 * error):
+        found = quick.rank_batch(prompts, lists, exact=True, bound=smaller)
+        shown = [[r.position for r in one if r.exact] for one in found]
+        scores = [(exact.score(p, some), quick.score(p, some)) for p, some in zip(prompts, lists, strict=True)]
+        errors = [order_error_of(f[seen].astype(float), q[seen]) for (f, q), seen in zip(scores, shown, strict=True)]
+        assert found.effort is not None
+        assert found.effort.raised == sum(e > smaller for e in errors)
+        beyond.append(found.effort.raised)
+    assert max(beyond) > 0, "a bound that is too small was found out"
     assert quick.rank("what?", ANSWERS, exact=True, bound=1e9)[0].exact
     assert not quick.rank("what?", ANSWERS)[0].exact
     assert quick.rank_batch([], []) == []
