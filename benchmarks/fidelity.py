@@ -111,12 +111,12 @@ def table(result: dict[str, Any]) -> str:
             "",
             "| | weights | speed over fp32 | mean error | 99th percentile | tau-b | flips | same best |",
             "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            f"| fp32 | {model['bytes'] / 2**20:.0f} MiB | 1.00 | - | - | - | - | - |",
+            f"| fp32 | {model['bytes'] / 2**20:.1f} MiB | 1.00 | - | - | - | - | - |",
         ]
         for scheme, row in model["rows"].items():
             title = {"bf16": "bf16: the noise floor"}.get(scheme, scheme)
             figures = " | ".join(model["cells"][scheme])
-            lines.append(f"| {title} | {row['bytes'] / 2**20:.0f} MiB | {row['speed']:.2f} | {figures} |")
+            lines.append(f"| {title} | {row['bytes'] / 2**20:.1f} MiB | {row['speed']:.2f} | {figures} |")
         lines.append("")
     return "\n".join([*lines, measured_on(result), ""])
 
