@@ -183,7 +183,7 @@ def table(result: dict[str, Any]) -> str:
         lines.append("")
         for rival, one in model["rivals"].items():
             less = [percent(read(one[what])) for what in ("error less", "flips less")]
-            lines.append(f"{rival}, against {one['of the size of']}: {less[0]} less error, {less[1]} fewer flips.  ")
+            lines.append(f"{rival}, against {one['of the size of']}: error less by {less[0]}, flips by {less[1]}.  ")
         lines.append("")
     return "\n".join([*lines, measured_on(result), ""])
 
