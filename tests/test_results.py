@@ -21,7 +21,7 @@ from benchmarks import (
     sharing,
     streaming,
 )
-from benchmarks.bundled_model import CARD
+from benchmarks.bundled_model import CARD, REFERENCE_CARD
 from benchmarks.record import RESULTS, ROOT, read_result, with_table
 
 TABLES = {
@@ -46,7 +46,7 @@ def test_readme_quotes_the_result_file(name: str) -> None:
     assert with_table(text, name, TABLES[name](read_result(name))) == text
 
 
-@pytest.mark.parametrize(("name", "card"), [("bundled_model", CARD)])
+@pytest.mark.parametrize(("name", "card"), [("bundled_model", CARD), ("reference_model", REFERENCE_CARD)])
 def test_a_model_card_quotes_its_own(name: str, card: Path) -> None:
     text = card.read_text(encoding="utf-8")
     assert with_table(text, name, bundled_model.table(read_result(name))) == text
