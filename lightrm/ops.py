@@ -207,10 +207,9 @@ def split_heads(
     check(fits, "split_heads", acc=sums.acc_TO)
     triton = triton_for(sums.acc_TO)
     if triton is not None:
-        parts = triton.split_heads(*sums, widths, rotation, products.ON_CARD, head_width)
-    else:
-        parts = passes(sums.acc_TO).split_heads(*sums, widths, rotation)
-    return by_head(parts, head_width)
+        return by_head(triton.split_heads(*sums, widths, rotation, products.ON_CARD, head_width), head_width)
+    query, key, value = passes(sums.acc_TO).split_heads(*sums, widths, rotation, head_width)
+    return query, key, value
 
 
 def by_head(parts: Sequence[torch.Tensor], head_width: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -113,8 +113,8 @@ def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: b
     bias = normal(len(scale), seed=5)
     angle = normal(tokens, width // 2, seed=6)
     rotation = (angle.cos(), angle.sin()) if rope else None
-    found = cpu.split_heads(acc, row_scale, scale, bias, widths, rotation)
-    slow = integer.split_heads(acc, row_scale, scale, bias, widths, rotation)
+    found = cpu.split_heads(acc, row_scale, scale, bias, widths, rotation, width)
+    slow = integer.split_heads(acc, row_scale, scale, bias, widths, rotation, width)
     wide = acc.double() * (row_scale.double()[:, None] * scale.double()) + bias.double()
     exact = list(wide.split([widths[0], widths[1], widths[1]], 1))
     if rotation is not None:
@@ -123,7 +123,7 @@ def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: b
             a, b = exact[k].view(tokens, -1, width).chunk(2, -1)
             exact[k] = torch.cat([a * cos - b * sin, b * cos + a * sin], -1).flatten(1)
     for fast_part, slow_part, exact_part in zip(found, slow, exact, strict=True):
-        assert_twice(fast_part, slow_part, exact_part)
+        assert_twice(fast_part, slow_part, exact_part.unflatten(1, (-1, width)))
 
 
 @pytest.mark.parametrize("tokens", TOKENS)

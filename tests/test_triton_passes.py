@@ -120,8 +120,11 @@ def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: b
     bias, angle = here(normal(len(scale), seed=5), normal(tokens, width // 2, seed=6))
     rotation = (angle.cos(), angle.sin()) if rope else None
     found = cuda.split_heads(acc, row_scale, scale, bias, widths, rotation, torch.float32, width)
-    slow = integer.split_heads(acc, row_scale, scale, bias, widths, rotation)
-    wide = [part.double() for part in integer.split_heads(acc, row_scale, scale, bias, widths, None)]
+    slow, wide = (
+        [part.flatten(1) for part in integer.split_heads(acc, row_scale, scale, bias, widths, turned, width)]
+        for turned in (rotation, None)
+    )
+    wide = [part.double() for part in wide]
     if rotation is not None:
         wide = [reference_turn(part, rotation, width) if k < 2 else part for k, part in enumerate(wide)]
     for fast_part, slow_part, exact_part in zip(found, slow, wide, strict=True):

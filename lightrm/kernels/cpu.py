@@ -51,11 +51,15 @@ def split_heads(
     bias_O: torch.Tensor,
     widths: tuple[int, int],
     rotation: tuple[torch.Tensor, torch.Tensor] | None,
+    head_width: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    query, key, value = (row_scale_T.new_empty(len(acc_TO), n) for n in (widths[0], widths[1], widths[1]))
-    cos_TE, sin_TE = rotation if rotation is not None else (row_scale_T.new_empty(len(acc_TO), 0),) * 2
-    launch(rows.split_rows, acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query, key, value)
-    return query, key, value
+    """Of key and value, all rows of a head lie together, as `attention` wants them."""
+    tokens, shared = len(acc_TO), widths[1] // head_width
+    query_THE = row_scale_T.new_empty(tokens, widths[0] // head_width, head_width)
+    key_JTE, value_JTE = (row_scale_T.new_empty(shared, tokens, head_width) for _ in range(2))
+    cos_TE, sin_TE = rotation if rotation is not None else (row_scale_T.new_empty(tokens, 0),) * 2
+    launch(rows.split_rows, acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_THE, key_JTE, value_JTE)
+    return query_THE, key_JTE.transpose(0, 1), value_JTE.transpose(0, 1)
 
 
 def add_norm_quantize(
@@ -110,9 +114,10 @@ def attention(
     slopes_H: torch.Tensor | None,
 ) -> torch.Tensor:
     heads, width = query_THE.shape[1:]
-    query_THE, key_TJE, value_TJE = (heads_side_by_side(x) for x in (query_THE, key_TJE, value_TJE))
+    query_THE = heads_side_by_side(query_THE)
+    key_JTE, value_JTE = (x_TJE.transpose(0, 1).contiguous() for x_TJE in (key_TJE, value_TJE))
     out_THE = query_THE.new_empty(query_THE.shape)
     slopes_H = torch.zeros(heads) if slopes_H is None else slopes_H
     scale = np.float32(1 / math.sqrt(width))
-    launch(flash.attention_rows, query_THE, key_TJE, value_TJE, paths.tables, scale, slopes_H, out_THE)
+    launch(flash.attention_rows, query_THE, key_JTE, value_JTE, paths.tables, scale, slopes_H, out_THE)
     return out_THE

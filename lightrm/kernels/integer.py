@@ -66,17 +66,18 @@ def split_heads(
     bias_O: torch.Tensor,
     widths: tuple[int, int],
     rotation: tuple[torch.Tensor, torch.Tensor] | None,
+    head_width: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value of a fused product, float32; query and key turned by RoPE where there is one.
+    """Query, key and value of a fused product, float32 (T, heads, E); query and key turned by RoPE where there is one.
 
     widths: of the query, and of key and value; rotation: cos and sin, float32 (T, E / 2).
     """
     y_TO = dequantize(acc_TO, row_scale_T, scale_O, bias_O)
-    query, key, value = y_TO.split([widths[0], widths[1], widths[1]], dim=1)
+    columns = y_TO.split([widths[0], widths[1], widths[1]], dim=1)
+    query, key, value = (x.reshape(len(x), x.shape[1] // head_width, head_width) for x in columns)
     if rotation is not None:
-        width = 2 * rotation[0].shape[1]
-        query, key = (reference.rotate(x.reshape(len(x), -1, width), *rotation).flatten(1) for x in (query, key))
-    return query.contiguous(), key.contiguous(), value.contiguous()
+        query, key = reference.rotate(query, *rotation), reference.rotate(key, *rotation)
+    return query, key, value
 
 
 def silu_mul_quantize(

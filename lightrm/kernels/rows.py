@@ -126,19 +126,27 @@ def turn(a, b, cos, sin):
         b[e] = y * cos[e] + x * sin[e]
 
 
+@njit(**PLAIN)
+def split_row(out_E, acc_E, row_scale, scale_E, bias_E, cos_E, sin_E):
+    """One head of one token; turned where there is something to turn by."""
+    dequantize(out_E, acc_E, row_scale, scale_E, bias_E)
+    half = cos_E.shape[0]
+    turn(out_E[:half], out_E[half : 2 * half], cos_E, sin_E)
+
+
 @njit(**PARALLEL)
-def split_rows(acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query, key, value):
-    first, second, half = query.shape[1], query.shape[1] + key.shape[1], cos_TE.shape[1]
+def split_rows(acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_THE, key_JTE, value_JTE):
+    heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
     for t in prange(acc_TO.shape[0]):
-        row = row_scale_T[t]
-        dequantize(query[t], acc_TO[t, :first], row, scale_O[:first], bias_O[:first])
-        dequantize(key[t], acc_TO[t, first:second], row, scale_O[first:second], bias_O[first:second])
-        dequantize(value[t], acc_TO[t, second:], row, scale_O[second:], bias_O[second:])
-        if half:
-            for b in range(0, query.shape[1], 2 * half):
-                turn(query[t, b : b + half], query[t, b + half : b + 2 * half], cos_TE[t], sin_TE[t])
-            for b in range(0, key.shape[1], 2 * half):
-                turn(key[t, b : b + half], key[t, b + half : b + 2 * half], cos_TE[t], sin_TE[t])
+        acc, row, cos, sin = acc_TO[t], row_scale_T[t], cos_TE[t], sin_TE[t]
+        for h in range(heads + 2 * shared):
+            part = slice(h * width, (h + 1) * width)
+            if h < heads:
+                split_row(query_THE[t, h], acc[part], row, scale_O[part], bias_O[part], cos, sin)
+            elif h < heads + shared:
+                split_row(key_JTE[h - heads, t], acc[part], row, scale_O[part], bias_O[part], cos, sin)
+            else:
+                dequantize(value_JTE[h - heads - shared, t], acc[part], row, scale_O[part], bias_O[part])
 
 
 @njit(**PLAIN)

@@ -4,8 +4,7 @@
     C (rows, lanes) = [C +] A (rows, depth) @ B (depth, lanes)
 
 Each number is one chain of fused multiply-adds along the depth, so it does not depend on the tile that it was computed
-in. Written in LLVM's own language, for which numba has a door: a vector of 16 floats becomes one register with AVX-512,
-two with AVX2, four with NEON.
+in. Written in LLVM's own language, for which numba has a door.
 """
 
 from __future__ import annotations
@@ -20,7 +19,8 @@ from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
 FEATURES = llvmlite.binding.get_host_cpu_features()
-ROWS = 16 if FEATURES.get("avx512f") else 4  # of a tile: as many sums as half of the registers hold
+VECTOR = 16  # floats: one register with AVX-512, two with AVX2, four with NEON
+ROWS, LANES = (8, 2 * VECTOR) if FEATURES.get("avx512f") else (4, VECTOR)  # of a tile: sums in half of the registers
 FUSED = platform.machine().lower() not in ("x86_64", "amd64", "x86") or bool(FEATURES.get("fma"))
 FLOAT, WORD, SHORT, BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(32), 4
 
