@@ -1,16 +1,15 @@
 """What a guaranteed ranking costs: the order of float32 from quicker scores, on all held-out pairs and lists.
 
-    python -m benchmarks.exact DATA --work FOLDER [--reference FOLDER]
+    python -m benchmarks.exact DATA --work FOLDER [--reference FOLDER] [--bound 1000]
 
 The models of benchmarks.fidelity, calibrated and cut as there. Answers whose quick scores stand closer than the bound
-are scored again in float32, as `rank(exact=True)` does it. The bound is measured on training pairs and on every other
-list, and used on all held-out pairs and the other lists. Scores are kept in --work: a stopped run goes on. Writes
+are scored again in float32, as `rank(exact=True)` does it. The bound is measured on --bound training pairs and on every
+other list, and used on all held-out pairs and the other lists. Scores are kept in --work: a stopped run goes on. Writes
 results/exact.json and README's table.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from collections.abc import Sequence
 from operator import eq
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import lightrm
-from benchmarks.fidelity import LONGEST, every, held_out, measured, models_of
+from benchmarks.fidelity import LONGEST, every, held_out, measured, models_of, options
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.agreement import Prompts, agreement
 from lightrm.fidelity import FidelityReport
@@ -126,13 +125,8 @@ def again(*kinds: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
+    parser = options(__doc__, pairs=ALL, lists=ALL, bound=1000)
     parser.add_argument("--work", type=Path, required=True, help="where scores are kept")
-    parser.add_argument("--pairs", type=int, default=ALL)
-    parser.add_argument("--lists", type=int, default=ALL)
-    parser.add_argument("--bound", type=int, default=1000, help="training pairs that the bound is measured on")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
     questions = held_out(arguments.data, arguments.pairs, arguments.lists)

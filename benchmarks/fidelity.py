@@ -30,7 +30,18 @@ from lightrm.sensitivity import some_ids
 LONGEST = 512  # tokens
 CALIBRATION = 16384  # tokens
 SCHEMES = ("w8a8", "w8a8+cal", "w4a8+cal", "w4a8-g32+cal", "nf4")
+PAIRS, LISTS = 160, 32
 ROUNDS, SPEED_TOKENS = 5, 6000
+
+
+def options(description: str | None, **most: int) -> argparse.ArgumentParser:
+    """What benchmarks of trained models are told; most: an option each for how many of something are used."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
+    for name, count in most.items():
+        parser.add_argument(f"--{name}", type=int, default=count)
+    return parser
 
 
 def every(items: Sequence[Any], count: int) -> list[Any]:
@@ -122,12 +133,8 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
+    parser = options(__doc__, pairs=PAIRS, lists=LISTS)
     parser.add_argument("--work", type=Path, required=True, help="where scores are kept")
-    parser.add_argument("--pairs", type=int, default=160)
-    parser.add_argument("--lists", type=int, default=32)
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
     questions = held_out(arguments.data, arguments.pairs, arguments.lists)

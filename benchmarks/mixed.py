@@ -11,7 +11,6 @@ Writes results/mixed.json and README's table.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import warnings
 from collections.abc import Collection, Iterable, Sequence
@@ -23,11 +22,11 @@ from unittest.mock import patch
 import numpy as np
 
 import lightrm
-from benchmarks.fidelity import CALIBRATION, LONGEST, every, held_out, models_of
+from benchmarks.fidelity import CALIBRATION, LISTS, LONGEST, PAIRS, every, held_out, models_of, options
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
 from lightrm.compensating import CompensatingLoader
-from lightrm.fidelity import number, percent
+from lightrm.fidelity import estimate_of, number, percent
 from lightrm.linear import FloatLinear, IntegerLinear, Linear
 from lightrm.native import LINEARS
 from lightrm.progress import item_progress
@@ -40,6 +39,7 @@ COARSE, FINE = "w4a8", "w4a8-g32"
 DOWN = f"{FINE}, down_proj in 8 bits"
 FELT, FELT_MORE = f"{COARSE}, the most felt in 8 bits", f"{FINE}, the most felt in 8 bits"
 RIVALS = ((FELT, FINE), (FELT_MORE, DOWN))  # each of the size of the other
+FIGURES = ("mean_error", "tau", "flips")
 FELT_TOKENS = 1500
 Place = tuple[int, str]  # layer and matrix
 
@@ -150,7 +150,7 @@ def compared(path: str, questions: list[Question], data: Path) -> dict[str, Any]
     def described(name: str) -> dict[str, Any]:
         scores, held = found[name]
         a = agreement(exact, scores, prompts)
-        figures = {figure: dataclasses.asdict(getattr(a, figure)) for figure in ("mean_error", "tau", "flips")}
+        figures = {figure: dataclasses.asdict(getattr(a, figure)) for figure in FIGURES}
         return {"bytes": held, "in 8 bits": [f"layers.{i}.{matrix}" for i, matrix in places[name][1]], **figures}
 
     def against(name: str, other: str) -> dict[str, Any]:
@@ -178,27 +178,19 @@ def table(result: dict[str, Any]) -> str:
             "| calibrated | weights | mean error | tau-b | flips |", "| --- | ---: | ---: | ---: | ---: |",
         ]  # fmt: skip
         for row, one in model["rows"].items():
-            figures = (percent(read(one["mean_error"])), number(read(one["tau"])), percent(read(one["flips"])))
+            error, tau, flips = (estimate_of(one[figure]) for figure in FIGURES)
+            figures = (percent(error), number(tau), percent(flips))
             lines.append(f"| {row} | {one['bytes'] / 2**20:.1f} MiB | {' | '.join(figures)} |")
         lines.append("")
         for rival, one in model["rivals"].items():
-            less = [percent(read(one[what])) for what in ("error less", "flips less")]
+            less = [percent(estimate_of(one[what])) for what in ("error less", "flips less")]
             lines.append(f"{rival}, against {one['of the size of']}: error less by {less[0]}, flips by {less[1]}.  ")
         lines.append("")
     return "\n".join([*lines, measured_on(result), ""])
 
 
-def read(raw: dict[str, float]) -> Estimate:
-    return Estimate(**raw)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
-    parser.add_argument("--pairs", type=int, default=160)
-    parser.add_argument("--lists", type=int, default=32)
-    arguments = parser.parse_args()
+    arguments = options(__doc__, pairs=PAIRS, lists=LISTS).parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
     questions = held_out(arguments.data, arguments.pairs, arguments.lists)
     models = {}

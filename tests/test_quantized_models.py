@@ -172,9 +172,15 @@ print(json.dumps([peak() - before, rm.report.bytes]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
-@pytest.mark.parametrize("file", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
+@pytest.mark.parametrize(  # each pair of file, dtype and scheme once
+    ("file", "dtype", "scheme"),
+    [
+        ("model.safetensors", torch.float32, "w8a8"),
+        ("model.safetensors", torch.float16, "w4a8"),
+        ("pytorch_model.bin", torch.float32, "w4a8"),
+        ("pytorch_model.bin", torch.float16, "w8a8"),
+    ],
+)
 def test_loading_never_holds_the_whole_model(file: str, dtype: torch.dtype, scheme: str, tmp_path: Path) -> None:
     """Peak memory of the process grows by at most the packed model and 1.5 x the largest tensor of the file."""
     width, ffn, layers = 1024, 2816, 10
