@@ -195,7 +195,7 @@ def main() -> None:
         result["pass"] = whole | {"beside the model": beside, "every": arguments.every, "rounds": arguments.rounds}
         print(json.dumps(result["pass"]), flush=True)
     if arguments.only != "pass":
-        result["grid"] = grid(arguments.rounds)
+        result |= {"grid": grid(arguments.rounds), "rounds": arguments.rounds}
     write_result(RESULT, result)
     quote(RESULT, table)
 
