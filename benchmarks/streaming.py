@@ -35,7 +35,7 @@ from lightrm import native
 from lightrm.checkpoints.stored import write_safetensors
 
 RESULT, LARGE, LENGTH = "streaming", 16384, 1024
-WINDOWS = {"w8a8": (4096, 16384, 65536, 131072), "bf16": (4096, 16384, 65536)}  # of itself, lightrm takes 32768
+WINDOWS = {"w8a8": (4096, 16384, 65536, 131072), "bf16": (4096, 16384)}  # of itself, lightrm takes 32768
 WORKER = f"""
 import json, sys, time
 import numpy as np, torch
