@@ -93,6 +93,7 @@ def windows(folder: Path, scheme: str, rounds: int) -> list[dict[str, Any]]:
         for _ in range(rounds if window <= LARGE else 1):
             resident, streamed = (worker(WORKER, str(folder), scheme, str(window), m) for m in ("resident", "streamed"))
             assert resident.pop("scores") == streamed.pop("scores"), "streaming changed a score"
+            assert streamed["peak"] <= streamed["bound"], f"{streamed} takes more than `lightrm plan` says"
             runs.append((resident, streamed))
         found.append(
             {

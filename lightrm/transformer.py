@@ -24,6 +24,7 @@ from lightrm.packing import PackedBatch
 from lightrm.positions import alibi_slopes, inverse_frequencies, rope_tables
 
 Watch = Callable[[str, torch.Tensor], None]
+EMBEDDED = 64  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class Flow:
         self.rotation = decoder.rotation(batch)
         self.paths = ops.paths(batch.segments, decoder.embedding_VD)
         self.last_paths = ops.paths(batch.segments, decoder.embedding_VD, batch.last_S.tolist())
-        self.stream: Stream = decoder.embedding_VD[batch.token_ids_T].to(decoder.dtype)
+        self.stream: Stream = decoder.embedded(batch.token_ids_T)
 
     def seen(self, name: str, watch: Watch | None) -> None:
         if watch is not None:
@@ -128,6 +129,17 @@ class Decoder:
             if after is not None:
                 after()
         return [ops.norm_rows(settled(flow.stream), self.final_norm_D, self.architecture.norm_eps) for flow in flows]
+
+    def embedded(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        """Rows of the table in the compute dtype. A CPU copies only EMBEDDED at a time in the table's own dtype: a
+        copy of all would leave a hole of its size in the memory for each pack of a window."""
+        table_VD = self.embedding_VD
+        if table_VD.device.type != "cpu" or table_VD.dtype == self.dtype:
+            return table_VD[token_ids_T].to(self.dtype)
+        x_TD = table_VD.new_empty((len(token_ids_T), table_VD.shape[1]), dtype=self.dtype)
+        for ids, rows in zip(token_ids_T.split(EMBEDDED), x_TD.split(EMBEDDED), strict=True):
+            rows.copy_(table_VD[ids])
+        return x_TD
 
     def rotation(self, batch: PackedBatch) -> Rotation:
         return None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
