@@ -187,9 +187,13 @@ def quantize(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:
-    """x += sums, in place."""
+    """x += sums, in place; on a CPU to the same bits as in `add_norm_quantize`."""
     check_sums("add_sums", sums, x_TD.shape)
-    x_TD += sums.float()
+    compiled = compiled_for(x_TD)
+    if compiled is None or sums.row_scale_T is None:
+        x_TD += sums.float()
+    else:
+        compiled.add_sums(x_TD, *sums)
 
 
 def split_heads(

@@ -135,6 +135,9 @@ def test_add_norm_quantize(tokens: int) -> None:
     slow_values, slow_scale = integer.add_norm_quantize(slow, acc, row_scale, scale, bias, 1e-6)
     exact = x.double() + acc.double() * row_scale.double()[:, None] * scale.double() + bias.double()
     assert_twice(found, slow, exact)
+    alone = x.clone()
+    ops.add_sums(alone, products.Sums(acc, row_scale, scale, bias))
+    assert torch.equal(alone, found), "a stream that is settled has the bits of one whose reader adds"
     assert_twice(found_scale, slow_scale, exact.abs().amax(1) / 127 * (exact.square().mean(1) + 1e-6).rsqrt())
     assert (values.int() - slow_values.int()).abs().max() <= 1, "a rounding may tip over, no more"
 

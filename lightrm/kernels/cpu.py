@@ -62,6 +62,12 @@ def split_heads(
     return query_THE, key_JTE.transpose(0, 1), value_JTE.transpose(0, 1)
 
 
+def add_sums(
+    x_TD: torch.Tensor, acc_TD: torch.Tensor, row_scale_T: torch.Tensor, scale_D: torch.Tensor, bias_D: torch.Tensor
+) -> None:
+    launch(rows.add_rows, x_TD, acc_TD, row_scale_T, scale_D, bias_D)
+
+
 def add_norm_quantize(
     x_TD: torch.Tensor,
     acc_TD: torch.Tensor,

@@ -30,6 +30,13 @@ def norm_quantize(
     return values, scale_T * shrink_T
 
 
+def add_sums(
+    x_TD: torch.Tensor, acc_TD: torch.Tensor, row_scale_T: torch.Tensor, scale_D: torch.Tensor, bias_D: torch.Tensor
+) -> None:
+    """x += product, in place."""
+    x_TD += dequantize(acc_TD, row_scale_T, scale_D, bias_D)
+
+
 def add_norm_quantize(
     x_TD: torch.Tensor,
     acc_TD: torch.Tensor,
@@ -39,8 +46,8 @@ def add_norm_quantize(
     eps: float,
     shift_D: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """x += product, in place, then norm_quantize."""
-    x_TD += dequantize(acc_TD, row_scale_T, scale_D, bias_D)
+    """add_sums, then norm_quantize."""
+    add_sums(x_TD, acc_TD, row_scale_T, scale_D, bias_D)
     return norm_quantize(x_TD, eps, shift_D)
 
 

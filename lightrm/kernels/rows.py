@@ -156,6 +156,12 @@ def add_row(x_D, acc_D, row_scale, scale_D, bias_D):
 
 
 @njit(**PARALLEL)
+def add_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D):
+    for t in prange(x_TD.shape[0]):
+        add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
+
+
+@njit(**PARALLEL)
 def add_norm_quantize_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, shift_D, values_TD, scale_T):
     for t in prange(x_TD.shape[0]):
         add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
