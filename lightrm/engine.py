@@ -9,10 +9,12 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 
+from lightrm import arena
 from lightrm.errors import MemoryLimitError, NumericsError
 from lightrm.heads import ValueHead
 from lightrm.packing import PackedBatch
@@ -81,12 +83,19 @@ class Engine:
         """Nothing, where the memory did not suffice: the packs are smaller then."""
         for _, batch in window:
             self.check_room(batch)
-        with self.turn:
+        with self.turn, self.memory(window):
             found = self.tried(window, share(window, sequences, advance, len(self.decoder.layers)))
         if found is None:
             self.halve(max(window, key=lambda run: len(run[1])))
             return []
         return found
+
+    def memory(self, window: list[Run]) -> AbstractContextManager[None]:
+        """For what is between the layers, on a CPU; a card's allocator keeps its own."""
+        if self.device.type != "cpu":
+            return nullcontext()
+        most = max(len(batch) for _, batch in window)
+        return arena.opened(activation_bytes(self.decoder.architecture, self.scheme, most))
 
     def tried(self, window: list[Run], after: Callable[[], None]) -> list[Scored] | None:
         """None where memory ran out; by then, all that the attempt took is free again."""

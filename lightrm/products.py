@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from lightrm.arena import empty
 from lightrm.dispatch import bitsandbytes, passes, triton_products_for
 from lightrm.kernels import gemm, integer, library
 from lightrm.schemes.blockwise import Blockwise
@@ -64,7 +65,7 @@ def int8_product(values_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tens
 def int4_product(values_TI: torch.Tensor, weight: Int4) -> torch.Tensor:
     """int8 (T, I) x int4 (O, I) -> int32 (T, O), exact; the weight is widened WIDENED_ROWS channels at a time."""
     outputs = len(weight.packed)
-    acc_TO = torch.empty(len(values_TI), outputs, dtype=torch.int32, device=values_TI.device)
+    acc_TO = empty(len(values_TI), outputs, dtype=torch.int32, device=values_TI.device)
     for start in range(0, outputs, WIDENED_ROWS):
         rows = slice(start, min(start + WIDENED_ROWS, outputs))
         acc_TO[:, rows] = int8_product(values_TI, widen(weight.packed[rows], weight.multiplier_OG[rows]))

@@ -53,7 +53,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("schemes",),
     ("prefixes",),
     ("packing",),
-    ("progress", "bounds", "files"),
+    ("progress", "bounds", "files", "arena"),
     ("errors",),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

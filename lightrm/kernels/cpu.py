@@ -14,6 +14,7 @@ import numba
 import numpy as np
 import torch
 
+from lightrm.arena import empty
 from lightrm.kernels import flash, rows
 from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
 from lightrm.packing import Segment
@@ -33,13 +34,13 @@ def launch(kernel: Callable[..., None], *arguments: Any) -> None:
 def norm_quantize(
     x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    values, scale_T = torch.empty_like(x_TD, dtype=torch.int8), x_TD.new_empty(len(x_TD))
+    values, scale_T = empty(*x_TD.shape, dtype=torch.int8), x_TD.new_empty(len(x_TD))
     launch(rows.norm_quantize_rows, x_TD, np.float32(eps), NOTHING if shift_D is None else shift_D, values, scale_T)
     return values, scale_T
 
 
 def quantize(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    values, scale_T = torch.empty_like(x_TI, dtype=torch.int8), x_TI.new_empty(len(x_TI))
+    values, scale_T = empty(*x_TI.shape, dtype=torch.int8), x_TI.new_empty(len(x_TI))
     launch(rows.quantize_rows, x_TI, values, scale_T)
     return values, scale_T
 
@@ -55,8 +56,8 @@ def split_heads(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of key and value, all rows of a head lie together, as `attention` wants them."""
     tokens, shared = len(acc_TO), widths[1] // head_width
-    query_THE = row_scale_T.new_empty(tokens, widths[0] // head_width, head_width)
-    key_JTE, value_JTE = (row_scale_T.new_empty(shared, tokens, head_width) for _ in range(2))
+    query_THE = empty(tokens, widths[0] // head_width, head_width, dtype=torch.float32)
+    key_JTE, value_JTE = (empty(shared, tokens, head_width, dtype=torch.float32) for _ in range(2))
     cos_TE, sin_TE = rotation if rotation is not None else (row_scale_T.new_empty(tokens, 0),) * 2
     launch(rows.split_rows, acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_THE, key_JTE, value_JTE)
     return query_THE, key_JTE.transpose(0, 1), value_JTE.transpose(0, 1)
@@ -77,7 +78,7 @@ def add_norm_quantize(
     eps: float,
     shift_D: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    values, scale_T = torch.empty_like(x_TD, dtype=torch.int8), x_TD.new_empty(len(x_TD))
+    values, scale_T = empty(*x_TD.shape, dtype=torch.int8), x_TD.new_empty(len(x_TD))
     added = acc_TD, row_scale_T, scale_D, bias_D
     shift_D = NOTHING if shift_D is None else shift_D
     launch(rows.add_norm_quantize_rows, x_TD, *added, np.float32(eps), shift_D, values, scale_T)
@@ -91,7 +92,7 @@ def silu_mul_quantize(
     block: int,
     bias_F2: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    values = torch.empty(len(acc_TF2), acc_TF2.shape[1] // 2, dtype=torch.int8)
+    values = empty(len(acc_TF2), acc_TF2.shape[1] // 2, dtype=torch.int8)
     scale_T = torch.empty_like(row_scale_T)
     bias_F2 = torch.zeros_like(scale_F2) if bias_F2 is None else bias_F2
     launch(rows.silu_mul_quantize_rows, acc_TF2, row_scale_T, scale_F2, bias_F2, block, values, scale_T)
@@ -103,7 +104,7 @@ def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
     inputs = 2 * packed.shape[1]
     half = block_of(inputs) // 2
     run = min(half, inputs // groups)
-    out = torch.empty(outputs, inputs // (2 * half), 2, half // run, run, dtype=torch.int8)
+    out = empty(outputs, inputs // (2 * half), 2, half // run, run, dtype=torch.int8)
     launch(rows.widen_rows(half, run), packed.view(outputs, -1, half // run, run), multiplier_OG, out)
     return out.view(outputs, inputs)
 
@@ -122,7 +123,7 @@ def attention(
     heads, width = query_THE.shape[1:]
     query_THE = heads_side_by_side(query_THE)
     key_JTE, value_JTE = (x_TJE.transpose(0, 1).contiguous() for x_TJE in (key_TJE, value_TJE))
-    out_THE = query_THE.new_empty(query_THE.shape)
+    out_THE = empty(*query_THE.shape, dtype=torch.float32)
     slopes_H = torch.zeros(heads) if slopes_H is None else slopes_H
     scale = np.float32(1 / math.sqrt(width))
     launch(flash.attention_rows, query_THE, key_JTE, value_JTE, paths.tables, scale, slopes_H, out_THE)

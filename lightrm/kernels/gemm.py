@@ -13,13 +13,18 @@ from functools import lru_cache
 import torch
 from torch.nn import functional
 
+from lightrm.arena import empty
+
 LEAST_ROWS, MULTIPLE = 32, 8  # what cuBLAS takes: more than 16 rows, widths in whole eights
 EXACT_TERMS = 2**24 // 2**14  # |int8 * int8| is at most 2^14
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def int_mm(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    return torch._int_mm(x_TI, weight_OI.T)
+    if x_TI.device.type != "cpu":
+        return torch._int_mm(x_TI, weight_OI.T)
+    acc_TO = empty(len(x_TI), len(weight_OI), dtype=torch.int32)
+    return torch._int_mm(x_TI, weight_OI.T, out=acc_TO)
 
 
 def float_blocks(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
