@@ -31,11 +31,12 @@ class Arena:
     are free again when the last tensor on them is gone."""
 
     def __init__(self, size: int) -> None:
-        memory = mmap.mmap(-1, rounded_up(size), **PRIVATE)
+        self.size = rounded_up(size)
+        memory = mmap.mmap(-1, self.size, **PRIVATE)
         with suppress(AttributeError, OSError):  # systems without them
             memory.madvise(mmap.MADV_HUGEPAGE)
         self.bytes = np.frombuffer(memory, np.uint8)
-        self.free = [(0, len(self.bytes))]  # places from start to end, in order, none next to another
+        self.free = [(0, self.size)]  # places from start to end, in order, none next to another
         self.returned: deque[tuple[int, int]] = deque()  # by whichever thread lets go of a tensor
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
@@ -65,11 +66,18 @@ def rounded_up(count: int) -> int:
     return max(-(-count // PAGE), 1) * PAGE
 
 
+def reserved(size: int) -> Arena | None:
+    """None where the system has not so much to give."""
+    try:
+        return Arena(size)
+    except OSError:
+        return None
+
+
 @contextmanager
-def opened(size: int) -> Iterator[None]:
-    """While it is open, `empty` of this thread takes from an arena of so many bytes, if the system has them to give."""
-    with suppress(OSError):
-        IN_USE.arena = Arena(size)
+def used(arena: Arena | None) -> Iterator[None]:
+    """Within it, `empty` of this thread takes from the arena."""
+    IN_USE.arena = arena
     try:
         yield
     finally:

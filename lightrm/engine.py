@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -46,6 +45,7 @@ class Engine:
         self.device = decoder.embedding_VD.device
         self.tokens = residence.tokens
         self.turn = threading.Lock()
+        self.arena: arena.Arena | None = None
 
     def scores(self, sequences: Sequence[Sequence[int]], advance: Advance = ignored) -> Iterator[Scored]:
         """Scores as they are ready, some sequences at a time, in no order; each sequence once.
@@ -54,14 +54,17 @@ class Engine:
         Raises NumericsError if a score is NaN or Inf, MemoryLimitError if a sequence does not fit even alone.
         """
         waiting = list(range(len(sequences)))
-        while waiting:
-            done: set[int] = set()
-            for group, found in self.sweep([sequences[i] for i in waiting], advance):
-                done.update(group)
-                positions = [waiting[k] for k in group]
-                self.check_finite(positions, found, sequences)
-                yield positions, found
-            waiting = [i for k, i in enumerate(waiting) if k not in done]  # some, where memory ran out on the way
+        try:
+            while waiting:
+                done: set[int] = set()
+                for group, found in self.sweep([sequences[i] for i in waiting], advance):
+                    done.update(group)
+                    positions = [waiting[k] for k in group]
+                    self.check_finite(positions, found, sequences)
+                    yield positions, found
+                waiting = [i for k, i in enumerate(waiting) if k not in done]  # some, where memory ran out on the way
+        finally:
+            self.arena = None
 
     def sweep(self, sequences: Sequence[Sequence[int]], advance: Advance) -> Iterator[Scored]:
         """One pack after the other; of a streamed model, a window of packs after the other. Ends where memory does."""
@@ -83,19 +86,22 @@ class Engine:
         """Nothing, where the memory did not suffice: the packs are smaller then."""
         for _, batch in window:
             self.check_room(batch)
-        with self.turn, self.memory(window):
+        with self.turn, arena.used(self.memory(window)):
             found = self.tried(window, share(window, sequences, advance, len(self.decoder.layers)))
         if found is None:
+            self.arena = None
             self.halve(max(window, key=lambda run: len(run[1])))
             return []
         return found
 
-    def memory(self, window: list[Run]) -> AbstractContextManager[None]:
+    def memory(self, window: list[Run]) -> arena.Arena | None:
         """For what is between the layers, on a CPU; a card's allocator keeps its own."""
         if self.device.type != "cpu":
-            return nullcontext()
-        most = max(len(batch) for _, batch in window)
-        return arena.opened(activation_bytes(self.decoder.architecture, self.scheme, most))
+            return None
+        size = activation_bytes(self.decoder.architecture, self.scheme, max(len(batch) for _, batch in window))
+        if self.arena is None or self.arena.size < size:
+            self.arena = arena.reserved(size)
+        return self.arena
 
     def tried(self, window: list[Run], after: Callable[[], None]) -> list[Scored] | None:
         """None where memory ran out; by then, all that the attempt took is free again."""

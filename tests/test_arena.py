@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import threading
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -67,20 +66,19 @@ def test_only_large_tensors_of_the_thread_that_opened_it() -> None:
             taken.append(tuple(shape))
             return super().empty(shape, dtype)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(arena, "Arena", Watching)
-        with arena.opened(2 * LEAST):
-            assert arena.empty(3, 5, dtype=torch.int8).shape == (3, 5)
-            assert arena.empty(0, LEAST, dtype=torch.int8).shape == (0, LEAST)
-            other = threading.Thread(target=lambda: arena.empty(LEAST, dtype=torch.int8))
-            other.start()
-            other.join()
-            assert taken == []
-            large = [arena.empty(LEAST, dtype=torch.int8) for _ in range(3)]
-            assert taken == [(LEAST,)] * 3
-            assert [x.shape for x in large] == [(LEAST,)] * 3, "what does not fit is an ordinary tensor"
-        arena.empty(LEAST, dtype=torch.int8)
-        assert len(taken) == 3
+    with arena.used(Watching(2 * LEAST)):
+        assert arena.empty(3, 5, dtype=torch.int8).shape == (3, 5)
+        assert arena.empty(0, LEAST, dtype=torch.int8).shape == (0, LEAST)
+        assert arena.empty(LEAST, dtype=torch.int8, device=torch.device("meta")).is_meta
+        other = threading.Thread(target=lambda: arena.empty(LEAST, dtype=torch.int8))
+        other.start()
+        other.join()
+        assert taken == []
+        large = [arena.empty(LEAST, dtype=torch.int8) for _ in range(3)]
+        assert taken == [(LEAST,)] * 3
+        assert [x.shape for x in large] == [(LEAST,)] * 3, "what does not fit is an ordinary tensor"
+    arena.empty(LEAST, dtype=torch.int8)
+    assert len(taken) == 3
 
 
 def test_no_memory_for_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +86,7 @@ def test_no_memory_for_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(arena, "Arena", none)
-    with arena.opened(2**60):
+    with arena.used(arena.reserved(2**60)):
         assert arena.empty(LEAST, dtype=torch.int8).shape == (LEAST,)
 
 
@@ -111,9 +109,10 @@ def test_scores_are_the_same_without_it(scheme: str, monkeypatch: pytest.MonkeyP
     assert all(given), "the plan's activations are room enough"
     assert len(given) >= len(rm.decoder.layers)
     given.clear()
-    opened = arena.opened
-    monkeypatch.setattr(arena, "opened", lambda size: opened(PAGE))
+    reserved = arena.reserved
+    monkeypatch.setattr(arena, "reserved", lambda size: reserved(PAGE))
     assert np.array_equal(rm.score_ids(ids), found)
     assert not all(given)
-    monkeypatch.setattr(arena, "opened", lambda size: nullcontext())
+    monkeypatch.setattr(arena, "reserved", lambda size: None)
     assert np.array_equal(rm.score_ids(ids), found)
+    assert rm.engine.arena is None, "nothing is kept between calls"
