@@ -163,8 +163,10 @@ def read_manifest(folder: Path) -> Manifest:
         post = PostStep(raw["head"]["mean"], raw["head"]["std"], raw["head"]["negate"])
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
         note = raw.get("fidelity")
-        if note is not None:
-            note = FidelityNote(note["summary"], note["reference"], Bound(**note["pair_error"]))
+        if note is not None:  # without a bound for each language it is an older one: measure again
+            note = (
+                FidelityNote(note["summary"], note["reference"], Bound.read(note["bound"])) if "bound" in note else None
+            )
         return Manifest(
             folder, raw["scheme"], raw["layout"], raw["template"], post, raw["sums"], sqnr, int(raw["bytes"]), note
         )
