@@ -68,8 +68,8 @@ class Bound:
     """
 
     prompts: int
-    gaps: tuple[float, ...] = ()
-    error: float = math.inf
+    gaps: tuple[float, ...]
+    error: float
 
     def limit(self, confidence: float = CONFIDENCE) -> Limit:
         """The smallest gap of that confidence; with too few prompts for it, what these can say. See above."""

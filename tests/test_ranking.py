@@ -187,3 +187,8 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
     with pytest.raises(lightrm.InputError, match="pass reference="):
         lightrm.load(tmp_path / "w8a8").rank("what?", ANSWERS, exact=True)
     assert not list((tmp_path / "w8a8").glob("*unfinished*"))
+    path = tmp_path / "w8a8" / native.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["fidelity"] = {"summary": "tau-b", "reference": "fp32", "pair_error": {"error": 0.25, "prompts": 99}}
+    path.write_text(json.dumps(manifest))
+    assert lightrm.load(tmp_path / "w8a8").report.fidelity is None, "an older bound is of another kind"
