@@ -1,32 +1,34 @@
 """What a guaranteed ranking costs: the order of float32 from quicker scores, on all held-out pairs and lists.
 
-    python -m benchmarks.exact DATA --work FOLDER [--reference FOLDER] [--bound 1000]
+    python -m benchmarks.exact DATA --work FOLDER [--reference FOLDER]
 
-The models of benchmarks.fidelity, calibrated and cut as there. Answers whose quick scores stand closer than the bound
-are scored again in float32, as `rank(exact=True)` does it. The bound is measured on --bound training pairs and on every
-other list, and used on all held-out pairs and the other lists. Scores are kept in --work: a stopped run goes on. Writes
-results/exact.json and README's table.
+The models of benchmarks.fidelity, calibrated and cut as there. Answers whose quick scores stand closer than a limit are
+scored again in float32, as `rank(exact=True)` does it. Prompts are dealt to two halves, and each half is ranked with
+the bound that was measured on the other one. Beside it, what the smallest limit costs that orders everything, which can
+be known only afterwards. Scores are kept in --work: a stopped run goes on. Writes results/exact.json and README's
+table.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from operator import eq
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import lightrm
-from benchmarks.fidelity import LONGEST, every, held_out, measured, models_of, options
+from benchmarks.fidelity import LONGEST, held_out, measured, models_of, options
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
-from lightrm.agreement import Prompts, agreement
+from lightrm.bounds import Bound, Limit, wrong_gap
 from lightrm.fidelity import FidelityReport
-from lightrm.questions import Question, read_questions
+from lightrm.questions import Question
 from lightrm.ranking import Ranking, plain_ranking, ranking, settled
 
 QUICK = ("w8a8+cal", "bf16")
+CONFIDENCES = (0.99, 0.995, 0.9999)  # the last is more than the halves' prompts can say: the surest they have
+AFTERWARDS = "known afterwards"
 ALL = 10**6
 
 
@@ -35,89 +37,100 @@ def split(scores: np.ndarray, questions: Sequence[Question]) -> list[np.ndarray]
     return [part.astype(np.float32) for part in np.split(scores, ends[:-1])]
 
 
-def guaranteed(
-    path: str, report: FidelityReport, other: FidelityReport, questions: list[Question], train: list[Question]
-) -> dict[str, Any]:
-    """For each kind of quick scores: orders and costs, in distinct tokens; other: the report on the training pairs."""
-    lists = [k for k, q in enumerate(questions) if len(q.responses) > 2]
-    seen = set(lists[::2])
+def guaranteed(path: str, report: FidelityReport, questions: list[Question]) -> dict[str, Any]:
+    """For each kind of quick scores and each limit: orders and costs, in distinct tokens."""
     rm = lightrm.load(path, max_length=LONGEST)  # for its ids
-    asked = {
-        "pairs": [k for k, q in enumerate(questions) if len(q.responses) == 2],
-        "lists": [k for k in lists if k not in seen],
-    }
-    found: dict[str, Any] = {"prompts of the bound": len(train) + len(seen)}
+    halves = halved(questions)
+    found: dict[str, Any] = {"unit": report.row(QUICK[0]).agreement.spread, "prompts": list(map(len, halves))}
     for name in QUICK:
         exact, quick = (split(report.scores[one], questions) for one in ("fp32", name))
-        of_train = bound_on(other, train, range(len(train)), name)
-        bound = max(of_train, bound_on(report, questions, sorted(seen), name))
-        kinds = {
-            kind: ranked_exactly(
-                rm, [questions[k] for k in chosen], [quick[k] for k in chosen], [exact[k] for k in chosen], bound
-            )
-            for kind, chosen in asked.items()
-        }
-        found[name] = {"bound": bound, "unit": report.row(QUICK[0]).agreement.spread, **kinds}
+        bounds = [Bound.of((exact[k], quick[k]) for k in half) for half in reversed(halves)]
+        most = max(wrong_gap(*one) for one in zip(exact, quick, strict=True))
+        asked = {str(confidence): [bound.limit(confidence) for bound in bounds] for confidence in CONFIDENCES}
+        asked[AFTERWARDS] = [Limit(most)] * 2
+        found[name] = {}
+        for text, limits in asked.items():
+            gap = {k: limit.gap for half, limit in zip(halves, limits, strict=True) for k in half}
+            ranked = [ranked_exactly(q, quick[k], exact[k], gap[k]) for k, q in enumerate(questions)]
+            found[name][text] = {
+                "gaps": [limit.gap for limit in limits], "confidences": [limit.confidence for limit in limits],
+                "pairs": costs(rm, [one for one in ranked if len(one.question.responses) == 2]),
+                "lists": costs(rm, [one for one in ranked if len(one.question.responses) > 2]),
+            }  # fmt: skip
     return found
 
 
-def bound_on(report: FidelityReport, questions: list[Question], chosen: Sequence[int], quick: str) -> float:
-    found = [split(report.scores[name], questions) for name in ("fp32", quick)]
-    prompt = np.concatenate([np.full(len(found[0][k]), k) for k in chosen])
-    scores = [np.concatenate([one[k] for k in chosen]) for one in found]
-    return agreement(scores[0], scores[1], Prompts(prompt, draws=1)).pair_error.error
+def halved(questions: list[Question]) -> tuple[list[int], list[int]]:
+    """Every other prompt; the questions of one prompt stay together."""
+    number = {prompt: n for n, prompt in enumerate(dict.fromkeys(str(q.prompt) for q in questions))}
+    halves: tuple[list[int], list[int]] = ([], [])
+    for k, q in enumerate(questions):
+        halves[number[str(q.prompt)] % 2].append(k)
+    return halves
 
 
-def ranked_exactly(
-    rm: lightrm.RewardModel, questions: list[Question], quick: list[np.ndarray], exact: list[np.ndarray], bound: float
-) -> dict[str, Any]:
-    scored_again: list[tuple[int, int]] = []
+class Ranked(NamedTuple):
+    """right, alone: whether the order is float32's, and whether the quick scores alone give it; again: the answers that
+    were scored again."""
 
-    def rescore(wanted: list[tuple[int, int]]) -> list[float]:
-        scored_again.extend(wanted)
-        return [float(exact[k][i]) for k, i in wanted]
+    question: Question
+    right: bool
+    alone: bool
+    again: list[int]
+    raised: bool
 
-    full, bounds = settled(quick, bound, rescore)
-    texts = [q.responses for q in questions]
-    wanted, alone = (
-        [order(plain_ranking(*one)) for one in zip(scores, texts, strict=True)] for scores in (exact, quick)
+
+def ranked_exactly(question: Question, quick: np.ndarray, exact: np.ndarray, limit: float) -> Ranked:
+    (full,), (sufficed,) = settled([quick], limit, lambda wanted: [float(exact[i]) for _, i in wanted])
+    texts = question.responses
+    wanted, alone = (order(plain_ranking(scores, texts)) for scores in (exact, quick))
+    found = order(ranking(quick, full, sufficed, texts))
+    return Ranked(
+        question, found == wanted, alone == wanted, np.flatnonzero(~np.isnan(full)).tolist(), sufficed > limit
     )
-    found = [order(ranking(*one)) for one in zip(quick, full, bounds, texts, strict=True)]
-    ids = [rm.encode([q.prompt] * len(q.responses), q.responses) for q in questions]
-    every_answer = [one for many in ids for one in many]
-    distinct = [rm.engine.distinct(some) for some in (every_answer, [ids[k][i] for k, i in scored_again])]
-    return {
-        "prompts": len(questions), "same order": sum(map(eq, found, wanted)),
-        "same order alone": sum(map(eq, alone, wanted)),
-        "answers": sum(len(q.responses) for q in questions), "rescored": len(scored_again),
-        "tokens": distinct[0], "rescored tokens": distinct[1], "raised": sum(b > bound for b in bounds),
-    }  # fmt: skip
 
 
 def order(ranked: Ranking) -> list[int]:
     return [one.position for one in ranked]
 
 
+def costs(rm: lightrm.RewardModel, ranked: Sequence[Ranked]) -> dict[str, int]:
+    ids = [rm.encode([one.question.prompt] * len(one.question.responses), one.question.responses) for one in ranked]
+    answers = [some for many in ids for some in many]
+    again = [many[i] for one, many in zip(ranked, ids, strict=True) for i in one.again]
+    return {
+        "prompts": len(ranked), "same order": sum(one.right for one in ranked),
+        "same order alone": sum(one.alone for one in ranked), "raised": sum(one.raised for one in ranked),
+        "answers": len(answers), "rescored": len(again),
+        "tokens": rm.engine.distinct(answers), "rescored tokens": rm.engine.distinct(again),
+    }  # fmt: skip
+
+
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| | quick scores | pairs in float32's order (without) | lists | tokens again: pairs | lists | all | bound |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| | quick scores | confidence | pairs in order (without) | lists | again: pairs | lists | all | limit |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, model in result["models"].items():
         for quick in QUICK:
-            one = model[quick]
-            kinds = one["pairs"], one["lists"]
-            orders = [f"{kind['same order']} ({kind['same order alone']}) of {kind['prompts']}" for kind in kinds]
-            costs = [f"{100 * cost:.1f} %" for cost in (again(kinds[0]), again(kinds[1]), again(*kinds))]
-            bound = f"{one['bound'] / one['unit']:.2f}"
-            lines.append(f"| {' | '.join([name, quick, *orders, *costs, bound])} |")
-    prompts = next(iter(result["models"].values()))["prompts of the bound"]
+            for text, one in model[quick].items():
+                sure = text if text == AFTERWARDS else stated(float(text), min(one["confidences"]))
+                kinds = one["pairs"], one["lists"]
+                orders = [f"{kind['same order']} ({kind['same order alone']}) of {kind['prompts']}" for kind in kinds]
+                cost = [f"{100 * share:.1f} %" for share in (again(kinds[0]), again(kinds[1]), again(*kinds))]
+                gaps = " / ".join(f"{gap / model['unit']:.2f}" for gap in dict.fromkeys(one["gaps"]))
+                lines.append(f"| {' | '.join([name, quick, sure, *orders, *cost, gaps])} |")
+    halves = " and ".join(map(str, next(iter(result["models"].values()))["prompts"]))
     lines += [
         "",
-        f"The bound, in within-prompt standard deviations, is of {prompts} other prompts. {measured_on(result)}",
+        f"Limits in within-prompt standard deviations; two halves of {halves} questions. {measured_on(result)}",
         "",
     ]
     return "\n".join(lines)
+
+
+def stated(asked: float, confidence: float) -> str:
+    return f"{'over ' if confidence < asked else ''}{100 * confidence:.1f} %"
 
 
 def again(*kinds: dict[str, Any]) -> float:
@@ -125,18 +138,15 @@ def again(*kinds: dict[str, Any]) -> float:
 
 
 def main() -> None:
-    parser = options(__doc__, pairs=ALL, lists=ALL, bound=1000)
+    parser = options(__doc__, pairs=ALL, lists=ALL)
     parser.add_argument("--work", type=Path, required=True, help="where scores are kept")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
     questions = held_out(arguments.data, arguments.pairs, arguments.lists)
-    train = every(read_questions(arguments.data / "pairs_train.jsonl.gz"), arguments.bound)
     models = {}
     for name, path in models_of(arguments.reference).items():
-        keep = arguments.work / path.replace("/", "-")
-        report = measured(path, questions, [QUICK[0]], arguments.data, keep)
-        other = measured(path, train, [QUICK[0]], arguments.data, keep / "bound")
-        models[name] = guaranteed(path, report, other, questions, train)
+        report = measured(path, questions, [QUICK[0]], arguments.data, arguments.work / path.replace("/", "-"))
+        models[name] = guaranteed(path, report, questions)
         print(models[name], flush=True)
     write_result("exact", {**provenance(("torch", "numpy", "numba", "scipy")), **this_cpu(), "models": models})
     quote("exact", table)

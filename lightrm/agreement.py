@@ -22,8 +22,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
-from lightrm.bounds import Bound, order_error
-
 Array = NDArray[np.float64]
 DRAWS = 1000
 SEED = 20260701
@@ -70,7 +68,6 @@ class Agreement:
     top1: Estimate
     accuracy: Estimate | None
     buckets: tuple[Bucket, ...]
-    pair_error: Bound
 
 
 class Prompts:
@@ -116,9 +113,9 @@ def agreement(reference: Array, found: Array, prompts: Prompts, worth: Array | N
     reference, found = np.asarray(reference, np.float64), np.asarray(found, np.float64)
     spread = spread_of(reference, prompts)
     error = np.abs(found - reference) / spread
-    margin, other = margins(reference, prompts), margins(found, prompts)
+    margin = margins(reference, prompts)
     decided = margin != 0
-    flipped = decided & (np.sign(margin) != np.sign(other))
+    flipped = decided & (np.sign(margin) != np.sign(margins(found, prompts)))
     shares = {
         "mean_error": (prompts.by_prompt(error), prompts.sizes.astype(np.float64)),
         "tau_within": taus(reference, found, prompts),
@@ -151,7 +148,6 @@ def agreement(reference: Array, found: Array, prompts: Prompts, worth: Array | N
         top1=made["top1"],
         accuracy=made["accuracy"] if n["accuracy"] else None,
         buckets=buckets(np.abs(margin) / spread, decided, flipped),
-        pair_error=Bound(order_error(margin, other), int((prompts.sizes > 1).sum())),
     )
 
 

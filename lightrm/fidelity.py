@@ -24,7 +24,7 @@ from lightrm.agreement import Agreement, Array, Bucket, Estimate, Prompts, agree
 from lightrm.bounds import Bound, FidelityNote
 from lightrm.errors import InputError
 
-FORMAT = 1
+FORMAT = 2
 BANDS = ((0, 128), (128, 512), (512, None))  # tokens of a prompt with its answer
 SLICE_DRAWS = 200
 FEWEST = 20  # prompts of a slice that is shown
@@ -66,7 +66,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One scheme's line of the report, and its parts by language and length."""
+    """One scheme's line of the report, its parts by language and length, and the bound for exact rankings."""
 
     scheme: str
     bytes: int
@@ -74,6 +74,7 @@ class Row:
     agreement: Agreement
     slices: dict[str, Agreement]
     sqnr_db: dict[str, float]
+    bound: Bound
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class FidelityReport:
 
     def note(self, scheme: str) -> FidelityNote:
         """What a quantized folder keeps of it."""
-        return FidelityNote(self.summary(scheme), self.reference, self.row(scheme).agreement.pair_error)
+        return FidelityNote(self.summary(scheme), self.reference, self.row(scheme).bound)
 
     def below(self, tau: float) -> list[str]:
         """What misses a gate: the schemes whose tau-b is lower, in words."""
@@ -249,7 +250,10 @@ def build(
             )
             for name, chosen in asked.slices.items()
         }  # fmt: skip
-        return Row(measured.scheme, measured.bytes, measured.tokens_per_second, whole, slices, dict(measured.sqnr_db))
+        bound = Bound.of((reference.scores[answers], measured.scores[answers]) for answers in every.members)
+        return Row(
+            measured.scheme, measured.bytes, measured.tokens_per_second, whole, slices, dict(measured.sqnr_db), bound
+        )
 
     rows = tuple(row(measured) for measured in found)
     return FidelityReport(
@@ -288,7 +292,8 @@ def without_infinities(value: Any) -> Any:
 def row_of(raw: dict[str, Any]) -> Row:
     slices = {name: agreement_of(part) for name, part in raw["slices"].items()}
     sqnr_db = {name: math.inf if db is None else db for name, db in raw["sqnr_db"].items()}
-    return Row(**raw | {"agreement": agreement_of(raw["agreement"]), "slices": slices, "sqnr_db": sqnr_db})
+    read = {"agreement": agreement_of(raw["agreement"]), "bound": Bound.read(raw["bound"])}
+    return Row(**raw | read | {"slices": slices, "sqnr_db": sqnr_db})
 
 
 def agreement_of(raw: dict[str, Any]) -> Agreement:
@@ -296,7 +301,6 @@ def agreement_of(raw: dict[str, Any]) -> Agreement:
     read["buckets"] = tuple(
         Bucket(**b | {"high": math.inf if b["high"] is None else b["high"]}) for b in raw["buckets"]
     )
-    read["pair_error"] = Bound(**raw["pair_error"])
     return Agreement(**read)
 
 

@@ -1,15 +1,14 @@
 """A ranking that full precision would give, without full precision for every answer.
 
-Quick scores q and full-precision scores f differ by errors, and a measured bound E says that no error beyond it is
-large enough to change an order: |(f_i - f_j) - (q_i - q_j)| > E only where |q_i - q_j| is larger still. Two answers
-whose quick scores are further apart than E are therefore in order. Answers are parted into groups wherever the next
-quick score is further off than E; groups keep their places, and inside each of more than one answer all are scored
-again in full precision and sorted by that. A score that was not computed again is the quick one, and not to be compared
-with the others.
+A measured limit says: two answers whose quick scores are further apart are in the order of full precision. Answers are
+parted into groups wherever the next quick score is further off than that; groups keep their places, and inside each of
+more than one answer all are scored again in full precision and sorted by that. A score that was not computed again is
+the quick one, and not to be compared with the others.
 
-The new scores show errors too. Where one that could change an order is beyond E, the bound was too small for this
-prompt: for it, it is raised to the largest seen, and what now is too close is scored again as well, until nothing
-changes. Other prompts keep the bound that was given: an answer's place does not depend on the batch.
+The new scores show errors. Where the error of a difference is so large that, by its other sign, it could have turned an
+order round, and larger than the limit, the limit is too small for this prompt: for it, it is raised to the largest such
+error, and what now is too close is scored again as well, until nothing changes. Other prompts keep the limit that was
+given: an answer's place does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightrm.bounds import order_error
+from lightrm.bounds import Limit, order_error
 
 Scores = NDArray[np.float32]
 
@@ -54,70 +53,66 @@ class Rankings(list[Ranking]):
 class Effort:
     """rescored of `answers` answers went through full precision too, `rescored_tokens` of `tokens` distinct tokens.
 
-    bound: in raw scores, as it was given; raised: how many prompts were found not to keep to it; confidence: that one
-    further prompt keeps to it, None where nobody measured that.
+    limit: as it was given; raised: for how many prompts it proved too small.
     """
 
     answers: int
     rescored: int
     tokens: int
     rescored_tokens: int
-    bound: float
+    limit: Limit
     raised: int
-    confidence: float | None
 
     def __str__(self) -> str:
-        held = "" if self.confidence is None else f", which {100 * self.confidence:.2f} % of prompts or more keep to"
-        raised = f"; raised for {self.raised} that did not" if self.raised else ""
+        raised = f"; raised for {self.raised}" if self.raised else ""
         share = 100 * self.rescored_tokens / max(self.tokens, 1)
         return (
             f"{self.rescored} of {self.answers} answers scored again, {share:.1f} % of the tokens; "
-            f"the others stand further apart than {self.bound:.4f}{held}{raised}"
+            f"the others stand further apart than {self.limit}{raised}"
         )
 
 
 def settled(
-    quick: Sequence[Scores], bound: float, rescore: Callable[[list[tuple[int, int]]], Iterable[float]]
+    quick: Sequence[Scores], limit: float, rescore: Callable[[list[tuple[int, int]]], Iterable[float]]
 ) -> tuple[list[Scores], list[float]]:
-    """Full-precision scores where they are needed, NaN elsewhere, and the bound that sufficed for each prompt.
+    """Full-precision scores where they are needed, NaN elsewhere, and the limit that sufficed for each prompt.
 
     quick: each prompt's scores; rescore: (prompt, position) of answers -> their scores in full precision.
     """
     full = [np.full(len(scores), np.nan, np.float32) for scores in quick]
-    bounds = [bound] * len(quick)
-    wanted = [(k, i) for k, scores in enumerate(quick) for i in too_close(scores, bound)]
+    limits = [limit] * len(quick)
+    wanted = [(k, i) for k, scores in enumerate(quick) for i in too_close(scores, limit)]
     while wanted:
         for (k, i), score in zip(wanted, rescore(wanted), strict=True):
             full[k][i] = score
-        bounds = [max(b, error_of(q, f)) for b, q, f in zip(bounds, quick, full, strict=True)]
-        close = ((k, i) for k, scores in enumerate(quick) for i in too_close(scores, bounds[k]))
+        limits = [max(b, error_of(q, f)) for b, q, f in zip(limits, quick, full, strict=True)]
+        close = ((k, i) for k, scores in enumerate(quick) for i in too_close(scores, limits[k]))
         wanted = [(k, i) for k, i in close if np.isnan(full[k][i])]
-    return full, bounds
+    return full, limits
 
 
-def too_close(quick: Scores, bound: float) -> list[int]:
-    """Which of a prompt's answers stand within the bound of another."""
-    return sorted(i for group in groups(quick, bound) if len(group) > 1 for i in group)
+def too_close(quick: Scores, limit: float) -> list[int]:
+    """Which of a prompt's answers stand within the limit of another."""
+    return sorted(i for group in groups(quick, limit) if len(group) > 1 for i in group)
 
 
-def groups(quick: Scores, bound: float) -> list[list[int]]:
-    """A prompt's answers from the best quick score down, parted wherever the next is further off than the bound."""
+def groups(quick: Scores, limit: float) -> list[list[int]]:
+    """A prompt's answers from the best quick score down, parted wherever the next is further off than the limit."""
     order = np.argsort(-quick, kind="stable")
     gaps = -np.diff(quick[order].astype(np.float64))
-    return [group.tolist() for group in np.split(order, np.flatnonzero(gaps > bound) + 1)]
+    return [group.tolist() for group in np.split(order, np.flatnonzero(gaps > limit) + 1)]
 
 
 def error_of(quick: Scores, full: Scores) -> float:
     """The order error among a prompt's answers that were scored again."""
     known = ~np.isnan(full)
-    f, q = full[known].astype(np.float64), quick[known].astype(np.float64)
-    return max((order_error(f[i] - f[:i], q[i] - q[:i]) for i in range(1, len(f))), default=0.0)
+    return order_error(full[known], quick[known])
 
 
-def ranking(quick: Scores, full: Scores, bound: float, responses: Sequence[str]) -> Ranking:
+def ranking(quick: Scores, full: Scores, limit: float, responses: Sequence[str]) -> Ranking:
     """Groups stand in the quick order, inside them the full one does; equal scores keep their input order."""
     order: list[int] = []
-    for group in groups(quick, bound):
+    for group in groups(quick, limit):
         order += sorted(group, key=lambda i: (-full[i], i)) if len(group) > 1 else group
     known = ~np.isnan(full)
     return Ranking(Ranked(float(full[i] if known[i] else quick[i]), i, responses[i], bool(known[i])) for i in order)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lightrm.bounds import Bound
+from lightrm.bounds import CONFIDENCE, Bound, Limit
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.conversation import Prompt, kind, responses_of, turns_of
 from lightrm.engine import Engine
@@ -128,10 +128,16 @@ class RewardModel:
         return self.shown(checked, progress)
 
     def rank(
-        self, prompt: Prompt, responses: Sequence[str], *, exact: bool = False, bound: float | Bound | None = None
+        self,
+        prompt: Prompt,
+        responses: Sequence[str],
+        *,
+        exact: bool = False,
+        confidence: float = CONFIDENCE,
+        bound: float | Bound | None = None,
     ) -> Ranking:
-        """The responses, best first; equal scores keep their input order. exact, bound: as in `rank_batch`."""
-        return self.rank_batch([prompt], [responses], exact=exact, bound=bound)[0]
+        """The responses, best first; equal scores keep their input order. The rest as in `rank_batch`."""
+        return self.rank_batch([prompt], [responses], exact=exact, confidence=confidence, bound=bound)[0]
 
     def rank_batch(
         self,
@@ -139,22 +145,25 @@ class RewardModel:
         responses: Sequence[Sequence[str]],
         *,
         exact: bool = False,
+        confidence: float = CONFIDENCE,
         bound: float | Bound | None = None,
         progress: bool = False,
     ) -> Rankings:
         """Each prompt's responses, best first.
 
-        exact: the order of full precision; answers whose quick scores are within `bound` of each other are scored again
-        by the reference, the same model in full precision, which is opened the first time. bound: how far a difference
-        of two quick scores can be off, in raw scores; None takes what `lightrm fidelity` measured of a folder. The
-        result's `effort` says what it took, and how sure the bound is.
+        exact: the order of full precision; answers whose quick scores are too close to each other are scored again by
+        the reference, the same model in full precision, which is opened the first time. confidence: that this gives the
+        right order of all answers of a further prompt; the surer, the more is scored again. bound: a report's, or how
+        close is too close, in raw scores; None takes what `lightrm fidelity` measured of a folder. The result's
+        `effort` says what it took, and the confidence that the bound has: a lower one if few prompts were measured.
 
-        Raises InputError if the lists do not match, or no bound is known; otherwise as `score`.
+        Raises InputError if the lists do not match, confidence is no probability below 1, or no bound is known;
+        otherwise as `score`.
         """
         if isinstance(prompts, str) or len(prompts) != len(responses):
             raise InputError(f"expected a list of responses for each of {len(prompts)} prompts, found {len(responses)}")
         counts = [len(responses_of(some)) for some in responses]
-        limit = self.bound_of(bound) if exact else None
+        limit = self.limit_of(bound, confidence) if exact else None
         repeated = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
         ids = self.encode(repeated, [text for some in responses for text in some])
         starts = np.cumsum([0, *counts])
@@ -169,26 +178,27 @@ class RewardModel:
             again.extend(sequences)
             return self.reference().shown(sequences, progress)
 
-        full, bounds = settled(quick, limit.error, rescore)
-        found = Rankings(ranking(*one) for one in zip(quick, full, bounds, responses, strict=True))
+        full, limits = settled(quick, limit.gap, rescore)
+        found = Rankings(ranking(*one) for one in zip(quick, full, limits, responses, strict=True))
         found.effort = Effort(
             answers=len(ids), rescored=len(again), tokens=self.engine.distinct(ids),
-            rescored_tokens=self.engine.distinct(again), bound=limit.error,
-            raised=sum(b > limit.error for b in bounds), confidence=limit.confidence if limit.prompts else None,
+            rescored_tokens=self.engine.distinct(again), limit=limit, raised=sum(gap > limit.gap for gap in limits),
         )  # fmt: skip
         return found
 
-    def bound_of(self, bound: float | Bound | None) -> Bound:
+    def limit_of(self, bound: float | Bound | None, confidence: float) -> Limit:
         note = self.report.fidelity
+        if not 0 <= confidence < 1:
+            raise InputError(f"confidence must be at least 0 and below 1, found {confidence}")
         if bound is None and note is None:
             raise InputError(
                 f"how far {self.report.scheme} moves a difference of two scores is not known: measure it with `lightrm "
-                "fidelity`, and pass bound=report.note(scheme).pair_error, or load a quantized folder that was measured"
+                "fidelity`, and pass bound=report.row(scheme).bound, or load a quantized folder that was measured"
             )
         if bound is None:
             assert note is not None
-            return note.pair_error
-        return bound if isinstance(bound, Bound) else Bound(float(bound), 0)
+            bound = note.bound
+        return bound.limit(confidence) if isinstance(bound, Bound) else Limit(float(bound))
 
     def reference(self) -> RewardModel:
         """The same model in the precision that its fidelity was measured against, opened once."""

@@ -48,15 +48,11 @@ def test_figures_are_their_definitions() -> None:
     right = [(i, j) for i, j in labelled if (WORTH[i] - WORTH[j]) * (FOUND[i] - FOUND[j]) > 0]
     assert a.accuracy is not None
     assert (a.accuracy.value, a.accuracy.n) == (pytest.approx(len(right) / len(labelled)), len(labelled))
-    errors = [(abs(FOUND[i] - FOUND[j]), abs((FOUND[i] - FOUND[j]) - (REFERENCE[i] - REFERENCE[j]))) for i, j in pairs]
-    assert a.pair_error.error == pytest.approx(max(error for gap, error in errors if gap <= error))
-    assert a.pair_error.error < max(error for _, error in errors), "an error that can change no order is not counted"
-    assert a.pair_error.prompts == 90
 
 
 def test_the_same_scores_agree_wholly() -> None:
     a = agreement(REFERENCE, REFERENCE, Prompts(PROMPT, draws=20))
-    assert (a.mean_error.value, a.flips.value, a.top1.value, a.pair_error.error) == (0, 0, 1, 0)
+    assert (a.mean_error.value, a.flips.value, a.top1.value) == (0, 0, 1)
     for figure in (a.tau, a.tau_within, a.pearson, a.spearman):
         assert (figure.value, figure.low) == (pytest.approx(1), pytest.approx(1))
     assert a.accuracy is None
@@ -67,7 +63,7 @@ def test_the_same_scores_agree_wholly() -> None:
 def test_answers_without_competition_are_no_prompt_to_rank() -> None:
     lonely = agreement(np.asarray([1.0, 2.0]), np.asarray([1.0, 2.5]), Prompts(np.asarray([0, 1]), draws=10))
     assert math.isnan(lonely.flips.value)
-    assert (lonely.flips.n, lonely.top1.n, lonely.pair_error.prompts) == (0, 0, 0)
+    assert (lonely.flips.n, lonely.top1.n) == (0, 0)
     assert spread_of(np.asarray([1.0, 2.0]), Prompts(np.asarray([0, 1]))) == 0.5
 
 

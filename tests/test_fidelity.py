@@ -122,7 +122,7 @@ def test_a_quantized_folder_keeps_the_result(folder: Path, data: Path, tmp_path:
     run(target, "--data", data, "--reference-model", folder)
     note = native.read_manifest(target).fidelity
     assert note is not None
-    assert note.pair_error.prompts == 70
+    assert note.bound.prompts == 70
     assert note.summary in repr(lightrm.load(target))
     assert "against fp32 on 70 prompts of pairs.jsonl" in note.summary
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from hypothesis import strategies as st
 
 import lightrm
 from lightrm import native
-from lightrm.bounds import Bound, FidelityNote, order_error
+from lightrm.bounds import CONFIDENCE, Bound, FidelityNote, Limit, order_error, wrong_gap
 from lightrm.ranking import groups, plain_ranking, ranking, settled, too_close
 from tests.test_scoring import write_model
 
@@ -24,20 +26,22 @@ ANSWERS = ["it is", "天气很好", "a b c", "x", "the weather", "no", "yes yes 
     st.integers(0, 12),
     st.randoms(use_true_random=False),
 )
-def test_within_the_bound_the_order_is_the_full_one(exact: list[list[int]], most: int, rng) -> None:
-    """Also where scores tie, and where errors are larger than the bound but too small to change an order."""
+def test_the_order_is_the_full_one_where_no_wrong_gap_is_above_the_limit(
+    exact: list[list[int]], most: int, rng
+) -> None:
+    """Also where scores tie; and a smaller bound would not do, unless the errors that show it raise it."""
     full = [np.asarray(scores, np.float32) for scores in exact]
     errors = [np.asarray([rng.randint(-most, most) for _ in scores], np.float32) for scores in exact]
     quick = [f + e for f, e in zip(full, errors, strict=True)]
-    bound = max(order_error_of(f, q) for f, q in zip(full, quick, strict=True))
+    limit = max(wrong_gap(f, q) for f, q in zip(full, quick, strict=True))
+    assert limit == max(slow_wrong_gap(f, q) for f, q in zip(full, quick, strict=True))
     asked: list[tuple[int, int]] = []
 
     def rescore(wanted: list[tuple[int, int]]) -> list[float]:
         asked.extend(wanted)
         return [float(full[k][i]) for k, i in wanted]
 
-    known, sufficed = settled(quick, bound, rescore)
-    assert sufficed == [bound] * len(full)
+    known, sufficed = settled(quick, limit, rescore)
     assert len(asked) == len(set(asked)), "nothing is scored twice"
     for k, (q, known_k, f) in enumerate(zip(quick, known, full, strict=True)):
         texts = [str(i) for i in range(len(q))]
@@ -47,10 +51,19 @@ def test_within_the_bound_the_order_is_the_full_one(exact: list[list[int]], most
         assert found.rescored == int((~np.isnan(known_k)).sum())
 
 
-def order_error_of(full: np.ndarray, quick: np.ndarray) -> float:
-    """By its definition, over a prompt's pairs."""
-    first, second = np.triu_indices(len(full), 1)
-    return order_error(full[first] - full[second], quick[first] - quick[second])
+def slow_wrong_gap(full: np.ndarray, quick: np.ndarray) -> float:
+    """By its definition, one pair after the other."""
+    f, q = full.tolist(), quick.tolist()
+    pairs = [(f[i] - f[j], q[i] - q[j]) for i in range(len(f)) for j in range(i)]
+    return max((abs(gap) for exact, gap in pairs if np.sign(exact) != np.sign(gap)), default=0.0)
+
+
+def test_a_smaller_limit_is_not_enough() -> None:
+    full, quick = np.asarray([0.0, 1.0, 9.0], np.float32), np.asarray([0.5, 0.25, 9.0], np.float32)
+    for limit, right in ((0.25, True), (0.2, False)):
+        known, (sufficed,) = settled([quick], limit, lambda wanted: [float(full[i]) for _, i in wanted])
+        found = [r.position for r in ranking(quick, known[0], sufficed, "abc")]
+        assert (found == [2, 1, 0]) == right
 
 
 def test_far_apart_answers_are_left_alone() -> None:
@@ -71,13 +84,48 @@ def test_a_bound_that_proves_too_small_is_raised() -> None:
     assert np.isnan(known[1]).tolist() == [True, False, False]
 
 
-def test_an_error_counts_where_it_could_change_the_order() -> None:
-    exact, quick = np.asarray([1.0, 5.0, 0.2, -3.0]), np.asarray([0.9, 2.0, -0.1, -3.0])
-    assert order_error(exact, quick) == pytest.approx(3.0), "5 taken for 2: with the other sign it would be -1"
-    assert order_error(exact[[0, 2, 3]], quick[[0, 2, 3]]) == pytest.approx(0.3)
-    assert order_error(exact[[0, 3]], quick[[0, 3]]) == 0
-    assert order_error(np.zeros(1), np.asarray([0.25])) == 0.25, "a tie that was torn"
-    assert order_error(np.zeros(0), np.zeros(0)) == 0
+def test_gaps_and_errors() -> None:
+    def both(exact: float, quick: float) -> tuple[float, float]:
+        pair = np.asarray([exact, 0.0], np.float32), np.asarray([quick, 0.0], np.float32)
+        return wrong_gap(*pair), order_error(*pair)
+
+    assert both(-1.0, 0.5) == (0.5, 1.5)
+    assert both(5.0, 2.0) == (0.0, 3.0), "5 taken for 2: with the other sign it would be -1"
+    assert both(1.0, 0.75) == (0.0, 0.0)
+    assert both(0.0, 0.25) == (0.25, 0.25), "a tie that was torn"
+    assert both(0.25, 0.0) == (0.0, 0.25), "a tie is looked at again under any limit"
+    assert wrong_gap(np.zeros(1), np.ones(1)) == wrong_gap(np.zeros(0), np.zeros(0)) == 0.0
+
+
+def test_the_surer_the_larger_the_limit() -> None:
+    bound = Bound(999, (0.8, 0.5, 0.4, 0.3, 0.2, 0.1), error=0.9)
+    assert bound.limit(0.999) == Limit(0.8, 0.999), "the largest of 1000 in one case of 1000"
+    assert bound.limit(0.998) == Limit(0.5, 0.998)
+    assert bound.limit(0.995) == bound.limit() == Limit(0.2, 0.995)
+    assert bound.limit(0.9945) == Limit(0.2, 0.995), "never less sure than asked for"
+    assert bound.limit(0.5) == Limit(0.0, 0.5)
+    assert bound.limit(0.9995) == Limit(0.9, 0.999), "surer than that, but who knows how much"
+    assert Bound(99, (0.6,), 0.7).limit() == Limit(0.7, 0.99)
+    assert Bound.of([]).limit() == Limit(np.inf), "nothing is known: everything is scored again"
+    assert Bound.read(json.loads(json.dumps(asdict(bound)))) == bound
+    assert str(bound) == "0.2000, which is enough for 99.50 % of prompts or more, from 999"
+    assert Bound.read({"prompts": 0, "gaps": [], "error": None}) == Bound.of([]), "JSON has no infinity"
+    pair = np.asarray([1.0, 1.1]), np.asarray([1.2, 1.0])
+    found = Bound.of([pair, (pair[0], pair[0]), (pair[0][:1], pair[1][:1])])
+    assert found == Bound(2, (pytest.approx(0.2),), pytest.approx(0.3))
+
+
+def test_the_order_is_right_as_often_as_the_limit_says() -> None:
+    """Drawn many times: 199 prompts that are measured and one more, with a limit that may fail in 2 of 100 cases."""
+    rng = np.random.default_rng(5)
+    wrong = 0
+    for _ in range(2000):
+        exact = rng.normal(size=(200, 2))
+        quick = exact + 0.3 * rng.standard_t(3, size=(200, 2))
+        limit = Bound.of(zip(exact[1:], quick[1:], strict=True)).limit(0.98)
+        assert limit.confidence == pytest.approx(0.98)
+        wrong += wrong_gap(exact[0], quick[0]) > limit.gap
+    assert 20 <= wrong <= 60, "2 % of 2000, and its chance"
 
 
 def test_exact_ranking_of_a_model(tmp_path: Path) -> None:
@@ -85,24 +133,20 @@ def test_exact_ranking_of_a_model(tmp_path: Path) -> None:
     exact, quick = lightrm.load(folder, scheme="fp32"), lightrm.load(folder, scheme="w4a8")
     prompts, lists = ["what?", "and now?", "why"], [ANSWERS, ANSWERS[:3], ANSWERS[2:]]
     wanted = exact.rank_batch(prompts, lists)
-    error = max(
-        order_error_of(exact.score(p, some).astype(float), quick.score(p, some).astype(float))
-        for p, some in zip(prompts, lists, strict=True)
-    )
+    error = max(wrong_gap(exact.score(p, some), quick.score(p, some)) for p, some in zip(prompts, lists, strict=True))
     found = quick.rank_batch(prompts, lists, exact=True, bound=error)
     order = [[r.position for r in one] for one in wanted]
     assert [[r.position for r in one] for one in found] == order
     assert found.effort is not None
-    assert found.effort.confidence is None
+    assert found.effort.limit == Limit(error)
     assert found.effort.rescored == sum(one.rescored for one in found)
     assert 0 < found.effort.rescored_tokens <= found.effort.tokens
-    assert (found.effort.bound, found.effort.raised) == (error, 0)
     beyond = []
     for smaller in (0.9 * error, 0.6 * error, 0.3 * error):
         found = quick.rank_batch(prompts, lists, exact=True, bound=smaller)
         shown = [[r.position for r in one if r.exact] for one in found]
         scores = [(exact.score(p, some), quick.score(p, some)) for p, some in zip(prompts, lists, strict=True)]
-        errors = [order_error_of(f[seen].astype(float), q[seen]) for (f, q), seen in zip(scores, shown, strict=True)]
+        errors = [order_error(f[seen], q[seen]) for (f, q), seen in zip(scores, shown, strict=True)]
         assert found.effort is not None
         assert found.effort.raised == sum(e > smaller for e in errors)
         beyond.append(found.effort.raised)
@@ -123,16 +167,28 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
     native.write(tmp_path / "w8a8", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
     before = lightrm.load(tmp_path / "w8a8")
     assert before.report.fidelity is None
-    native.note_fidelity(tmp_path / "w8a8", FidelityNote("tau-b 0.99 against fp32", "fp32", Bound(0.25, 99)))
+    note = FidelityNote("tau-b 0.99 against fp32", "fp32", Bound(399, (0.5, 0.25, 0.125), 0.75))
+    native.note_fidelity(tmp_path / "w8a8", note)
     loaded = lightrm.load(tmp_path / "w8a8", reference=folder)
     assert "tau-b 0.99 against fp32" in repr(loaded)
     found = loaded.rank_batch(["what?"], [ANSWERS], exact=True)
     assert found.effort is not None
-    assert found.effort.confidence == 0.99
-    assert "99.00 % of prompts" in str(found.effort)
+    assert found.effort.limit == Limit(0.25, CONFIDENCE)
+    assert "apart than 0.2500, which is enough for 99.50 % of prompts" in str(found.effort)
+    surer = loaded.rank_batch(["what?"], [ANSWERS], exact=True, confidence=0.997).effort
+    assert surer is not None
+    assert surer.limit == Limit(0.5, 0.9975)
+    assert loaded.rank_batch(["what?"], [ANSWERS], exact=True, confidence=0.999).effort.limit.gap == 0.75  # type: ignore[union-attr]
+    with pytest.raises(lightrm.InputError, match="below 1"):
+        loaded.rank("what?", ANSWERS, exact=True, confidence=99.5)
     exact = lightrm.load(folder, scheme="fp32").rank("what?", ANSWERS)
     assert [r.position for r in found[0]] == [r.position for r in exact]
     np.testing.assert_array_equal(loaded.score("what?", ANSWERS), before.score("what?", ANSWERS))
     with pytest.raises(lightrm.InputError, match="pass reference="):
         lightrm.load(tmp_path / "w8a8").rank("what?", ANSWERS, exact=True)
     assert not list((tmp_path / "w8a8").glob("*unfinished*"))
+    path = tmp_path / "w8a8" / native.MANIFEST
+    manifest = json.loads(path.read_text())
+    manifest["fidelity"] = {"summary": "tau-b", "reference": "fp32", "pair_error": {"error": 0.25, "prompts": 99}}
+    path.write_text(json.dumps(manifest))
+    assert lightrm.load(tmp_path / "w8a8").report.fidelity is None, "an older bound is of another kind"

@@ -5,13 +5,14 @@ Training goes through transformers on purpose: the exported weights are then sco
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
 import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaModel
+
+from lightrm.files import write_json
 
 VOCABULARY = 6144
 LONGEST = 1024  # tokens of one sequence, BOS and EOS included
@@ -115,7 +116,3 @@ def export(network: RewardNetwork, tokenizer_model: Path, folder: Path) -> None:
         "tokenizer_class": "LlamaTokenizer",
     }
     write_json(folder / "tokenizer_config.json", tokenizer_config)
-
-
-def write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
