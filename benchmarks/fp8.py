@@ -1,10 +1,10 @@
 """Is fp8 more faithful than w8a8? Simulated on a CPU: the same model, rounded to e4m3 where w8a8 rounds to int8.
 
-    python -m benchmarks.fp8 DATA --smollm2 FOLDER
+    python -m benchmarks.fp8 DATA [--reference FOLDER]
 
 Weights are e4m3 with a scale for each output channel, activations e4m3 with a scale for each token, products are summed
 in float32: the most that hardware does (Hopper's tensor cores sum shorter). With the rotations of w8a8, and without.
-`error` and `tau` as in benchmarks.schemes. Writes results/fp8.json and prints the README's sentence.
+`error` and `tau` as in benchmarks.schemes. Writes results/fp8.json and README's sentence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from scipy.stats import kendalltau
 
 import lightrm
 from benchmarks.bundled_model import prompt_of, sample
-from benchmarks.record import provenance, read_result, write_result
+from benchmarks.fidelity import models_of
+from benchmarks.record import provenance, quote, write_result
 from benchmarks.schemes import LONGEST, PAIRS
 from lightrm import ops
 from lightrm.architecture import Alibi
@@ -72,9 +73,9 @@ def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], ro
     return rm.score_ids(texts)
 
 
-def measure(path: str, data: Path, languages: tuple[str, ...]) -> dict[str, Any]:
+def measure(path: str, data: Path) -> dict[str, Any]:
     exact = lightrm.load(path, scheme="fp32", max_length=LONGEST)
-    dev = sample(data / "pairs_dev.jsonl.gz", PAIRS, languages)
+    dev = sample(data / "pairs_dev.jsonl.gz", PAIRS)
     texts = [exact.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
     truth = exact.score_ids(texts)
     found = {
@@ -98,22 +99,19 @@ def sentence(result: dict[str, Any]) -> str:
     parts = []
     for name, model in result["models"].items():
         shown = ", ".join(f"{row} {100 * model['rows'][row]['error']:.1f} %" for row in ROWS)
-        parts.append(f"{name}: {shown}")
+        parts.append(f"{name[0].lower() + name[1:]}: {shown}")
     return f"Error of the scores over their spread: {'; '.join(parts)}.\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--smollm2", type=Path, required=True, help="the checkpoint of benchmarks.smollm2")
+    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
-    models = {
-        "bundled model": measure("demo", arguments.data, ("zh", "en")),
-        "SmolLM2-135M": measure(str(arguments.smollm2), arguments.data, ("en",)),
-    }
+    models = {name: measure(path, arguments.data) for name, path in models_of(arguments.reference).items()}
     write_result("fp8", {**provenance(("torch", "numpy", "scipy")), "models": models})
-    print(sentence(read_result("fp8")))
+    quote("fp8", sentence)
 
 
 if __name__ == "__main__":
