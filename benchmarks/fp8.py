@@ -9,7 +9,6 @@ in float32: the most that hardware does (Hopper's tensor cores sum shorter). Wit
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from scipy.stats import kendalltau
 
 import lightrm
 from benchmarks.bundled_model import prompt_of, sample
-from benchmarks.fidelity import models_of
+from benchmarks.fidelity import models_of, options
 from benchmarks.record import provenance, quote, write_result
 from benchmarks.schemes import LONGEST, PAIRS
 from lightrm import ops
@@ -104,10 +103,7 @@ def sentence(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
     models = {name: measure(path, arguments.data) for name, path in models_of(arguments.reference).items()}
     write_result("fp8", {**provenance(("torch", "numpy", "scipy")), "models": models})

@@ -10,7 +10,6 @@ the scores of real text, computed in float32 on both sides. Writes results/gptq_
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import torch
 
 import lightrm
 from benchmarks.bundled_model import prompt_of, sample
-from benchmarks.fidelity import models_of
+from benchmarks.fidelity import models_of, options
 from benchmarks.record import provenance, quote, write_result
 from lightrm.exporting import export_gptq
 from lightrm.schemes.grouped import Grouped
@@ -79,10 +78,8 @@ def compare(python: Path, source: str, scheme: str, calibrated: bool, data: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = options(__doc__)
     parser.add_argument("--env", type=Path, default=Path("auto-gptq-env"), help="auto-gptq's environment")
-    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
     arguments = parser.parse_args()
     python = python_of(arguments.env)
     rows = [

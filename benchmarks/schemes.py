@@ -11,7 +11,6 @@ Writes results/schemes.json and README's table.
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from scipy.stats import kendalltau
 
 import lightrm
 from benchmarks.bundled_model import prompt_of, sample
-from benchmarks.fidelity import models_of
+from benchmarks.fidelity import models_of, options
 from benchmarks.record import provenance, quote, write_result
 from lightrm import loading
 from lightrm.folding import Folding
@@ -65,6 +64,7 @@ class NormsOnly(WithoutResidual, WithoutHeads, WithoutGated):
 ROWS: tuple[tuple[str, str, type[Folding], bool], ...] = (
     ("bf16", "bf16", Folding, False),
     ("w8a8", "w8a8", Folding, False),
+    ("w8a8, calibrated", "w8a8", Folding, True),
     ("w4a8", "w4a8", Folding, False),
     ("w4a8-g32", "w4a8-g32", Folding, False),
     ("w4a8, calibrated", "w4a8", Folding, True),
@@ -115,10 +115,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--reference", type=Path, help="folder of training.rebuild")
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
     models = {name: measure(path, arguments.data) for name, path in models_of(arguments.reference).items()}
     write_result("schemes", {**provenance(("torch", "numpy", "numba", "scipy")), "models": models})
