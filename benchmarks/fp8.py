@@ -27,6 +27,7 @@ from lightrm import ops
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.checkpoints.hub import resolve
+from lightrm.engine import Engine
 from lightrm.folding import Folding
 from lightrm.linear import FloatLinear, FloatProduct, Stream
 from lightrm.loading import Loader
@@ -56,10 +57,11 @@ class Fp8Linear(FloatLinear):
 
 
 def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], rotated: bool) -> np.ndarray:
+    """rm: the same model in float32."""
     cpu = torch.device("cpu")
     loader = Loader(open_checkpoint(resolve(path, None)), parse_scheme("fp32", cpu), cpu, Alibi())
     loader.folding = Folding(loader.architecture) if rotated else None
-    decoder, rm.head, _ = loader.load()
+    decoder, head, _ = loader.load()
     if loader.folding is not None:
         decoder.embedding_VD = loader.folding.embedding(loader.checkpoint.read("embedding.weight").float())
     for i, layer in enumerate(decoder.layers):
@@ -68,8 +70,10 @@ def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], ro
             layer,
             **{n: Fp8Linear(PlainWeight(rounded(p.weight.weight_OI)), p.bias_O, p.block) for n, p in parts.items()},
         )
-    rm.decoder = decoder
-    return rm.score_ids(texts)
+    scores = np.empty(len(texts), np.float32)
+    for group, found in Engine(decoder, head, rm.report.scheme, rm.engine.residence).scores(texts):
+        scores[group] = found
+    return scores
 
 
 def measure(path: str, data: Path) -> dict[str, Any]:
