@@ -1,16 +1,15 @@
 """Do auto-gptq's own layers compute from the files that lightrm writes what lightrm computes?
 
-    python -m benchmarks.gptq_files DATA [--env FOLDER] [--smollm2 FOLDER]
+    python -m benchmarks.gptq_files DATA [--env FOLDER] [--reference FOLDER]
 
 auto-gptq 0.7.1 is unmaintained and wants old neighbours, so it gets an environment of its own, made here (minutes). In
 it `gptq_client.py` builds transformers' LLaMA with auto-gptq's QuantLinear in the place of each packed layer and
 loads the exported folder into it. Compared are every layer's weight as auto-gptq widens it, which must be equal, and
-the scores of real text, computed in float32 on both sides. Writes results/gptq_files.json.
+the scores of real text, computed in float32 on both sides. Writes results/gptq_files.json and README's sentence.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import sys
@@ -23,7 +22,8 @@ import torch
 
 import lightrm
 from benchmarks.bundled_model import prompt_of, sample
-from benchmarks.record import provenance, read_result, write_result
+from benchmarks.fidelity import models_of, options
+from benchmarks.record import provenance, quote, write_result
 from lightrm.exporting import export_gptq
 from lightrm.schemes.grouped import Grouped
 
@@ -45,14 +45,14 @@ def python_of(folder: Path) -> Path:
     return python
 
 
-def compare(python: Path, source: str, scheme: str, calibrated: bool, data: Path, languages: tuple[str, ...]) -> dict:
-    train = sample(data / "pairs_train.jsonl.gz", CALIBRATION, languages) if calibrated else []
+def compare(python: Path, source: str, scheme: str, calibrated: bool, data: Path) -> dict[str, Any]:
+    train = sample(data / "pairs_train.jsonl.gz", CALIBRATION) if calibrated else []
     pairs = [(prompt_of(r), r["chosen"]) for r in train]
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "gptq"
         export_gptq(source, folder, scheme=scheme, calibration=pairs)
         rm = lightrm.load(folder, scheme="fp32", max_length=LONGEST)
-        dev = sample(data / "pairs_dev.jsonl.gz", PAIRS, languages)
+        dev = sample(data / "pairs_dev.jsonl.gz", PAIRS)
         ids = [rm.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
         (Path(root) / "ids.json").write_text(json.dumps(ids))
         subprocess.run([python, CLIENT, folder, Path(root) / "ids.json", Path(root) / "answer.pt"], check=True)
@@ -66,7 +66,6 @@ def compare(python: Path, source: str, scheme: str, calibrated: bool, data: Path
             assert isinstance(packed, Grouped), stem
             differences.append(float((packed.rows(0, packed.shape[0]).float() - widened.float()).abs().max()))
         return {
-            "source": source if source == "demo" else "SmolLM2-135M",
             "scheme": scheme,
             "calibrated": calibrated,
             "layers": len(differences),
@@ -79,21 +78,17 @@ def compare(python: Path, source: str, scheme: str, calibrated: bool, data: Path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser = options(__doc__)
     parser.add_argument("--env", type=Path, default=Path("auto-gptq-env"), help="auto-gptq's environment")
-    parser.add_argument("--smollm2", type=Path, default=None, help="folder of the SmolLM2 checkpoint")
     arguments = parser.parse_args()
     python = python_of(arguments.env)
-    cases = [("demo", "w4a16", False, ("zh", "en")), ("demo", "w4a16-g32", True, ("zh", "en"))]
-    if arguments.smollm2 is not None:
-        cases.append((str(arguments.smollm2), "w4a16", False, ("en",)))
     rows = [
-        compare(python, source, scheme, calibrated, arguments.data, langs)
-        for source, scheme, calibrated, langs in cases
+        {"model": name, **compare(python, source, scheme, calibrated, arguments.data)}
+        for name, source in models_of(arguments.reference).items()
+        for scheme, calibrated in (("w4a16", False), ("w4a16-g32", True))
     ]
     write_result("gptq_files", {**provenance(("torch", "numpy", "safetensors")), "rows": rows})
-    print(sentence(read_result("gptq_files")))
+    quote("gptq_files", sentence)
 
 
 def sentence(result: dict[str, Any]) -> str:
@@ -105,7 +100,7 @@ def sentence(result: dict[str, Any]) -> str:
     scores = "are the same numbers" if worst == 0 else f"differ from lightrm's by at most {worst:.0e} of their spread"
     return (
         f"auto-gptq {rows[0]['client']['auto-gptq']}'s own layers, given files that lightrm wrote, hold {weights} as "
-        f"lightrm ({layers} layers of two models); scores of {answers} real answers in float32, "
+        f"lightrm ({layers} packed layers, two models); scores of {answers} real answers in float32, "
         f"computed from them by transformers {rows[0]['client']['transformers']}, {scores}.\n"
     )
 

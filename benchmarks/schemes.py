@@ -1,15 +1,16 @@
-"""What each scheme, and each part of it, does to the scores: the bundled model and SmolLM2-135M, against float32.
+"""What each scheme, and each part of it, does to the scores, against float32.
 
-    python -m benchmarks.schemes DATA [--smollm2 FOLDER]       FOLDER is built if it is not there (benchmarks.smollm2)
+    python -m benchmarks.schemes DATA [--reference FOLDER]
+
+The bundled model, and with --reference the 135 M model of `training.rebuild`; real answers, cut at LONGEST tokens.
 
 `error` is the standard deviation of the score's error over that of the scores; `tau` is Kendall's tau-b between the two
 orders of all answers. The last rows leave out one part of w8a8 or w4a8 each: a part that does not help does not stay.
-Writes results/schemes.json and prints a table.
+Writes results/schemes.json and README's table.
 """
 
 from __future__ import annotations
 
-import argparse
 import warnings
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from scipy.stats import kendalltau
 
 import lightrm
 from benchmarks.bundled_model import prompt_of, sample
-from benchmarks.record import provenance, read_result, write_result
+from benchmarks.fidelity import models_of, options
+from benchmarks.record import provenance, quote, write_result
 from lightrm import loading
 from lightrm.folding import Folding
 
@@ -62,6 +64,7 @@ class NormsOnly(WithoutResidual, WithoutHeads, WithoutGated):
 ROWS: tuple[tuple[str, str, type[Folding], bool], ...] = (
     ("bf16", "bf16", Folding, False),
     ("w8a8", "w8a8", Folding, False),
+    ("w8a8, calibrated", "w8a8", Folding, True),
     ("w4a8", "w4a8", Folding, False),
     ("w4a8-g32", "w4a8-g32", Folding, False),
     ("w4a8, calibrated", "w4a8", Folding, True),
@@ -77,10 +80,10 @@ ROWS: tuple[tuple[str, str, type[Folding], bool], ...] = (
 )
 
 
-def measure(path: str, data: Path, languages: tuple[str, ...]) -> dict[str, Any]:
+def measure(path: str, data: Path) -> dict[str, Any]:
     exact = lightrm.load(path, scheme="fp32", max_length=LONGEST)
-    dev = sample(data / "pairs_dev.jsonl.gz", PAIRS, languages)
-    train = sample(data / "pairs_train.jsonl.gz", CALIBRATION, languages)
+    dev = sample(data / "pairs_dev.jsonl.gz", PAIRS)
+    train = sample(data / "pairs_train.jsonl.gz", CALIBRATION)
     texts = [exact.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
     calibration = [(prompt_of(r), r["chosen"]) for r in train]
     truth = exact.score_ids(texts)
@@ -112,20 +115,11 @@ def table(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--smollm2", type=Path, default=None, help="folder of the SmolLM2 checkpoint")
-    arguments = parser.parse_args()
+    arguments = options(__doc__).parse_args()
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
-    models = {"bundled": measure("demo", arguments.data, ("zh", "en"))}
-    if arguments.smollm2 is not None:
-        if not (arguments.smollm2 / "model.safetensors").is_file():
-            from benchmarks.smollm2 import build
-
-            build(arguments.smollm2, arguments.data)
-        models["SmolLM2-135M"] = measure(str(arguments.smollm2), arguments.data, ("en",))
+    models = {name: measure(path, arguments.data) for name, path in models_of(arguments.reference).items()}
     write_result("schemes", {**provenance(("torch", "numpy", "numba", "scipy")), "models": models})
-    print(table(read_result("schemes")))
+    quote("schemes", table)
 
 
 if __name__ == "__main__":
