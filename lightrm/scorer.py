@@ -154,8 +154,9 @@ class RewardModel:
         exact: the order of full precision; answers whose quick scores are too close to each other are scored again by
         the reference, the same model in full precision, which is opened the first time. confidence: that this gives the
         right order of all answers of a further prompt; the surer, the more is scored again. bound: a report's, or how
-        close is too close, in raw scores; None takes what `lightrm fidelity` measured of a folder. The result's
-        `effort` says what it took, and the confidence that the bound has: a lower one if few prompts were measured.
+        close is too close, in raw scores; None takes what `lightrm fidelity` measured of a folder, which should have
+        had prompts with as many answers. The result's `effort` says what it took, and the confidence that the bound
+        has: a lower one if few prompts were measured.
 
         Raises InputError if the lists do not match, confidence is no probability below 1, or no bound is known;
         otherwise as `score`.
