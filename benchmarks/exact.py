@@ -27,7 +27,7 @@ from lightrm.questions import Question
 from lightrm.ranking import Ranking, plain_ranking, ranking, settled
 
 QUICK = ("w8a8+cal", "bf16")
-CONFIDENCES = (0.99, 0.995, 0.9999)  # the last is more than the halves' prompts can say: the surest they have
+CONFIDENCES = (0.98, 0.99, 0.995, 0.9999)  # the last is more than the halves can say: the surest they have
 AFTERWARDS = "known afterwards"
 ALL = 10**6
 
@@ -41,22 +41,28 @@ def guaranteed(path: str, report: FidelityReport, questions: list[Question]) -> 
     """For each kind of quick scores and each limit: orders and costs, in distinct tokens."""
     rm = lightrm.load(path, max_length=LONGEST)  # for its ids
     halves = halved(questions)
-    found: dict[str, Any] = {"unit": report.row(QUICK[0]).agreement.spread, "prompts": list(map(len, halves))}
+    kinds = {
+        "pairs": [k for k, q in enumerate(questions) if len(q.responses) == 2],
+        "lists": [k for k, q in enumerate(questions) if len(q.responses) > 2],
+    }
+    found: dict[str, Any] = {"prompts": list(map(len, halves))}
     for name in QUICK:
         exact, quick = (split(report.scores[one], questions) for one in ("fp32", name))
         bounds = [Bound.of((exact[k], quick[k]) for k in half) for half in reversed(halves)]
-        most = max(wrong_gap(*one) for one in zip(exact, quick, strict=True))
-        asked = {str(confidence): [bound.limit(confidence) for bound in bounds] for confidence in CONFIDENCES}
-        asked[AFTERWARDS] = [Limit(most)] * 2
         found[name] = {}
-        for text, limits in asked.items():
-            gap = {k: limit.gap for half, limit in zip(halves, limits, strict=True) for k in half}
-            ranked = [ranked_exactly(q, quick[k], exact[k], gap[k]) for k, q in enumerate(questions)]
+        most = max(wrong_gap(*one) for one in zip(exact, quick, strict=True))
+        for text in (*map(str, CONFIDENCES), AFTERWARDS):
+            limits = {
+                k: Limit(most) if text == AFTERWARDS else bound.limit(len(exact[k]), float(text))
+                for half, bound in zip(halves, bounds, strict=True)
+                for k in half
+            }
+            ranked = [ranked_exactly(q, quick[k], exact[k], limits[k].gap) for k, q in enumerate(questions)]
             found[name][text] = {
-                "gaps": [limit.gap for limit in limits], "confidences": [limit.confidence for limit in limits],
-                "pairs": costs(rm, [one for one in ranked if len(one.question.responses) == 2]),
-                "lists": costs(rm, [one for one in ranked if len(one.question.responses) > 2]),
-            }  # fmt: skip
+                kind: costs(rm, [ranked[k] for k in some])
+                | {"sure": float(np.mean([limits[k].confidence for k in some]))}
+                for kind, some in kinds.items()
+            }
     return found
 
 
@@ -81,7 +87,7 @@ class Ranked(NamedTuple):
 
 
 def ranked_exactly(question: Question, quick: np.ndarray, exact: np.ndarray, limit: float) -> Ranked:
-    (full,), (sufficed,) = settled([quick], limit, lambda wanted: [float(exact[i]) for _, i in wanted])
+    (full,), (sufficed,) = settled([quick], [limit], lambda wanted: [float(exact[i]) for _, i in wanted])
     texts = question.responses
     wanted, alone = (order(plain_ranking(scores, texts)) for scores in (exact, quick))
     found = order(ranking(quick, full, sufficed, texts))
@@ -108,29 +114,25 @@ def costs(rm: lightrm.RewardModel, ranked: Sequence[Ranked]) -> dict[str, int]:
 
 def table(result: dict[str, Any]) -> str:
     lines = [
-        "| | quick scores | confidence | pairs in order (without) | lists | again: pairs | lists | all | limit |",
+        "| | quick | asked | sure: pairs / lists | pairs in order (without) | lists | again: pairs | lists | all |",
         "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, model in result["models"].items():
         for quick in QUICK:
             for text, one in model[quick].items():
-                sure = text if text == AFTERWARDS else stated(float(text), min(one["confidences"]))
+                sure = text if text == AFTERWARDS else f"{100 * float(text):g} %"
                 kinds = one["pairs"], one["lists"]
                 orders = [f"{kind['same order']} ({kind['same order alone']}) of {kind['prompts']}" for kind in kinds]
                 cost = [f"{100 * share:.1f} %" for share in (again(kinds[0]), again(kinds[1]), again(*kinds))]
-                gaps = " / ".join(f"{gap / model['unit']:.2f}" for gap in dict.fromkeys(one["gaps"]))
-                lines.append(f"| {' | '.join([name, quick, sure, *orders, *cost, gaps])} |")
+                had = "" if text == AFTERWARDS else " / ".join(f"{100 * kind['sure']:.1f} %" for kind in kinds)
+                lines.append(f"| {' | '.join([name, quick, sure, had, *orders, *cost])} |")
     halves = " and ".join(map(str, next(iter(result["models"].values()))["prompts"]))
     lines += [
         "",
-        f"Limits in within-prompt standard deviations; two halves of {halves} questions. {measured_on(result)}",
+        f"Sure: the mean confidence of the limits; halves of {halves} questions. {measured_on(result)}",
         "",
     ]
     return "\n".join(lines)
-
-
-def stated(asked: float, confidence: float) -> str:
-    return f"{'over ' if confidence < asked else ''}{100 * confidence:.1f} %"
 
 
 def again(*kinds: dict[str, Any]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -58,41 +59,48 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The wrong gaps of `prompts` prompts that were measured, in raw scores: those above 0, largest first. error: the
-    largest of their order errors.
+    """What was measured: prompts, how many there were with each number of answers; gaps: the wrong gaps above 0 of all
+    of them, in raw scores, each with the number of answers, largest first; error: the largest of their order errors.
 
     Of N + 1 exchangeable values the last is above the k-th largest of the others with probability k / (N + 1) at most
     (split conformal prediction, Vovk et al. 2005): for a further prompt drawn like these, the k-th largest wrong gap is
-    enough with a confidence of 1 - k / (N + 1). Where N prompts are too few for the confidence that is asked for, the
-    largest order error is taken: it is surer than N / (N + 1), nobody knows by how much.
+    enough with a confidence of 1 - k / (N + 1). More answers are more chances of a wrong order, and some of a prompt's
+    answers have no larger wrong gap than all of them: N are the prompts with as many answers or more. Where they are
+    too few for the confidence that is asked for, the largest order error is taken: it is surer than N / (N + 1), nobody
+    knows by how much.
     """
 
-    prompts: int
-    gaps: tuple[float, ...]
+    prompts: Mapping[int, int]
+    gaps: tuple[tuple[float, int], ...]
     error: float
 
-    def limit(self, confidence: float = CONFIDENCE) -> Limit:
-        """The smallest gap of that confidence; with too few prompts for it, what these can say. See above."""
-        k = int((1 - confidence) * (self.prompts + 1) + 1e-9)  # 1 - 0.995 is a little less than 0.005
+    def limit(self, answers: int = 2, confidence: float = CONFIDENCE) -> Limit:
+        """The smallest gap of that confidence for a prompt with so many answers, or what the prompts can say."""
+        measured = sum(count for n, count in self.prompts.items() if n >= answers)
+        gaps = [gap for gap, n in self.gaps if n >= answers]
+        k = int((1 - confidence) * (measured + 1) + 1e-9)  # 1 - 0.995 is a little less than 0.005
         if k == 0:
-            return Limit(self.error, self.prompts / (self.prompts + 1))
-        return Limit(self.gaps[k - 1] if k <= len(self.gaps) else 0.0, 1 - k / (self.prompts + 1))
+            return Limit(self.error, measured / (measured + 1))
+        return Limit(gaps[k - 1] if k <= len(gaps) else 0.0, 1 - k / (measured + 1))
 
     @classmethod
     def of(cls, prompts: Iterable[tuple[Scores, Scores]]) -> Bound:
         """From the exact and the quick scores of each prompt; a prompt with a single answer says nothing."""
         many = [(exact, quick) for exact, quick in prompts if len(exact) > 1]
-        gaps = sorted((wrong_gap(*one) for one in many), reverse=True)
+        gaps = sorted(((wrong_gap(*one), len(one[0])) for one in many), reverse=True)
         error = max((order_error(*one) for one in many), default=math.inf)
-        return cls(len(many), tuple(gap for gap in gaps if gap), error)
+        sizes = Counter(len(exact) for exact, _ in many)
+        return cls(dict(sorted(sizes.items())), tuple(one for one in gaps if one[0]), error)
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Bound:
         """From what `dataclasses.asdict` made of one, in JSON. Raises KeyError or TypeError on anything else."""
-        return cls(raw["prompts"], tuple(raw["gaps"]), math.inf if raw["error"] is None else raw["error"])
+        error = math.inf if raw["error"] is None else raw["error"]
+        prompts = {int(answers): count for answers, count in raw["prompts"].items()}
+        return cls(prompts, tuple((gap, answers) for gap, answers in raw["gaps"]), error)
 
     def __str__(self) -> str:
-        return f"{self.limit()}, from {self.prompts}"
+        return ", ".join(f"{n} answers: {self.limit(n)}" for n in self.prompts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ given: an answer's place does not depend on the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,15 +53,23 @@ class Rankings(list[Ranking]):
 class Effort:
     """rescored of `answers` answers went through full precision too, `rescored_tokens` of `tokens` distinct tokens.
 
-    limit: as it was given; raised: for how many prompts it proved too small.
+    limits: as they were given, for each number of answers; raised: for how many prompts they proved too small.
     """
 
     answers: int
     rescored: int
     tokens: int
     rescored_tokens: int
-    limit: Limit
+    limits: Mapping[int, Limit]
     raised: int
+
+    @property
+    def limit(self) -> Limit:
+        """The largest, and the lowest confidence."""
+        limits = self.limits.values()
+        return Limit(
+            max((one.gap for one in limits), default=0.0), min((one.confidence for one in limits), default=0.0)
+        )
 
     def __str__(self) -> str:
         raised = f"; raised for {self.raised}" if self.raised else ""
@@ -73,22 +81,23 @@ class Effort:
 
 
 def settled(
-    quick: Sequence[Scores], limit: float, rescore: Callable[[list[tuple[int, int]]], Iterable[float]]
+    quick: Sequence[Scores], limits: Sequence[float], rescore: Callable[[list[tuple[int, int]]], Iterable[float]]
 ) -> tuple[list[Scores], list[float]]:
     """Full-precision scores where they are needed, NaN elsewhere, and the limit that sufficed for each prompt.
 
-    quick: each prompt's scores; rescore: (prompt, position) of answers -> their scores in full precision.
+    quick, limits: each prompt's scores and limit; rescore: (prompt, position) of answers -> their scores in full
+    precision.
     """
     full = [np.full(len(scores), np.nan, np.float32) for scores in quick]
-    limits = [limit] * len(quick)
-    wanted = [(k, i) for k, scores in enumerate(quick) for i in too_close(scores, limit)]
+    raised = list(limits)
+    wanted = [(k, i) for k, scores in enumerate(quick) for i in too_close(scores, raised[k])]
     while wanted:
         for (k, i), score in zip(wanted, rescore(wanted), strict=True):
             full[k][i] = score
-        limits = [max(b, error_of(q, f)) for b, q, f in zip(limits, quick, full, strict=True)]
-        close = ((k, i) for k, scores in enumerate(quick) for i in too_close(scores, limits[k]))
+        raised = [max(b, error_of(q, f)) for b, q, f in zip(raised, quick, full, strict=True)]
+        close = ((k, i) for k, scores in enumerate(quick) for i in too_close(scores, raised[k]))
         wanted = [(k, i) for k, i in close if np.isnan(full[k][i])]
-    return full, limits
+    return full, raised
 
 
 def too_close(quick: Scores, limit: float) -> list[int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from lightrm.bounds import CONFIDENCE, Bound, Limit
+from lightrm.bounds import CONFIDENCE, Bound
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.conversation import Prompt, kind, responses_of, turns_of
 from lightrm.engine import Engine
@@ -154,9 +154,9 @@ class RewardModel:
         exact: the order of full precision; answers whose quick scores are too close to each other are scored again by
         the reference, the same model in full precision, which is opened the first time. confidence: that this gives the
         right order of all answers of a further prompt; the surer, the more is scored again. bound: a report's, or how
-        close is too close, in raw scores; None takes what `lightrm fidelity` measured of a folder, which should have
-        had prompts with as many answers. The result's `effort` says what it took, and the confidence that the bound
-        has: a lower one if few prompts were measured.
+        close is too close, in raw scores; None takes what `lightrm fidelity` measured of a folder. The result's
+        `effort` says what it took, and the confidence that the bound has: a lower one if few prompts with as many
+        answers were measured.
 
         Raises InputError if the lists do not match, confidence is no probability below 1, or no bound is known;
         otherwise as `score`.
@@ -164,13 +164,13 @@ class RewardModel:
         if isinstance(prompts, str) or len(prompts) != len(responses):
             raise InputError(f"expected a list of responses for each of {len(prompts)} prompts, found {len(responses)}")
         counts = [len(responses_of(some)) for some in responses]
-        limit = self.limit_of(bound, confidence) if exact else None
+        known = self.bound_of(bound, confidence) if exact else None
         repeated = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
         ids = self.encode(repeated, [text for some in responses for text in some])
         starts = np.cumsum([0, *counts])
         scores = self.shown(ids, progress)
         quick = [scores[start : start + n] for start, n in zip(starts, counts, strict=False)]
-        if limit is None:
+        if known is None:
             return Rankings(plain_ranking(q, some) for q, some in zip(quick, responses, strict=True))
         again: list[list[int]] = []
 
@@ -179,15 +179,18 @@ class RewardModel:
             again.extend(sequences)
             return self.reference().shown(sequences, progress)
 
-        full, limits = settled(quick, limit.gap, rescore)
-        found = Rankings(ranking(*one) for one in zip(quick, full, limits, responses, strict=True))
+        limits = {n: known.limit(n, confidence) for n in sorted(set(counts)) if n > 1}
+        gaps = [limits[n].gap if n > 1 else 0.0 for n in counts]
+        full, raised = settled(quick, gaps, rescore)
+        found = Rankings(ranking(*one) for one in zip(quick, full, raised, responses, strict=True))
         found.effort = Effort(
             answers=len(ids), rescored=len(again), tokens=self.engine.distinct(ids),
-            rescored_tokens=self.engine.distinct(again), limit=limit, raised=sum(gap > limit.gap for gap in limits),
+            rescored_tokens=self.engine.distinct(again), limits=limits,
+            raised=sum(after > before for before, after in zip(gaps, raised, strict=True)),
         )  # fmt: skip
         return found
 
-    def limit_of(self, bound: float | Bound | None, confidence: float) -> Limit:
+    def bound_of(self, bound: float | Bound | None, confidence: float) -> Bound:
         note = self.report.fidelity
         if not 0 <= confidence < 1:
             raise InputError(f"confidence must be at least 0 and below 1, found {confidence}")
@@ -198,8 +201,8 @@ class RewardModel:
             )
         if bound is None:
             assert note is not None
-            bound = note.bound
-        return bound.limit(confidence) if isinstance(bound, Bound) else Limit(float(bound))
+            return note.bound
+        return bound if isinstance(bound, Bound) else Bound({}, (), float(bound))
 
     def reference(self) -> RewardModel:
         """The same model in the precision that its fidelity was measured against, opened once."""

@@ -122,7 +122,8 @@ def test_a_quantized_folder_keeps_the_result(folder: Path, data: Path, tmp_path:
     run(target, "--data", data, "--reference-model", folder)
     note = native.read_manifest(target).fidelity
     assert note is not None
-    assert note.bound.prompts == 70
+    assert sum(note.bound.prompts.values()) == 70
+    assert note.bound == lightrm.load(target).report.fidelity.bound  # type: ignore[union-attr]
     assert note.summary in repr(lightrm.load(target))
     assert "against fp32 on 70 prompts of pairs.jsonl" in note.summary
 

@@ -41,7 +41,7 @@ def test_the_order_is_the_full_one_where_no_wrong_gap_is_above_the_limit(
         asked.extend(wanted)
         return [float(full[k][i]) for k, i in wanted]
 
-    known, sufficed = settled(quick, limit, rescore)
+    known, sufficed = settled(quick, [limit] * len(quick), rescore)
     assert len(asked) == len(set(asked)), "nothing is scored twice"
     for k, (q, known_k, f) in enumerate(zip(quick, known, full, strict=True)):
         texts = [str(i) for i in range(len(q))]
@@ -61,7 +61,7 @@ def slow_wrong_gap(full: np.ndarray, quick: np.ndarray) -> float:
 def test_a_smaller_limit_is_not_enough() -> None:
     full, quick = np.asarray([0.0, 1.0, 9.0], np.float32), np.asarray([0.5, 0.25, 9.0], np.float32)
     for limit, right in ((0.25, True), (0.2, False)):
-        known, (sufficed,) = settled([quick], limit, lambda wanted: [float(full[i]) for _, i in wanted])
+        known, (sufficed,) = settled([quick], [limit], lambda wanted: [float(full[i]) for _, i in wanted])
         found = [r.position for r in ranking(quick, known[0], sufficed, "abc")]
         assert (found == [2, 1, 0]) == right
 
@@ -78,7 +78,7 @@ def test_a_bound_that_proves_too_small_is_raised() -> None:
     """For the prompt that shows it, and for no other."""
     quick = [np.asarray([0.0, 0.1, 0.6, 5.0], np.float32), np.asarray([1.0, 1.5, 1.6], np.float32)]
     full = [np.asarray([0.9, 0.0, 0.5, 5.0], np.float32), np.asarray([1.0, 1.5, 1.61], np.float32)]
-    known, sufficed = settled(quick, 0.2, lambda wanted: [float(full[k][i]) for k, i in wanted])
+    known, sufficed = settled(quick, [0.2, 0.2], lambda wanted: [float(full[k][i]) for k, i in wanted])
     assert sufficed == [pytest.approx(1.0), 0.2]
     assert [r.position for r in ranking(quick[0], known[0], sufficed[0], list("abcd"))] == [3, 0, 2, 1]
     assert np.isnan(known[1]).tolist() == [True, False, False]
@@ -98,21 +98,29 @@ def test_gaps_and_errors() -> None:
 
 
 def test_the_surer_the_larger_the_limit() -> None:
-    bound = Bound(999, (0.8, 0.5, 0.4, 0.3, 0.2, 0.1), error=0.9)
-    assert bound.limit(0.999) == Limit(0.8, 0.999), "the largest of 1000 in one case of 1000"
-    assert bound.limit(0.998) == Limit(0.5, 0.998)
-    assert bound.limit(0.995) == bound.limit() == Limit(0.2, 0.995)
-    assert bound.limit(0.9945) == Limit(0.2, 0.995), "never less sure than asked for"
-    assert bound.limit(0.5) == Limit(0.0, 0.5)
-    assert bound.limit(0.9995) == Limit(0.9, 0.999), "surer than that, but who knows how much"
-    assert Bound(99, (0.6,), 0.7).limit() == Limit(0.7, 0.99)
+    bound = Bound({2: 999}, tuple((gap, 2) for gap in (0.8, 0.5, 0.4, 0.3, 0.2, 0.1)), 0.9)
+    assert bound.limit(2, 0.999) == Limit(0.8, 0.999), "the largest of 1000 in one case of 1000"
+    assert bound.limit(2, 0.998) == Limit(0.5, 0.998)
+    assert bound.limit(2, 0.995) == bound.limit() == Limit(0.2, 0.995)
+    assert bound.limit(2, 0.9945) == Limit(0.2, 0.995), "never less sure than asked for"
+    assert bound.limit(2, 0.5) == Limit(0.0, 0.5)
+    assert bound.limit(2, 0.9995) == Limit(0.9, 0.999), "surer than that, but who knows how much"
+    assert Bound({2: 99}, ((0.6, 2),), 0.7).limit() == Limit(0.7, 0.99)
     assert Bound.of([]).limit() == Limit(np.inf), "nothing is known: everything is scored again"
     assert Bound.read(json.loads(json.dumps(asdict(bound)))) == bound
-    assert str(bound) == "0.2000, which is enough for 99.50 % of prompts or more, from 999"
-    assert Bound.read({"prompts": 0, "gaps": [], "error": None}) == Bound.of([]), "JSON has no infinity"
+    assert Bound.read({"prompts": {}, "gaps": [], "error": None}) == Bound.of([]), "JSON has no infinity"
+    assert str(bound) == "2 answers: 0.2000, which is enough for 99.50 % of prompts or more"
     pair = np.asarray([1.0, 1.1]), np.asarray([1.2, 1.0])
     found = Bound.of([pair, (pair[0], pair[0]), (pair[0][:1], pair[1][:1])])
-    assert found == Bound(2, (pytest.approx(0.2),), pytest.approx(0.3))
+    assert found == Bound({2: 2}, ((pytest.approx(0.2), 2),), pytest.approx(0.3))
+
+
+def test_prompts_with_fewer_answers_say_nothing_of_one_with_more() -> None:
+    bound = Bound({2: 899, 4: 99, 8: 1}, ((0.8, 4), (0.5, 2), (0.3, 8), (0.1, 2)), 0.9)
+    assert bound.limit(2, 0.997) == Limit(0.3, 0.997), "those with more do say something of fewer"
+    assert bound.limit(3, 0.98) == bound.limit(4, 0.98) == Limit(0.3, 1 - 2 / 101)
+    assert bound.limit(5, 0.98) == bound.limit(8, 0.98) == Limit(0.9, 0.5)
+    assert bound.limit(9, 0.98) == Limit(0.9, 0.0)
 
 
 def test_the_order_is_right_as_often_as_the_limit_says() -> None:
@@ -122,7 +130,7 @@ def test_the_order_is_right_as_often_as_the_limit_says() -> None:
     for _ in range(2000):
         exact = rng.normal(size=(200, 2))
         quick = exact + 0.3 * rng.standard_t(3, size=(200, 2))
-        limit = Bound.of(zip(exact[1:], quick[1:], strict=True)).limit(0.98)
+        limit = Bound.of(zip(exact[1:], quick[1:], strict=True)).limit(2, 0.98)
         assert limit.confidence == pytest.approx(0.98)
         wrong += wrong_gap(exact[0], quick[0]) > limit.gap
     assert 20 <= wrong <= 60, "2 % of 2000, and its chance"
@@ -138,6 +146,7 @@ def test_exact_ranking_of_a_model(tmp_path: Path) -> None:
     order = [[r.position for r in one] for one in wanted]
     assert [[r.position for r in one] for one in found] == order
     assert found.effort is not None
+    assert found.effort.limits == dict.fromkeys((3, 6, 8), Limit(error))
     assert found.effort.limit == Limit(error)
     assert found.effort.rescored == sum(one.rescored for one in found)
     assert 0 < found.effort.rescored_tokens <= found.effort.tokens
@@ -167,7 +176,7 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
     native.write(tmp_path / "w8a8", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
     before = lightrm.load(tmp_path / "w8a8")
     assert before.report.fidelity is None
-    note = FidelityNote("tau-b 0.99 against fp32", "fp32", Bound(399, (0.5, 0.25, 0.125), 0.75))
+    note = FidelityNote("tau-b 0.99 against fp32", "fp32", Bound({8: 399}, ((0.5, 8), (0.25, 8), (0.125, 8)), 0.75))
     native.note_fidelity(tmp_path / "w8a8", note)
     loaded = lightrm.load(tmp_path / "w8a8", reference=folder)
     assert "tau-b 0.99 against fp32" in repr(loaded)
