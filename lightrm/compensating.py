@@ -130,7 +130,7 @@ class CompensatingLoader(Loader):
     def rounded(self, prefix: str, name: str, plain: FloatLinear, sums: Moments, shifts: bool) -> Linear:
         """sums: of the rows it will read, and of what plain falls short by on them; shifts: rows are centered."""
         weight = weight_of(plain)
-        more = regressed(sums.halves) if sums.packs > 1 else None
+        more = regressed(sums.halves) if len(sums.halves) > 1 else None
         aim = weight if more is None else weight + more
         held, stands_for = self.compensated(aim, sums.moment_II)
         self.note(f"{prefix}{name}", *energies(aim, stands_for))

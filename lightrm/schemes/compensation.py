@@ -93,14 +93,13 @@ def inverse_factor(moment_II: torch.Tensor) -> torch.Tensor:
 class Moments:
     """Sums over all rows x (I,) that a matrix reads, and y (O,) that is lacking from what it makes of each; float32.
 
-    mean_I: of x; lack_O: mean of y; halves: sum y^T (x - mean) (O, I) and sum (x - mean)^T (x - mean) (I, I) of every
-    other pack of rows; packs: how many there were.
+    mean_I: of x; lack_O: mean of y; halves: sum y^T (x - mean) (O, I) and sum (x - mean)^T (x - mean) (I, I), each of
+    every other pack of rows; a single pack is the only one.
     """
 
     mean_I: torch.Tensor
     lack_O: torch.Tensor
     halves: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    packs: int
 
     @classmethod
     def of(cls, inputs: Sequence[torch.Tensor], lacking: Iterable[torch.Tensor], centered: bool = True) -> Moments:
@@ -118,12 +117,12 @@ class Moments:
             cross_OI.addmm_(y_TO.T, around)
             moment_II.addmm_(around.T, around)
             lack.append(y_TO.sum(0))
-        return cls(mean_I, torch.stack(lack).sum(0) / tokens, tuple(halves), len(inputs))
+        return cls(mean_I, torch.stack(lack).sum(0) / tokens, tuple(halves))
 
     def through(self, weight_OI: torch.Tensor) -> Moments:
         """Where not y, but what the weight makes of it, is lacking: the same sums without a product for every row."""
         halves = tuple((weight_OI @ cross, moment) for cross, moment in self.halves)
-        return Moments(self.mean_I, weight_OI @ self.lack_O, halves, self.packs)
+        return Moments(self.mean_I, weight_OI @ self.lack_O, halves)
 
     @property
     def moment_II(self) -> torch.Tensor:
