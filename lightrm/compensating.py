@@ -9,7 +9,7 @@ what earlier layers lost is regressed on its rows and put into the weight (asymm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from lightrm.linear import FloatLinear, Linear, settled
 from lightrm.loading import Loader
 from lightrm.packing import PackedBatch
 from lightrm.progress import item_progress
-from lightrm.schemes.compensation import compensated_int4, compensated_int8, regressed
+from lightrm.schemes.compensation import Moments, compensated_int4, compensated_int8, regressed
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import dequantize, group_for
 from lightrm.schemes.int8 import dequantize_rows
@@ -111,15 +111,15 @@ class CompensatingLoader(Loader):
     def reader(self, prefix: str, name: str, norm_D: torch.Tensor, rows: Sides) -> tuple[Linear, FloatLinear]:
         """A layer behind a norm, rounded and in float; it is to give what it would give of the float side's rows."""
         plain = self.plain(prefix, name, norm_D)
-        lacking = (plain(want).y_TO - plain(have).y_TO for have, want in zip(*rows, strict=True))
-        return self.rounded(prefix, name, plain, rows[0], lacking, shifts=self.scheme.integer), plain
+        sums = Moments.of(rows[0], (want - have for have, want in zip(*rows, strict=True)), self.corrects)
+        return self.rounded(prefix, name, plain, sums.through(weight_of(plain)), shifts=self.scheme.integer), plain
 
     def writer(self, prefix: str, name: str, sides: Sides, rows: Sides) -> tuple[Linear, Sides]:
         """A layer that adds to the stream, rounded, and both streams after it; it is to give what the stream lacks."""
         plain = self.plain(prefix, name, None)
         after = added(sides[1], rows[1], plain)
         lacking = (x - y - plain(have).y_TO for x, y, have in zip(after, sides[0], rows[0], strict=True))
-        linear = self.rounded(prefix, name, plain, rows[0], lacking, shifts=False)
+        linear = self.rounded(prefix, name, plain, Moments.of(rows[0], lacking, self.corrects), shifts=False)
         return linear, (added(sides[0], rows[0], linear), after)
 
     def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> FloatLinear:
@@ -127,31 +127,18 @@ class CompensatingLoader(Loader):
         parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
         return FloatLinear(PlainWeight(torch.cat(parts).float()), self.bias(prefix, name))
 
-    def rounded(
-        self, prefix: str, name: str, plain: FloatLinear, inputs: Rows, lacking: Iterable[torch.Tensor], shifts: bool
-    ) -> Linear:
-        """lacking: by how much plain(inputs) falls short, (T, O) for each pack; shifts: whether rows are centered."""
-        assert isinstance(plain.weight, PlainWeight)
-        weight = plain.weight.weight_OI
-        mean_I = torch.cat(inputs).mean(0) if self.corrects else torch.zeros(weight.shape[1], device=self.device)
-        width, lack_O, tokens = len(mean_I), weight.new_zeros(len(weight)), sum(map(len, inputs))
-        halves = [(torch.zeros_like(weight), weight.new_zeros(width, width)) for _ in range(2)]
-        for k, (x_TI, lack_TO) in enumerate(zip(inputs, lacking, strict=True)):
-            cross_OI, moment_II = halves[k % 2]
-            around = x_TI - mean_I
-            cross_OI.addmm_(lack_TO.T, around)
-            moment_II.addmm_(around.T, around)
-            lack_O += lack_TO.sum(0) / tokens
-        more = regressed(halves) if len(inputs) > 1 else None
+    def rounded(self, prefix: str, name: str, plain: FloatLinear, sums: Moments, shifts: bool) -> Linear:
+        """sums: of the rows it will read, and of what plain falls short by on them; shifts: rows are centered."""
+        weight = weight_of(plain)
+        more = regressed(sums.halves) if len(sums.halves) > 1 else None
         aim = weight if more is None else weight + more
-        moment_II = halves[0][1] + halves[1][1]
-        held, stands_for = self.compensated(aim, moment_II)
+        held, stands_for = self.compensated(aim, sums.moment_II)
         self.note(f"{prefix}{name}", *energies(aim, stands_for))
         if not self.corrects:
             return self.linear_of(name, held, plain.bias_O)
-        missing = lack_O + (weight if shifts else weight - stands_for) @ mean_I
+        missing = sums.lack_O + (weight if shifts else weight - stands_for) @ sums.mean_I
         bias_O = missing if plain.bias_O is None else plain.bias_O + missing
-        return self.linear_of(name, held, bias_O, mean_I if shifts else None)
+        return self.linear_of(name, held, bias_O, sums.mean_I if shifts else None)
 
     def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
         """The rounded weight, and what it stands for in float."""
@@ -160,6 +147,11 @@ class CompensatingLoader(Loader):
             return Int8Weight(values, scale), dequantize_rows(values, scale)
         made = compensated_int4(weight_OI, moment_II, group_for(weight_OI.shape[1], self.scheme.group))
         return Int4Weight(made), dequantize(made)
+
+
+def weight_of(plain: FloatLinear) -> torch.Tensor:
+    assert isinstance(plain.weight, PlainWeight)
+    return plain.weight.weight_OI
 
 
 def each(step: Callable[..., Rows], *of: Any) -> Sides:

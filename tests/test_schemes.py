@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from lightrm.errors import SchemeError
 from lightrm.schemes import int4, int8
+from lightrm.schemes.compensation import Moments, compensated_int8, regressed
 from lightrm.schemes.compensation import compensated_int4 as compensated
-from lightrm.schemes.compensation import compensated_int8, regressed
 from lightrm.schemes.grammar import NAMES, parse_scheme
 from lightrm.schemes.hadamard import block_of, hadamard, hartley, spread, sylvester
 from lightrm.schemes.quality import sqnr_db
@@ -171,3 +171,26 @@ def test_regression_keeps_what_it_finds_again() -> None:
         assert (more - owed).square().mean() < 0.2 * owed.square().mean(), "a ridge of 0.3 leaves its share"
     assert found(noise, slice(None)) is None
     assert found(0.1 * x @ owed.T + noise, slice(40)) is None, "too few rows to tell"
+
+
+@pytest.mark.parametrize("packs", [1, 2, 5])
+@pytest.mark.parametrize("centered", [True, False])
+def test_moments_of_packs_of_rows(packs: int, centered: bool) -> None:
+    """And through a weight as if each row had gone through it."""
+    inputs = [normal(1 + 7 * k, 6, seed=k) + 3 for k in range(packs)]
+    lacking = [normal(len(x), 4, seed=10 + k) + 1 for k, x in enumerate(inputs)]
+    weight = normal(5, 4, seed=99)
+    for found, y in (
+        (Moments.of(inputs, iter(lacking), centered), lacking),
+        (Moments.of(inputs, iter(lacking), centered).through(weight), [y @ weight.T for y in lacking]),
+    ):
+        mean = torch.cat(inputs).mean(0) if centered else torch.zeros(6)
+        torch.testing.assert_close(found.mean_I, mean)
+        torch.testing.assert_close(found.lack_O, torch.cat(y).mean(0))
+        assert len(found.halves) == min(packs, 2)
+        for k, (cross, moment) in enumerate(found.halves):
+            x_half, y_half = torch.cat(inputs[k::2]) - mean, torch.cat(y[k::2])
+            torch.testing.assert_close(cross, y_half.T @ x_half, atol=1e-4, rtol=1e-5)
+            torch.testing.assert_close(moment, x_half.T @ x_half, atol=1e-4, rtol=1e-5)
+        whole = torch.cat(inputs) - mean
+        torch.testing.assert_close(found.moment_II, whole.T @ whole, atol=1e-4, rtol=1e-5)

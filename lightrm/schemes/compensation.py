@@ -11,7 +11,8 @@ block of columns the update is applied at once, to the later blocks in one produ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -86,6 +87,48 @@ def inverse_factor(moment_II: torch.Tensor) -> torch.Tensor:
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
     factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
     return factor.float()
+
+
+@dataclass(frozen=True, slots=True)
+class Moments:
+    """Sums over all rows x (I,) that a matrix reads, and y (O,) that is lacking from what it makes of each; float32.
+
+    mean_I: of x; lack_O: mean of y; halves: sum y^T (x - mean) (O, I) and sum (x - mean)^T (x - mean) (I, I), each of
+    every other pack of rows; a single pack is the only one.
+    """
+
+    mean_I: torch.Tensor
+    lack_O: torch.Tensor
+    halves: tuple[tuple[torch.Tensor, torch.Tensor], ...]
+
+    @classmethod
+    def of(cls, inputs: Sequence[torch.Tensor], lacking: Iterable[torch.Tensor], centered: bool = True) -> Moments:
+        """inputs, lacking: (T, I) and (T, O) for each pack; not centered: 0 is taken for the mean of x."""
+        tokens, width = sum(map(len, inputs)), inputs[0].shape[1]
+        sums = torch.stack([x.sum(0) for x in inputs])
+        mean_I = sums.sum(0) / tokens if centered else sums.new_zeros(width)
+        lack: list[torch.Tensor] = []
+        halves: list[tuple[torch.Tensor, torch.Tensor]] = []
+        for k, (x_TI, y_TO) in enumerate(zip(inputs, lacking, strict=True)):
+            if k < 2:
+                halves.append((x_TI.new_zeros(y_TO.shape[1], width), x_TI.new_zeros(width, width)))
+            cross_OI, moment_II = halves[k % 2]
+            around = x_TI - mean_I
+            cross_OI.addmm_(y_TO.T, around)
+            moment_II.addmm_(around.T, around)
+            lack.append(y_TO.sum(0))
+        return cls(mean_I, torch.stack(lack).sum(0) / tokens, tuple(halves))
+
+    def through(self, weight_OI: torch.Tensor) -> Moments:
+        """Where not y, but what the weight makes of it, is lacking: the same sums without a product for every row."""
+        halves = tuple((weight_OI @ cross, moment) for cross, moment in self.halves)
+        return Moments(self.mean_I, weight_OI @ self.lack_O, halves)
+
+    @property
+    def moment_II(self) -> torch.Tensor:
+        """Of all rows."""
+        first, *others = (moment for _, moment in self.halves)
+        return sum(others, first)
 
 
 def regressed(halves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor | None:
