@@ -24,7 +24,7 @@ from lightrm.agreement import Agreement, Array, Bucket, Estimate, Prompts, agree
 from lightrm.bounds import Bound, FidelityNote
 from lightrm.errors import InputError
 
-FORMAT = 2
+FORMAT = 3
 BANDS = ((0, 128), (128, 512), (512, None))  # tokens of a prompt with its answer
 SLICE_DRAWS = 200
 FEWEST = 20  # prompts of a slice that is shown

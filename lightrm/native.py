@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -163,13 +164,18 @@ def read_manifest(folder: Path) -> Manifest:
         post = PostStep(raw["head"]["mean"], raw["head"]["std"], raw["head"]["negate"])
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
         note = None
-        if (kept := raw.get("fidelity")) and "bound" in kept:  # an older note has none: measure again
+        if (kept := raw.get("fidelity")) and not older_note(kept):
             note = FidelityNote(kept["summary"], kept["reference"], Bound.read(kept["bound"]))
         return Manifest(
             folder, raw["scheme"], raw["layout"], raw["template"], post, raw["sums"], sqnr, int(raw["bytes"]), note
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptFileError(f"{path} is not a manifest of lightrm: {error!r}; copy or quantize it again") from error
+
+
+def older_note(kept: dict[str, Any]) -> bool:
+    """Of a bound that nothing uses any more: the model is as good as it was, its bound has to be measured again."""
+    return "bound" not in kept or isinstance(kept["bound"]["prompts"], int)
 
 
 def note_fidelity(folder: Path, note: FidelityNote) -> None:

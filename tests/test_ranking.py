@@ -198,6 +198,10 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
     assert not list((tmp_path / "w8a8").glob("*unfinished*"))
     path = tmp_path / "w8a8" / native.MANIFEST
     manifest = json.loads(path.read_text())
-    manifest["fidelity"] = {"summary": "tau-b", "reference": "fp32", "pair_error": {"error": 0.25, "prompts": 99}}
-    path.write_text(json.dumps(manifest))
-    assert lightrm.load(tmp_path / "w8a8").report.fidelity is None, "an older bound is of another kind"
+    for older in (
+        {"pair_error": {"error": 0.25, "prompts": 99}},
+        {"bound": {"prompts": 99, "gaps": [0.25], "error": 0.5}},
+    ):
+        manifest["fidelity"] = {"summary": "tau-b", "reference": "fp32"} | older
+        path.write_text(json.dumps(manifest))
+        assert lightrm.load(tmp_path / "w8a8").report.fidelity is None, "an older bound is of another kind"
