@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,8 @@ def wrong_gap(exact: Scores, quick: Scores) -> float:
     exact, quick: of one prompt's answers, float (n,). The order is right if all answers that are no further apart are
     ordered by their exact scores. A tie that was torn is another order.
     """
-    f, q = np.asarray(exact, np.float64), np.asarray(quick, np.float64)
-    most = 0.0
-    for i in range(1, len(f)):
-        gaps = q[i] - q[:i]
-        most = max(most, np.abs(gaps[np.sign(gaps) != np.sign(f[i] - f[:i])]).max(initial=0.0))
-    return float(most)
+    wrong = (np.abs(gaps[np.sign(gaps) != np.sign(true)]) for true, gaps in differences(exact, quick))
+    return max((float(some.max(initial=0.0)) for some in wrong), default=0.0)
 
 
 def order_error(exact: Scores, quick: Scores) -> float:
@@ -35,13 +31,14 @@ def order_error(exact: Scores, quick: Scores) -> float:
     exact, quick: as in `wrong_gap`, which is never larger. An error can do so, by one of its signs, where it is no
     smaller than the quick difference.
     """
+    errors = ((np.abs(gaps - true), np.abs(gaps)) for true, gaps in differences(exact, quick))
+    return max((float(error[gap <= error].max(initial=0.0)) for error, gap in errors), default=0.0)
+
+
+def differences(exact: Scores, quick: Scores) -> Iterator[tuple[Scores, Scores]]:
+    """Each answer's differences from those before it, exact and quick, float64."""
     f, q = np.asarray(exact, np.float64), np.asarray(quick, np.float64)
-    most = 0.0
-    for i in range(1, len(f)):
-        gaps = q[i] - q[:i]
-        error = np.abs(gaps - (f[i] - f[:i]))
-        most = max(most, error[np.abs(gaps) <= error].max(initial=0.0))
-    return float(most)
+    return ((f[i] - f[:i], q[i] - q[:i]) for i in range(1, len(f)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +91,8 @@ class Bound:
 
     @classmethod
     def read(cls, raw: Mapping[str, Any]) -> Bound:
-        """From what `dataclasses.asdict` made of one, in JSON. Raises KeyError or TypeError on anything else."""
+        """From what `dataclasses.asdict` made of one, in JSON. Raises KeyError, TypeError, ValueError or
+        AttributeError on anything else."""
         error = math.inf if raw["error"] is None else raw["error"]
         prompts = {int(answers): count for answers, count in raw["prompts"].items()}
         return cls(prompts, tuple((gap, answers) for gap, answers in raw["gaps"]), error)
