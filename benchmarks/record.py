@@ -16,15 +16,21 @@ import torch
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
 
+WRITTEN = ("benchmarks/results", "README.md")  # by benchmarks
+
+
+def git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
 
 def provenance(packages: tuple[str, ...] = ("torch", "numpy")) -> dict[str, Any]:
     """Device, versions and commit that a result belongs to."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
-    ).stdout.strip()
+    commit = git("describe", "--always") or "unknown"
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *(f":!{path}" for path in WRITTEN))
     return {
         "date": date.today().isoformat(),
-        "commit": commit or "unknown",
+        "commit": f"{commit}-dirty" if changed else commit,
         "python": platform.python_version(),
         "machine": platform.machine(),
         "versions": {name: version(name) for name in packages},
