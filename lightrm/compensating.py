@@ -18,12 +18,12 @@ import torch
 from lightrm import ops
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint
+from lightrm.compensation import Moments, compensated_int4, compensated_int8, regressed
 from lightrm.errors import SchemeError
 from lightrm.linear import FloatLinear, Linear, settled
 from lightrm.loading import Loader
 from lightrm.packing import PackedBatch
 from lightrm.progress import item_progress
-from lightrm.schemes.compensation import Moments, compensated_int4, compensated_int8, regressed
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import dequantize, group_for
 from lightrm.schemes.int8 import dequantize_rows

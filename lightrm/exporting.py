@@ -25,6 +25,7 @@ from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import FUSED, part_rows
 from lightrm.checkpoints.stored import check_free, copy_text_files, whole_folder, write_safetensors
 from lightrm.compensating import CompensatingLoader
+from lightrm.compensation import compensated_grouped
 from lightrm.conversation import Prompt
 from lightrm.errors import CheckpointError, SchemeError
 from lightrm.files import write_json
@@ -34,7 +35,6 @@ from lightrm.opening import calibration_packs, choose_device, text_side
 from lightrm.packers import Packer, WholePacker
 from lightrm.packing import PackedBatch
 from lightrm.schemes import grouped
-from lightrm.schemes.compensation import compensated_grouped
 from lightrm.schemes.grammar import Scheme, parse_scheme
 from lightrm.transformer import Decoder, Layer
 from lightrm.weights import ForeignWeight, Held

@@ -1,4 +1,4 @@
-"""The one door to the passes between products, and to attention; `products` is the door to the products.
+"""The one door to the passes between products, to attention and to rounding; `products` is the door to the products.
 
 Shapes and dtypes are checked here, then one implementation is chosen by `dispatch`. The layers above call
 `ops.attention(...)` and never learn what ran. See `kernels.reference` and `kernels.integer` for the truth of each op.
@@ -16,7 +16,7 @@ import torch
 
 from lightrm import products
 from lightrm.dispatch import compiled_for, passes, triton_for
-from lightrm.kernels import library
+from lightrm.kernels import library, reference
 from lightrm.kernels.gpu.tiles import LEAST_PRODUCTS
 from lightrm.kernels.paths import paths_of
 from lightrm.packing import Segment
@@ -242,3 +242,24 @@ def check_sums(op: str, sums: Sums, shape: tuple[int, ...]) -> None:
     assert bias_O is not None
     fits = acc_TO.shape == shape == (len(row_scale_T), len(scale_O)) and acc_TO.dtype == torch.int32
     check(fits and bias_O.shape == scale_O.shape, op, acc=acc_TO, row_scale=row_scale_T, scale=scale_O, bias=bias_O)
+
+
+def round_columns(
+    weight_OI: torch.Tensor,
+    run: range,
+    end: int,
+    step_O: torch.Tensor,
+    factor_II: torch.Tensor,
+    bounds: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns of a run rounded to multiples of a step, what each lost made up for by the columns after it up to `end`:
+    int8 (O, K), and the errors float32 (O, K). See `kernels.reference`. The weight is used up.
+
+    weight, step, factor: float32 (O, I), (O,) and (I, I), upper triangular; bounds: of the multiples, within int8.
+    """
+    fits = weight_OI.shape == (len(step_O), len(factor_II)) and 0 <= run.start < run.stop <= end <= len(factor_II)
+    fits = fits and weight_OI.is_contiguous() and factor_II.is_contiguous()
+    check(fits, "round_columns", weight=weight_OI, step=step_O, factor=factor_II)
+    module = compiled_for(weight_OI) or reference
+    values, errors = module.round_columns(weight_OI, run, end, step_O, factor_II, bounds)
+    return values, errors

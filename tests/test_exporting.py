@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 import lightrm
 from lightrm import errors
 from lightrm.cli import main
+from lightrm.compensation import compensated_grouped
 from lightrm.exporting import export_gptq
 from lightrm.files import UNFINISHED
 from lightrm.schemes import grouped
-from lightrm.schemes.compensation import compensated_grouped
 from tests.conftest import DATA
 from tests.zoo import Specimen, normal, prefixed
 

@@ -42,7 +42,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("streaming",),
     ("transformer",),
     ("linear", "heads"),
-    ("packers",),
+    ("packers", "compensation"),
     ("residence", "twins"),
     ("weights", "folding", "positions", "plan"),
     ("architecture",),

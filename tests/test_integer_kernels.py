@@ -223,3 +223,28 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     sums = products.Sums(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), torch.zeros(24))
     with pytest.raises(ValueError, match=r"silu_mul_quantize"):
         ops.silu_mul_quantize(sums, 8)
+
+
+@pytest.mark.parametrize("outputs", [1, 5, 66])
+@pytest.mark.parametrize(
+    ("inputs", "run", "end"), [(1, (0, 1), 1), (7, (2, 5), 6), (130, (0, 128), 128), (130, (96, 130), 130)]
+)
+def test_columns_are_rounded_to_the_same_bits(outputs: int, inputs: int, run: tuple[int, int], end: int) -> None:
+    weight, step = normal(outputs, inputs), normal(outputs, seed=1) / 8  # a step may be negative
+    factor = (normal(inputs, inputs, seed=2) + 3 * torch.eye(inputs)).triu()
+    left = [weight.clone() for _ in range(3)]
+    found = ops.round_columns(left[0], range(*run), end, step, factor, (-8, 7))
+    compiled = cpu.round_columns(left[1], range(*run), end, step, factor, (-8, 7))
+    truth = reference.round_columns(left[2], range(*run), end, step, factor, (-8, 7))
+    assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(truth, found, compiled, strict=True))
+    assert torch.equal(left[1], left[2]), "the columns after them"
+    assert torch.equal(left[1][:, end:], weight[:, end:])
+    assert (left[1][:, run[1] : end] != weight[:, run[1] : end]).all()
+    assert {int(q) for q in truth[0].unique()} <= set(range(-8, 8))
+
+
+def test_columns_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ValueError, match="round_columns"):
+        ops.round_columns(normal(4, 8), range(2, 9), 8, torch.ones(4), torch.eye(8), (-8, 7))
+    with pytest.raises(ValueError, match="round_columns"):
+        ops.round_columns(normal(8, 4).T, range(2), 8, torch.ones(4), torch.eye(8), (-8, 7))

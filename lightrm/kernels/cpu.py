@@ -1,6 +1,7 @@
-"""The integer path's passes and float32 attention on a CPU: tensors in, tensors out, numba's compiled code between.
+"""The integer path's passes, float32 attention and the rounding of columns on a CPU: tensors in, tensors out, numba's
+compiled code between.
 
-Twins of `integer`, and of `reference.attention`.
+Twins of `integer`, and of `reference.attention` and `reference.round_columns`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 
 from lightrm.arena import empty
-from lightrm.kernels import flash, rows
+from lightrm.kernels import columns, flash, rows
 from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
 from lightrm.packing import Segment
 from lightrm.schemes.int4 import block_of
@@ -128,3 +129,18 @@ def attention(
     scale = np.float32(1 / math.sqrt(width))
     launch(flash.attention_rows, query_THE, key_JTE, value_JTE, paths.tables, scale, slopes_H, out_THE)
     return out_THE
+
+
+def round_columns(
+    weight_OI: torch.Tensor,
+    run: range,
+    end: int,
+    step_O: torch.Tensor,
+    factor_II: torch.Tensor,
+    bounds: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    q_OK = torch.empty(len(weight_OI), len(run), dtype=torch.int8)
+    error_OK = weight_OI.new_empty(q_OK.shape)
+    low, high = map(np.float32, bounds)
+    launch(columns.round_column_rows, weight_OI, run.start, end, step_O, factor_II, low, high, q_OK, error_OK)
+    return q_OK, error_OK

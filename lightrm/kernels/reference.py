@@ -106,3 +106,27 @@ def attention(
         mixed_HQE = score_HQK.softmax(-1) @ value_HKE.float()
         out_THE[first:end] = mixed_HQE.transpose(0, 1).to(query_THE.dtype)
     return out_THE
+
+
+def round_columns(
+    weight_OI: torch.Tensor,
+    run: range,
+    end: int,
+    step_O: torch.Tensor,
+    factor_II: torch.Tensor,
+    bounds: tuple[int, int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns of a run, one after the other, to multiples q of a step; what each lost is taken off those up to `end`.
+
+        error = (w[:, i] - q * step) / U[i, i];   w[:, j] -= error * U[i, j]   for i < j < end      (arXiv 2210.17323)
+
+    The weight is changed in place; q int8 and the errors float32, (O, K) of K columns.
+    """
+    values, errors = [], []
+    for i in run:
+        q = (weight_OI[:, i] / step_O).round().clamp(*bounds)
+        error = (weight_OI[:, i] - q * step_O) / factor_II[i, i]
+        weight_OI[:, i + 1 : end] -= error[:, None] * factor_II[i, i + 1 : end]
+        values.append(q.to(torch.int8))
+        errors.append(error)
+    return torch.stack(values, 1), torch.stack(errors, 1)

@@ -5,23 +5,27 @@ possible by the columns that are still in float, under the second moment H = X^T
 
     w[:, j] -= (w[:, i] - q[:, i]) * U[i, j] / U[i, i]   for j > i,   U = upper Cholesky factor of inverse(H)
 
-A group's step is chosen when its first column comes up, from the weights as compensated until then. Within a
-block of columns the update is applied at once, to the later blocks in one product.
+A group's step is chosen when its first column comes up, from the weights as compensated until then. Within a block of
+columns the update is applied at once (`ops.round_columns`), to the later blocks in one product.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
+from lightrm import ops
 from lightrm.schemes import grouped, int4, int8
 from lightrm.schemes.int4 import HIGH, LOW
 
 DAMPING = 0.01  # of the mean of H's diagonal, added to it: the paper's value
 RIDGES = (3.0, 1.0, 0.3)  # of the same mean, for `regressed`
+JUDGED = 512  # outputs that decide on a ridge for all of them
 BLOCK = 128
+SOLVED_AT_ONCE = 512
 
 
 def compensated(
@@ -36,25 +40,22 @@ def compensated(
     moment_II: float32 (I, I), summed over calibration rows. choose: the steps (O,) of one group's weights (O, K), as
     compensated until then; the group divides I.
     """
-    outputs, inputs = weight_OI.shape
-    weight = weight_OI.float().clone()
+    inputs = weight_OI.shape[1]
+    weight = weight_OI.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     factor = inverse_factor(moment_II)
-    q_OI = torch.empty(outputs, inputs, dtype=torch.int8, device=weight.device)
+    values: list[torch.Tensor] = []
     steps: list[torch.Tensor] = []
     for start in range(0, inputs, BLOCK):
         end = min(start + BLOCK, inputs)
-        errors = torch.empty(outputs, end - start, device=weight.device)
-        for i in range(start, end):
-            if i % group == 0:
-                steps.append(choose(weight[:, i : i + group]))
-            step = steps[-1].float()
-            q = (weight[:, i] / step).round_().clamp_(*bounds)
-            q_OI[:, i] = q.to(torch.int8)
-            error = (weight[:, i] - q * step) / factor[i, i]
-            weight[:, i + 1 : end] -= error[:, None] * factor[i, i + 1 : end]
-            errors[:, i - start] = error
-        weight[:, end:] -= errors @ factor[start:end, end:]
-    return q_OI, torch.stack(steps, 1)
+        errors: list[torch.Tensor] = []
+        for first, last in pairwise([start, *range(start - start % group + group, end, group), end]):
+            if first % group == 0:
+                steps.append(choose(weight[:, first : first + group]))
+            q, error = ops.round_columns(weight, range(first, last), end, steps[-1].float(), factor, bounds)
+            values.append(q)
+            errors.append(error)
+        weight[:, end:].addmm_(torch.cat(errors, 1), factor[start:end, end:], alpha=-1)
+    return torch.cat(values, 1), torch.stack(steps, 1)
 
 
 def compensated_int4(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int) -> int4.Int4:
@@ -79,14 +80,32 @@ def compensated_grouped(weight_OI: torch.Tensor, moment_II: torch.Tensor, group:
 
 
 def inverse_factor(moment_II: torch.Tensor) -> torch.Tensor:
-    """Upper triangular U with U^T U = inverse(H), H damped; in float64, for H may be nearly singular."""
-    moment = moment_II.double()
-    diagonal = moment.diagonal()
-    mean = float(diagonal.mean())
-    moment = moment + torch.eye(len(moment), dtype=torch.float64, device=moment.device) * max(DAMPING * mean, 1e-12)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
-    factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True)
-    return factor.float()
+    """Upper triangular U with U^T U = inverse(H), H damped; in float64, for H may be nearly singular.
+
+    Of R, upper triangular with R R^T = H, U is the inverse; R is the Cholesky factor of H with rows and columns in
+    reverse order, put back.
+    """
+    reversed_II = moment_II.flip(0, 1).double()
+    diagonal = reversed_II.diagonal()
+    diagonal += max(DAMPING * float(diagonal.mean()), 1e-12)
+    return triangular_inverse(torch.linalg.cholesky(reversed_II).flip(0, 1)).float()
+
+
+def triangular_inverse(upper_II: torch.Tensor) -> torch.Tensor:
+    """By halves, for a library's solver takes the other side for a full matrix; contiguous.
+
+    inverse([A B; 0 C]) = [inverse(A), -inverse(A) B inverse(C); 0, inverse(C)]
+    """
+    size = len(upper_II)
+    if size <= SOLVED_AT_ONCE:
+        solved: torch.Tensor = torch.linalg.solve_triangular(upper_II, torch.eye(size).to(upper_II), upper=True)
+        return solved.contiguous()
+    half = size // 2
+    left, right = triangular_inverse(upper_II[:half, :half]), triangular_inverse(upper_II[half:, half:])
+    found = torch.zeros_like(upper_II, memory_format=torch.contiguous_format)
+    found[:half, :half], found[half:, half:] = left, right
+    found[:half, half:] = -(left @ upper_II[:half, half:] @ right)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,12 +155,14 @@ def regressed(halves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
 
     halves: (sum y^T x, sum x^T x) of two halves of the rows, float32 (O, I) and (I, I). The ridge is the one of RIDGES
     whose D of either half leaves least of the other, |y - D x|^2 = |y|^2 - 2 <D, y^T x> + <D x^T x, D>: what is learnt
-    from a few rows must be found again in others.
+    from a few rows must be found again in others. Of many outputs, every so-maniest is asked.
     """
+    every = max(1, len(halves[0][0]) // JUDGED)
+    asked = [(cross[::every], moment) for cross, moment in halves]
     losses = []
     for ridge in RIDGES:
-        made = [ridge_regression(*half, ridge) for half in halves]
-        losses.append(sum(left_of(d, *half) for d, half in zip(made, reversed(halves), strict=True)))
+        made = [ridge_regression(*half, ridge) for half in asked]
+        losses.append(sum(left_of(d, *half) for d, half in zip(made, reversed(asked), strict=True)))
     best = min(range(len(RIDGES)), key=losses.__getitem__)
     if not losses[best] < 0:
         return None
@@ -151,8 +172,9 @@ def regressed(halves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
 
 def ridge_regression(cross_OI: torch.Tensor, moment_II: torch.Tensor, ridge: float) -> torch.Tensor:
     """cross @ inverse(moment + ridge * mean of its diagonal)."""
-    mean = float(moment_II.diagonal().mean())
-    damped = moment_II + torch.eye(len(moment_II), device=moment_II.device) * max(ridge * mean, 1e-12)
+    damped = moment_II.clone()
+    diagonal = damped.diagonal()
+    diagonal += max(ridge * float(diagonal.mean()), 1e-12)
     solved: torch.Tensor = torch.cholesky_solve(cross_OI.T, torch.linalg.cholesky(damped)).T
     return solved
 
