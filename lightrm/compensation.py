@@ -155,7 +155,7 @@ def regressed(halves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
 
     halves: (sum y^T x, sum x^T x) of two halves of the rows, float32 (O, I) and (I, I). The ridge is the one of RIDGES
     whose D of either half leaves least of the other, |y - D x|^2 = |y|^2 - 2 <D, y^T x> + <D x^T x, D>: what is learnt
-    from a few rows must be found again in others. Of many outputs, every so-maniest is asked.
+    from a few rows must be found again in others. Of many outputs, some JUDGED that lie evenly apart decide.
     """
     every = max(1, len(halves[0][0]) // JUDGED)
     asked = [(cross[::every], moment) for cross, moment in halves]

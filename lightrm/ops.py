@@ -258,6 +258,7 @@ def round_columns(
     weight, step, factor: float32 (O, I), (O,) and (I, I), upper triangular; bounds: of the multiples, within int8.
     """
     fits = weight_OI.shape == (len(step_O), len(factor_II)) and 0 <= run.start < run.stop <= end <= len(factor_II)
+    fits = fits and weight_OI.dtype == step_O.dtype == factor_II.dtype == torch.float32
     fits = fits and weight_OI.is_contiguous() and factor_II.is_contiguous()
     check(fits, "round_columns", weight=weight_OI, step=step_O, factor=factor_II)
     module = compiled_for(weight_OI) or reference

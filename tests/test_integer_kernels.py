@@ -248,3 +248,5 @@ def test_columns_that_do_not_fit_are_refused() -> None:
         ops.round_columns(normal(4, 8), range(2, 9), 8, torch.ones(4), torch.eye(8), (-8, 7))
     with pytest.raises(ValueError, match="round_columns"):
         ops.round_columns(normal(8, 4).T, range(2), 8, torch.ones(4), torch.eye(8), (-8, 7))
+    with pytest.raises(ValueError, match=r"step \(4,\) float16"):
+        ops.round_columns(normal(4, 8), range(2), 8, torch.ones(4).half(), torch.eye(8), (-8, 7))
