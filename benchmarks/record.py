@@ -15,7 +15,6 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-
 WRITTEN = ("benchmarks/results", "README.md")  # by benchmarks
 
 

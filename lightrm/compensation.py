@@ -85,10 +85,15 @@ def inverse_factor(moment_II: torch.Tensor) -> torch.Tensor:
     Of R, upper triangular with R R^T = H, U is the inverse; R is the Cholesky factor of H with rows and columns in
     reverse order, put back.
     """
-    reversed_II = moment_II.flip(0, 1).double()
-    diagonal = reversed_II.diagonal()
-    diagonal += max(DAMPING * float(diagonal.mean()), 1e-12)
+    reversed_II = damp(moment_II.flip(0, 1).double(), DAMPING)
     return triangular_inverse(torch.linalg.cholesky(reversed_II).flip(0, 1)).float()
+
+
+def damp(moment_II: torch.Tensor, share: float) -> torch.Tensor:
+    """Adds a share of the diagonal's mean to the diagonal, in place."""
+    diagonal = moment_II.diagonal()
+    diagonal += max(share * float(diagonal.mean()), 1e-12)
+    return moment_II
 
 
 def triangular_inverse(upper_II: torch.Tensor) -> torch.Tensor:
@@ -172,10 +177,8 @@ def regressed(halves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
 
 def ridge_regression(cross_OI: torch.Tensor, moment_II: torch.Tensor, ridge: float) -> torch.Tensor:
     """cross @ inverse(moment + ridge * mean of its diagonal)."""
-    damped = moment_II.clone()
-    diagonal = damped.diagonal()
-    diagonal += max(ridge * float(diagonal.mean()), 1e-12)
-    solved: torch.Tensor = torch.cholesky_solve(cross_OI.T, torch.linalg.cholesky(damped)).T
+    factor = torch.linalg.cholesky(damp(moment_II.clone(), ridge))
+    solved: torch.Tensor = torch.cholesky_solve(cross_OI.T, factor).T
     return solved
 
 

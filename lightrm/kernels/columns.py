@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import int32, njit, prange
 
-EXACT = {"nogil": True, "error_model": "numpy", "cache": True}
+from lightrm.kernels.rows import EXACT
 
 
 @njit(**EXACT)

@@ -20,8 +20,9 @@ from numba import float32, int32, njit, prange
 from lightrm.schemes.int8 import LEVELS, TINY
 
 # Divisions by zero give inf instead of raising, without which nothing below vectorizes. Only sums may be reordered.
-PLAIN = {"nogil": True, "error_model": "numpy", "cache": True, "fastmath": {"contract"}}
-SUMS = PLAIN | {"fastmath": {"contract", "reassoc"}}
+EXACT = {"nogil": True, "error_model": "numpy", "cache": True}
+PLAIN = EXACT | {"fastmath": {"contract"}}
+SUMS = EXACT | {"fastmath": {"contract", "reassoc"}}
 PARALLEL = PLAIN | {"parallel": True}
 
 LOG2_E = np.float32(1 / math.log(2))
