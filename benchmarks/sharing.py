@@ -36,6 +36,7 @@ OTHERS = (*PADDED, KEPT)
 LENGTHS = ((1000, 100), (300, 300), (100, 400))
 ANSWERS = (1, 2, 4, 8, 16, 64)
 WITH_OTHERS = 4  # answers: they are slow
+WARMING: Groups = [(20, [20, 30]), (0, [300])]
 LAYERS, WHOLE = (2, 6), 32
 LONGEST = 2048
 
@@ -70,19 +71,15 @@ def tokens(groups: Groups) -> int:
 Times = dict[str, list[float]]  # by peer, one a round
 
 
-def peers_of(folder: Path, names: list[str]) -> dict[str, Peer]:
-    peers = {name: Peer(name, folder) for name in names}
-    for peer in peers.values():
-        peer.ask([(20, [20, 30]), (0, [300])], seed=0)
-    return peers
-
-
 def seconds(peers: dict[str, Peer], names: list[str], groups: Groups, rounds: int) -> Times:
-    """All peers in turn, every other round the other way round, for who follows a slow one finds its caches cold; that
+    """All peers in turn, each warmed up before it is timed, for who follows a slow one finds its caches cold; that
     sharing moves no score is checked on the way."""
     found: Times = {name: [] for name in names}
-    for k in range(rounds):
-        answers = {name: peers[name].ask(groups, seed=1) for name in (names if k % 2 == 0 else names[::-1])}
+    for _ in range(rounds):
+        answers = {}
+        for name in names:
+            peers[name].ask(WARMING, seed=0)
+            answers[name] = peers[name].ask(groups, seed=1)
         if ALONE in answers:
             assert answers[OURS]["scores"] == answers[ALONE]["scores"], "sharing changed a score"
         for name, answer in answers.items():
@@ -101,7 +98,7 @@ def grid(rounds: int) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), LAYERS[0])
-        peers = peers_of(Path(folder), [OURS, ALONE, *OTHERS])
+        peers = {name: Peer(name, Path(folder)) for name in (OURS, ALONE, *OTHERS)}
         for prompt, answer in LENGTHS:
             for n in ANSWERS:
                 names = [OURS, ALONE, *(OTHERS if n == WITH_OTHERS else ())]
@@ -122,7 +119,7 @@ def evaluation(groups: Groups, rounds: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as many:
         for folder, layers in zip((few, many), LAYERS, strict=True):
             build(Path(folder), layers)
-        depths = [peers_of(Path(folder), names) for folder in (few, many)]
+        depths = [{name: Peer(name, Path(folder)) for name in names} for folder in (few, many)]
         rounds_of = [[seconds(peers, names, groups, 1) for peers in depths] for _ in range(rounds)]
         for peers in depths:
             for peer in peers.values():
