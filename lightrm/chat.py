@@ -1,99 +1,127 @@
-"""The checkpoint's own chat template: Jinja text written by a stranger, run in a sandbox.
+"""The checkpoint's own chat template: Jinja text written by a stranger, run in a sandbox as transformers runs it.
 
-The rendered string mixes the template's special tokens with what users wrote. To keep them apart, special tokens
-inside contents are broken with a filler character before rendering; whatever special token is still whole
-afterwards came from the template.
+The template sees the conversation unchanged. Where a text of the caller spells a special token, the template is
+rendered a second time with stand-ins of the same length in these places: where they come out is what the caller wrote.
+
+Templates that ask for today's date get DATE on any day, or scores would change over night.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import NoReturn
+from typing import Any
 
 import jinja2
-from jinja2.ext import loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lightrm.errors import TemplateError
-from lightrm.templates import Cut, Joined, Piece, Special, Text, Turn
-from lightrm.vocabulary import specials_pattern
+from lightrm.guard import Span
+from lightrm.sandbox import render, template_of
+from lightrm.templates import Cut, Ending, Rendered, Turn
 
-FILLERS = [chr(code) for code in range(0xE000, 0xF8FF)]  # private use: no vocabulary has them in a special token
+DATE = datetime(2024, 7, 26)  # what Llama 3's own template writes where it is told no date
+CLOCK = "strftime_now"
+STAND_INS = [chr(code) for code in range(0xE000, 0xF8FF)]  # private use
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # one field under three names
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """`source`: the Jinja text. `specials`: spellings that count as special tokens. The text brings its own BOS."""
+    """source: the Jinja text, which brings its own BOS. context: the tokenizer's special tokens by name."""
 
     source: str
-    specials: frozenset[str]
-    bos_token: str
-    eos_token: str
-    parse_specials: bool = False
+    context: Mapping[str, str]
+    ending: Ending = "none"
     name: str = "chat"
     cut: Cut = "prompt start"
-    joined: Joined = "all"
     max_length: int | None = None
-    bos: bool | None = False
+    whole: bool = False
 
-    def render(self, turns: Sequence[Turn], response: str) -> tuple[list[Piece], list[Piece]]:
-        """All pieces of the conversation; the template alone knows where the answer begins, so none is set apart."""
-        pattern = specials_pattern(self.specials)
-        contents = [turn["content"] for turn in turns] + [response]
-        filler = next((c for c in FILLERS if not any(c in content for content in contents)), None)
-        if filler is None:
-            raise TemplateError(
-                "the conversation uses every private-use character; the chat template needs one of them"
-            )
+    @property
+    def dated(self) -> bool:
+        """Whether the text asks for a date."""
+        return CLOCK in self.source
 
-        def broken(content: str) -> str:
-            if pattern is None or self.parse_specials:
-                return content
-            return pattern.sub(lambda match: match[0][0] + filler + match[0][1:], content)
+    def __str__(self) -> str:
+        return f"{self.name}, dated {DATE:%d %b %Y}" if self.dated else self.name
 
-        messages = [{**turn, "content": broken(turn["content"])} for turn in turns]
-        messages.append({"role": "assistant", "content": broken(response)})
-        try:
-            text = compiled(self.source).render(
-                messages=messages, bos_token=self.bos_token, eos_token=self.eos_token, add_generation_prompt=False
-            )
-        except jinja2.TemplateError as error:
-            raise TemplateError(f"the checkpoint's chat template refuses this conversation: {error}") from error
-        parts = pattern.split(text) if pattern is not None else [text]
-        return [
-            Special(part) if part in self.specials else Text(part.replace(filler, "")) for part in parts if part
-        ], []
+    def render(self, turns: Sequence[Turn], response: str, specials: re.Pattern[str]) -> Rendered:
+        """The text of a conversation with its answer, and where the caller spelled special tokens in it.
+
+        Raises TemplateError where the template refuses the conversation, fails, or does not come to an end.
+        """
+        messages = [plain(turn) for turn in [*turns, {"role": "assistant", "content": response}]]
+        text = self.text(messages)
+        if not any(specials.search(written) for written in strings(messages)):
+            return Rendered(text, ())
+        return Rendered(text, self.written(messages, text, specials))
+
+    def text(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        context = {"tools": None, "documents": None, "add_generation_prompt": False, **self.context}
+        return render(compiled(self.source), {"messages": messages, **context})
+
+    def written(self, messages: Sequence[dict[str, Any]], text: str, specials: re.Pattern[str]) -> tuple[Span, ...]:
+        """Spans of `text` that spell what the caller spelled. Raises TemplateError where that cannot be told."""
+        seen = {*text, *self.source, *"".join(strings(messages))}
+        stand_in = next((character for character in STAND_INS if character not in seen), None)
+        if stand_in is None:
+            raise TemplateError("the conversation holds every private-use character, and one is needed")
+        other = self.text(
+            [with_strings(m, lambda s: specials.sub(lambda f: stand_in * len(f[0]), s)) for m in messages]
+        )
+        spans = tuple(match.span() for match in re.finditer(f"{stand_in}+", other))
+        if len(other) == len(text) and all(a in (b, stand_in) for a, b in zip(other, text, strict=True)):
+            return spans
+        # The template looks at what the caller spelled: it may have taken all of it away.
+        if Counter(specials.findall(text)) == Counter(specials.findall(other)):
+            return ()
+        held = sorted({found for written in strings(messages) for found in specials.findall(written)})
+        raise TemplateError(
+            f"the chat template looks for {', '.join(map(repr, held))} in the text, and whether the ones it writes are "
+            "its own or the caller's cannot be told: remove them from the text, or load with parse_specials=True"
+        )
+
+
+def plain(turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as transformers hands it on: no field that is None, a model's reasoning under each of its names."""
+    message = {name: value for name, value in turn.items() if value is not None}
+    thought = next((message[name] for name in THOUGHTS if name in message), None)
+    return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
+
+
+def strings(value: Any) -> list[str]:
+    """Every text in a message's values."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [found for part in value.values() for found in strings(part)]
+    if isinstance(value, list | tuple):
+        return [found for part in value for found in strings(part)]
+    return []
+
+
+def with_strings(value: Any, change: Callable[[str], str]) -> Any:
+    """The same value with each text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: with_strings(part, change) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [with_strings(part, change) for part in value]
+    return value
 
 
 @lru_cache(maxsize=8)
 def compiled(source: str) -> jinja2.Template:
-    """Compiled once: a batch renders thousands of conversations."""
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = refuse
-    environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    return environment.from_string(source)
+    """Compiled once: a batch renders thousands of conversations. Raises TemplateError if it does not compile."""
+    return template_of(source, {CLOCK: DATE.strftime})
 
 
-def to_json(value: object, indent: int | None = None) -> str:
-    """Jinja's own filter escapes HTML; chat templates mean plain JSON."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
-
-
-def refuse(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def chat_template(
-    source: str, specials: Iterable[str], bos_token: str, eos_token: str, parse_specials: bool
-) -> ChatTemplate:
+def chat_template(source: str, context: Mapping[str, str]) -> ChatTemplate:
     """Raises TemplateError if the Jinja text does not compile."""
-    try:
-        compiled(source)
-    except jinja2.TemplateError as error:
-        raise TemplateError(f"the checkpoint's chat template is not valid Jinja: {error}") from error
-    return ChatTemplate(source, frozenset(s for s in specials if s), bos_token, eos_token, parse_specials)
+    compiled(source)
+    return ChatTemplate(source, context)

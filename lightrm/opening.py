@@ -19,7 +19,7 @@ from lightrm.checkpoints.inventory import real_architecture
 from lightrm.compensating import loader_for
 from lightrm.conversation import Prompt, responses_of, turns_of
 from lightrm.engine import Engine
-from lightrm.errors import InputError, SchemeError, TokenizerError
+from lightrm.errors import InputError, SchemeError, TemplateError, TokenizerError
 from lightrm.packing import PackedBatch
 from lightrm.plan import choose_scheme, room_for
 from lightrm.prefixes import ALONE, packs
@@ -149,20 +149,25 @@ def text_side(
             checkpoint.tokenizer_folder(),
             parse_specials=parse_specials,
             reward_id=checkpoint.reward_id,
-            fallback=checkpoint.config.raw,
+            ending=checkpoint.layout.ending,
         )
     except TokenizerError as error:
         if template is not None:
             raise
         return None, None, str(error)
     name = template or checkpoint.template
-    if name is None or (name == "chat" and template is None and tokens.chat_source is None):
+    if name is None or (name == "chat" and template is None and not tokens.files.chat_sources):
         return (
             tokens,
             None,
             f"layout {checkpoint.layout.name} does not say how its prompts look: pass template=... to load",
         )
-    return tokens, tokens.own_template() if name == "chat" else find_template(name), ""
+    try:
+        return tokens, tokens.own_template() if name == "chat" else find_template(name), ""
+    except TemplateError as error:
+        if template is not None:
+            raise
+        return tokens, None, str(error)  # nobody asked for it: `score_ids` works without
 
 
 def free_bytes(device: torch.device) -> int:

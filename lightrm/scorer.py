@@ -218,7 +218,9 @@ class RewardModel:
         encoded = self.encode_one(prompt, responses_of([response])[0])
         score = float(self.run([encoded.token_ids])[0])
         assert self.template is not None
-        return Explanation(encoded.text, encoded.token_ids, encoded.pieces, encoded.cut, self.template.name, score)
+        assert self.tokens is not None
+        pieces = [self.tokens.piece(i) for i in encoded.token_ids]
+        return Explanation(encoded.text, encoded.token_ids, pieces, encoded.cut, self.template.name, score)
 
     def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[list[int]]:
         """Token ids of each prompt with its response, cut to `max_length`; warns once if any was cut."""

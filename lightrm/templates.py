@@ -8,13 +8,15 @@ BOS and EOS stand for whatever the checkpoint's tokenizer files call so.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from lightrm.errors import TemplateError
 
-Turn = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": text}
+# {"role": "system" | "user" | "assistant" | "tool", "content": text}, and fields that a chat template may read.
+Turn = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +38,21 @@ Piece = Text | Special
 BOS, EOS = Special("bos"), Special("eos")
 Cut = Literal["response end", "prompt start", "each side"]
 Joined = Literal["all", "prompt", "none"]
+# What a trainer puts at the end of a text, whatever the template: nothing; EOS where it does not end so (TRL, of plain
+# text); no line breaks, a space and EOS where it does not end so (OpenRLHF).
+Ending = Literal["none", "eos", "openrlhf"]
 
 
-class AnyTemplate(Protocol):
-    """What the encoder needs: a name, the cutting rule, and the pieces on both sides of the seam."""
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A text to be tokenized whole. written: spans in which what spells a special token is the caller's."""
+
+    text: str
+    written: tuple[tuple[int, int], ...]
+
+
+class WholeTemplate(Protocol):
+    """A template whose text the checkpoint's own tokenizer gets whole. whole: with the BOS and EOS that it adds."""
 
     @property
     def name(self) -> str: ...
@@ -48,11 +61,28 @@ class AnyTemplate(Protocol):
     @property
     def max_length(self) -> int | None: ...
     @property
-    def joined(self) -> Joined: ...
+    def ending(self) -> Ending: ...
     @property
-    def bos(self) -> bool | None: ...
+    def whole(self) -> bool: ...
 
-    def render(self, turns: Sequence[Turn], response: str) -> tuple[list[Piece], list[Piece]]: ...
+    def render(self, turns: Sequence[Turn], response: str, specials: re.Pattern[str]) -> Rendered: ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainText:
+    """The caller's own text: the prompt and the response with nothing between, as `tokenizer(text)` reads it."""
+
+    name: str
+    source: str
+    ending: Ending = "none"
+    cut: Cut = "prompt start"
+    max_length: int | None = None
+    whole: bool = True
+    verified: bool = True
+
+    def render(self, turns: Sequence[Turn], response: str, specials: re.Pattern[str]) -> Rendered:
+        text = "".join([*(turn["content"] for turn in turns), response])
+        return Rendered(text, ((0, len(text)),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +120,11 @@ class Template:
             turns = [first, *turns[1:]]
         before = fill(self.opening, system if system is not None else self.system or "")
         for turn in turns:
+            if turn["role"] not in ("user", "assistant"):
+                raise TemplateError(
+                    f"template {self.name!r} has no place for a turn of role {turn['role']!r}: it knows user and "
+                    "assistant, and system as the first"
+                )
             before += fill(self.user if turn["role"] == "user" else self.assistant, turn["content"])
         if turns[-1]["role"] != "user":
             raise TemplateError(f"template {self.name!r} scores an answer to a user turn, the last turn is not one")
@@ -161,7 +196,7 @@ def baichuan(name: str, dates: str, *, bos: bool = False, closing: tuple[Piece, 
     )
 
 
-TEMPLATES: dict[str, Template] = {
+TEMPLATES: dict[str, Template | PlainText] = {
     template.name: template
     for template in (
         Template(
@@ -217,18 +252,14 @@ TEMPLATES: dict[str, Template] = {
             assistant=(Text("{}"), EOS),
             cut="prompt start",
         ),
-        Template(
-            name="plain",
-            source="the caller's own text: the prompt and the response with nothing between",
-            user=(Text("{}"),),
-            closing=(),
-            cut="prompt start",
-        ),
+        PlainText("plain", "the caller's own text: the prompt and the response with nothing between"),
+        PlainText("plain-eos", "plain, closed with EOS, as TRL's RewardTrainer closes plain text", "eos"),
     )
 }
+AnyTemplate = Template | WholeTemplate
 
 
-def find_template(name: str) -> Template:
+def find_template(name: str) -> AnyTemplate:
     """Raises TemplateError, listing the names, if there is none of this name."""
     if name not in TEMPLATES:
         raise TemplateError(

@@ -1,96 +1,208 @@
-"""Text -> token ids: which BOS and EOS, how a template's pieces become ids, and what is cut when it is too long.
+"""Text -> token ids: which tokenizer reads a text, which BOS and EOS it gets, and what is cut when it is too long.
 
-special_tokens_map.json is asked first, then tokenizer_config.json, then the vocabulary itself: published reward
-models disagree with their own vocabulary (Ziya's BOS is `</s>`), and the map is what their tokenizers obeyed.
+There are two ways. Where the checkpoint's own template decides, or none, the text goes whole through the checkpoint's
+own tokenizer, as transformers reads it (`checkpoint_tokenizer`). A frozen template repeats a trainer that tokenized
+its pieces one by one: they go through the bare vocabulary (`vocabulary`). For these, special_tokens_map.json is asked
+first, then tokenizer_config.json, then the vocabulary itself: published reward models disagree with their own
+vocabulary (Ziya's BOS is `</s>`), and the map is what their tokenizers obeyed.
 """
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from lightrm.chat import chat_template
-from lightrm.errors import TemplateError, TokenizerError, TooLongError
-from lightrm.templates import AnyTemplate, Piece, Special, Text, Turn
-from lightrm.vocabulary import JsonVocabulary, SentencePieceVocabulary, Vocabulary, read_vocabulary
+from lightrm.chat import ChatTemplate, chat_template
+from lightrm.checkpoint_tokenizer import CheckpointTokenizer, OwnCodeError, open_tokenizer
+from lightrm.errors import TemplateError, TooLongError
+from lightrm.guard import Span, overlaps, pattern_of, steers
+from lightrm.templates import AnyTemplate, Ending, Piece, Special, Template, Text, Turn, WholeTemplate
+from lightrm.tokenizer_files import MODEL, TokenizerFiles, read_files
+from lightrm.vocabulary import JsonVocabulary, SentencePieceVocabulary, Vocabulary
 
-SANE_LENGTH = 1 << 20  # transformers writes 1e30 for "no limit"
+NOTHING = re.compile(r"(?!)")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """What is scored: ids and their pieces, the whole text before any cut, and how many tokens were cut off."""
+    """What is scored: ids, the whole text before any cut, and how many tokens were cut off."""
 
     token_ids: list[int]
-    pieces: list[str]
     text: str
     cut: int
 
 
-@dataclass(frozen=True, slots=True)
 class Tokens:
-    """A vocabulary with its special tokens.
+    """The text side of a checkpoint. Made by `read_tokens`; safe to use from several threads.
 
-    chat_source: the Jinja text of the checkpoint's chat template, None if it has none.
     reward_id: a token appended to every sequence, at which the score is read (InternLM2).
+    ending: what the layout's trainer puts at the end of a text, whatever the template.
     """
 
-    vocabulary: Vocabulary
-    bos: str
-    eos: str
-    add_bos: bool
-    specials: frozenset[str]
-    chat_source: str | None = None
-    max_length: int | None = None
-    parse_specials: bool = False
-    reward_id: int | None = None
+    def __init__(self, files: TokenizerFiles, parse_specials: bool, reward_id: int | None, ending: Ending) -> None:
+        self.files, self.parse_specials, self.reward_id, self.ending = files, parse_specials, reward_id, ending
+        self.max_length = files.max_length
+        self.opened = open_tokenizer(files.folder, parse_specials) if files.described else None
+        self.vocabulary, self.bos, self.eos, self.add_bos = self.bare()
 
-    def own_template(self) -> AnyTemplate:
-        """Raises TemplateError if the checkpoint carries no chat template."""
-        if self.chat_source is None:
-            raise TemplateError("the checkpoint has no chat template: pass template=... by name")
-        return chat_template(self.chat_source, self.specials, self.bos, self.eos, self.parse_specials)
+    def bare(self) -> tuple[Vocabulary, str, str, bool]:
+        """The vocabulary of pieces, its BOS and EOS, and whether a text gets BOS unasked."""
+        if self.opened is not None:
+            described = JsonVocabulary(self.opened.description(), self.parse_specials)
+            return described, self.opened.bos, self.opened.eos, described.adds_first()
+        files, model = self.files, (self.files.folder / MODEL).read_bytes()
+        vocabulary = SentencePieceVocabulary(model, files.added, self.parse_specials)
+        bos = files.named("bos") or vocabulary.own("bos")
+        eos = files.named("eos") or vocabulary.own("eos")
+        if self.parse_specials:
+            # Hugging Face's slow tokenizers split text at these before sentencepiece sees it.
+            names = {*files.added, bos, eos, files.named("pad"), files.named("unk")}
+            live = {name: i for name in names if name and (i := vocabulary.id_of(name)) is not None}
+            vocabulary = SentencePieceVocabulary(model, live, True)
+        llama = (
+            "llama" in str(files.config.get("tokenizer_class", "")).lower()
+        )  # the one slow class that adds BOS unasked
+        return vocabulary, bos, eos, bool(files.config.get("add_bos_token", llama))
+
+    @cached_property
+    def own(self) -> CheckpointTokenizer | None:
+        """The tokenizer of whole texts; None where its class is code of its own, and pieces have to do."""
+        try:
+            return self.opened or open_tokenizer(self.files.folder, self.parse_specials)
+        except OwnCodeError:
+            return None
+
+    def own_template(self) -> ChatTemplate:
+        """Raises TemplateError if the checkpoint carries no chat template, or one that is no Jinja."""
+        source = self.files.chat_source()
+        if self.own is not None:
+            return chat_template(source, self.own.context)
+        named = {role: self.bos if role == "bos" else self.eos if role == "eos" else self.files.named(role)
+                 for role in ("bos", "eos", "pad", "unk")}  # fmt: skip
+        return chat_template(source, {f"{role}_token": name for role, name in named.items() if name})
+
+    @property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+        return self.vocabulary.size
+
+    def piece(self, token_id: int) -> str:
+        """The piece behind an id, as the vocabulary spells it."""
+        return self.vocabulary.piece(token_id)
 
     def encode(self, template: AnyTemplate, turns: Sequence[Turn], response: str, limit: int, strict: bool) -> Encoded:
         """Ids of one conversation with its answer, at most `limit` tokens.
 
-        Raises TooLongError when tokens would be cut and `strict` is set.
+        Raises TooLongError when tokens would be cut and `strict` is set, TemplateError or TokenizerError where the
+        template or the tokenizer cannot take the text.
         """
+        reward = [] if self.reward_id is None else [self.reward_id]
+        room = limit - len(reward)
+        if isinstance(template, Template):
+            ids, kept, text = self.of_pieces(template, turns, response, room, strict)
+        else:
+            ids, kept, text = self.of_whole(template, turns, response, room)
+        if strict and len(kept) < len(ids):
+            raise TooLongError(f"the text has {len(ids)} tokens, the limit is {room}; strict=True forbids cutting it")
+        return Encoded(kept + reward, text, len(ids) - len(kept))
+
+    def of_whole(
+        self, template: WholeTemplate, turns: Sequence[Turn], response: str, room: int
+    ) -> tuple[list[int], list[int], str]:
+        """Ids, those that are kept, and the text."""
+        ending = template.ending if self.ending == "none" else self.ending
+        rendered = template.render(turns, response, NOTHING if self.parse_specials else self.steering)
+        written = () if self.parse_specials else rendered.written
+        text = self.ended(rendered.text, written, ending)
+        if self.own is not None:
+            ids = self.own.encode(text, whole=template.whole, written=written)
+        else:
+            ids = self.apart(text, written, template.whole)
+        if not ids:
+            raise nothing(template.name)
+        if ending == "openrlhf":
+            ids[-1] = self.end_id()  # as its data set does, after a cut, too
+            return ids, cut_end(ids, room, 1), text
+        bos = self.vocabulary.id_of(self.bos) if self.bos else None
+        return ids, cut_start(ids, room, int(ids[0] == bos)), text
+
+    @cached_property
+    def steering(self) -> re.Pattern[str]:
+        """Spellings of the tokens that steer the model."""
+        if self.own is not None:
+            return self.own.pattern
+        named = {self.bos, self.eos, self.files.named("pad"), self.files.named("unk"), *self.files.added}
+        pieces = {piece for piece in self.vocabulary.marks() if steers(piece, special=False)}
+        return pattern_of(name for name in named | pieces if steers(name, special=True))
+
+    def ended(self, text: str, written: Sequence[Span], ending: Ending) -> str:
+        """A text as a trainer closes it. An EOS that the caller spelled is text and closes nothing."""
+        if ending == "none":
+            return text
+        if not self.eos:
+            raise TemplateError("this model's texts are closed with EOS, and its tokenizer files name none")
+        if ending == "openrlhf":
+            text = text.rstrip("\n")
+        closed = text.endswith(self.eos) and not overlaps(len(text) - len(self.eos), len(text), written)
+        return text if closed else text + (" " if ending == "openrlhf" else "") + self.eos
+
+    def end_id(self) -> int:
+        return self.ids_of(Special("eos"), first=False)[0]
+
+    def apart(self, text: str, written: Sequence[Span], whole: bool) -> list[int]:
+        """A whole text piece by piece, as Hugging Face's slow tokenizers of 2023 did: where no other is to be had."""
+        pieces: list[Piece] = [Special("bos")] if whole and self.add_bos and self.bos else []
+        at = 0
+        for match in self.steering.finditer(text):
+            if not overlaps(*match.span(), written):
+                pieces += [Text(text[at : match.start()]), Special(match[0])]
+                at = match.end()
+        pieces.append(Text(text[at:]))
+        if whole and self.files.config.get("add_eos_token") and self.eos:
+            pieces.append(Special("eos"))
+        return [i for k, piece in enumerate(pieces) for i in self.ids_of(piece, first=k == 0)]
+
+    def of_pieces(
+        self, template: Template, turns: Sequence[Turn], response: str, room: int, strict: bool
+    ) -> tuple[list[int], list[int], str]:
+        """As `of_whole`. Raises TooLongError where a side is cut and `strict` is set."""
         before, answer = template.render(turns, response)
+        if self.ending != "none":
+            answer = self.ended_pieces(answer)
         if (template.bos is None and self.add_bos) or template.bos:
             before = [Special("bos"), *before]
         if template.joined == "all":
             pieces = join([*before, *answer])
         else:
             pieces = [*(join(before) if template.joined == "prompt" else before), *answer]
-        runs = [self.piece_ids(piece, first=k == 0) for k, piece in enumerate(pieces)]
-        reward = [] if self.reward_id is None else [self.reward_id]
-        limit -= len(reward)
+        runs = [self.ids_of(piece, first=k == 0) for k, piece in enumerate(pieces)]
         ids = [i for run in runs for i in run]
         if not ids:
-            raise TemplateError(
-                f"template {template.name!r} makes no token of this conversation: there is nothing to score"
-            )
-        kept = ids
+            raise nothing(template.name)
+        text = "".join(self.spell(p) if isinstance(p, Special) else p.text for p in pieces)
+        closing = len(runs[-1]) if isinstance(pieces[-1], Special) else 0
         if template.cut == "each side":
             seam = sum(map(len, runs[: len(pieces) - len(answer)]))
-            kept = cut_end(ids[:seam], limit // 2, 0) + cut_end(ids[seam:], limit // 2, tail(pieces, runs))
-        elif len(ids) > limit:
-            if template.cut == "response end":
-                kept = cut_end(ids, limit, tail(pieces, runs))
-            else:
-                opening = len(runs[0]) if isinstance(pieces[0], Special) else 0
-                kept = ids[:opening] + ids[len(ids) - (limit - opening) :]
-        if strict and len(kept) < len(ids):
-            raise TooLongError(f"the text has {len(ids)} tokens, the limit is {limit}; strict=True forbids cutting it")
-        text = "".join(self.spell(p) if isinstance(p, Special) else p.text for p in pieces)
-        kept = kept + reward
-        return Encoded(kept, [self.vocabulary.piece(i) for i in kept], text, len(ids) + len(reward) - len(kept))
+            if strict:
+                check_sides(seam, len(ids) - seam, room // 2)
+            return ids, cut_end(ids[:seam], room // 2, 0) + cut_end(ids[seam:], room // 2, closing), text
+        if template.cut == "response end":
+            return ids, cut_end(ids, room, closing), text
+        return ids, cut_start(ids, room, len(runs[0]) if isinstance(pieces[0], Special) else 0), text
 
-    def piece_ids(self, piece: Piece, first: bool) -> list[int]:
+    def ended_pieces(self, answer: Sequence[Piece]) -> list[Piece]:
+        """What closes an answer, as `ended` would close its text."""
+        last = answer[-1]
+        if isinstance(last, Special) and self.spell(last) == self.eos:
+            return list(answer)
+        if isinstance(last, Text) and self.ending == "openrlhf":
+            return [*answer[:-1], replace(last, text=last.text.rstrip("\n") + " "), Special("eos")]
+        return [*answer, Special("eos")]
+
+    def ids_of(self, piece: Piece, first: bool) -> list[int]:
         if isinstance(piece, Text):
             return self.vocabulary.encode(piece.text, first=first, glued=piece.glued) if piece.text else []
         token_id = self.vocabulary.id_of(self.spell(piece))
@@ -105,6 +217,10 @@ class Tokens:
         return {"bos": self.bos, "eos": self.eos}.get(special.name, special.name)
 
 
+def nothing(name: str) -> TemplateError:
+    return TemplateError(f"template {name!r} makes no token of this conversation: there is nothing to score")
+
+
 def join(pieces: Sequence[Piece]) -> list[Piece]:
     """Adjacent texts as one."""
     joined: list[Piece] = []
@@ -117,11 +233,6 @@ def join(pieces: Sequence[Piece]) -> list[Piece]:
     return joined
 
 
-def tail(pieces: Sequence[Piece], runs: Sequence[list[int]]) -> int:
-    """Tokens of the special token that closes the text; 0 if it ends in text."""
-    return len(runs[-1]) if isinstance(pieces[-1], Special) else 0
-
-
 def cut_end(ids: list[int], limit: int, keep: int) -> list[int]:
     """At most `limit` ids; what goes is the end before the last `keep`."""
     if len(ids) <= limit:
@@ -129,95 +240,24 @@ def cut_end(ids: list[int], limit: int, keep: int) -> list[int]:
     return ids[: limit - keep] + ids[len(ids) - keep :]
 
 
+def cut_start(ids: list[int], limit: int, keep: int) -> list[int]:
+    """At most `limit` ids; what goes is the start after the first `keep`."""
+    if len(ids) <= limit:
+        return ids
+    return ids[:keep] + ids[len(ids) - (limit - keep) :]
+
+
+def check_sides(prompt: int, answer: int, limit: int) -> None:
+    """Raises TooLongError."""
+    for side, tokens in (("prompt", prompt), ("answer", answer)):
+        if tokens > limit:
+            raise TooLongError(
+                f"the {side} has {tokens} tokens, the limit for each side is {limit}; strict=True forbids cutting it"
+            )
+
+
 def read_tokens(
-    folder: Path, *, parse_specials: bool = False, reward_id: int | None = None, fallback: dict[str, Any] | None = None
+    folder: Path, *, parse_specials: bool = False, reward_id: int | None = None, ending: Ending = "none"
 ) -> Tokens:
-    """Read a checkpoint's tokenizer files; `fallback` is its config.json, asked last for bos and eos ids.
-
-    Raises TokenizerError if there are none or they cannot be read.
-    """
-    special_map = read_json(folder / "special_tokens_map.json")
-    config = read_json(folder / "tokenizer_config.json")
-    added = added_tokens(folder, config)
-    vocabulary = read_vocabulary(folder, added, parse_specials)
-    named = {role: special_name(special_map, role) or special_name(config, role) for role in ("bos", "eos")}
-    for role, own in own_specials(vocabulary, fallback or {}).items():
-        named[role] = named[role] or own
-    specials = {*added, *named.values(), special_name(special_map, "pad"), special_name(special_map, "unk")}
-    if isinstance(vocabulary, JsonVocabulary):
-        specials |= set(vocabulary.added_tokens())
-    elif isinstance(vocabulary, SentencePieceVocabulary) and parse_specials:
-        # Hugging Face's slow tokenizers split text at these before sentencepiece sees it.
-        live = {s: i for s in specials if s and (i := vocabulary.id_of(s)) is not None}
-        vocabulary = SentencePieceVocabulary((folder / "tokenizer.model").read_bytes(), live, True)
-    longest = config.get("model_max_length")
-    return Tokens(
-        vocabulary=vocabulary,
-        bos=named["bos"],
-        eos=named["eos"],
-        add_bos=adds_bos(vocabulary, config),
-        specials=frozenset(s for s in specials if s),
-        chat_source=read_chat_source(folder, config),
-        max_length=longest if isinstance(longest, int) and 0 < longest < SANE_LENGTH else None,
-        parse_specials=parse_specials,
-        reward_id=reward_id,
-    )
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise TokenizerError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
-
-
-def special_name(config: dict[str, Any], role: str) -> str:
-    """The spelling of a special token: a string, or an object with `content`; empty if unset."""
-    value = config.get(f"{role}_token")
-    if isinstance(value, dict):
-        value = value.get("content")
-    return value if isinstance(value, str) else ""
-
-
-def added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, int]:
-    """Tokens that JSON files add to a tokenizer.model, by spelling."""
-    found = {text: i for text, i in read_json(folder / "added_tokens.json").items() if isinstance(i, int)}
-    decoder = config.get("added_tokens_decoder") or {}
-    try:
-        return found | {token["content"]: int(token_id) for token_id, token in decoder.items()}
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise TokenizerError(
-            f"{folder}/tokenizer_config.json: added_tokens_decoder is not readable: {error!r}"
-        ) from error
-
-
-def own_specials(vocabulary: Vocabulary, config: dict[str, Any]) -> dict[str, str]:
-    """BOS and EOS as the vocabulary or, for a tokenizer.json, config.json names them."""
-    if isinstance(vocabulary, SentencePieceVocabulary):
-        ids: dict[str, Any] = {"bos": vocabulary.processor.bos_id(), "eos": vocabulary.processor.eos_id()}
-    else:
-        ids = {role: config.get(f"{role}_token_id") for role in ("bos", "eos")}
-    return {role: vocabulary.piece(i) if isinstance(i, int) and i >= 0 else "" for role, i in ids.items()}
-
-
-def adds_bos(vocabulary: Vocabulary, config: dict[str, Any]) -> bool:
-    """Whether the tokenizer itself puts BOS before a text."""
-    if isinstance(vocabulary, JsonVocabulary):
-        return vocabulary.adds_first()
-    llama = "llama" in str(config.get("tokenizer_class", "")).lower()  # the one slow class that adds BOS unasked
-    return bool(config.get("add_bos_token", llama))
-
-
-def read_chat_source(folder: Path, config: dict[str, Any]) -> str | None:
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
-    source = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
-    if isinstance(source, list):  # several named templates
-        source = next((entry["template"] for entry in source if entry.get("name") == "default"), None)
-    return source if isinstance(source, str) else None
+    """Read a checkpoint's tokenizer files. Raises TokenizerError if there are none or they cannot be read."""
+    return Tokens(read_files(folder), parse_specials, reward_id, ending)

@@ -9,20 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import sentencepiece
 import tokenizers
 
 from lightrm.errors import TokenizerError
+from lightrm.guard import pattern_of, steers
 
-# Pieces that steer a model. HTML tags, digits or line breaks, which Baichuan also lists as user-defined, do not.
-MARKER = re.compile(
-    r"<\|.*\|>|<｜.*｜>|<reserved_\d+>|<[A-Z][A-Z_]+>|\[[A-Z][A-Z_]*\]|<(s|/s|unk|pad|mask|bos|eos|sep|cls)>"
-)
 USER_DEFINED, CONTROL = 4, 3  # SentencePiece.Type in sentencepiece_model.proto
 # A second normalizer_spec (field 3) with add_dummy_prefix (field 3) = false: protobuf merges it into the first.
 NO_DUMMY_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3, 0])
@@ -44,6 +39,9 @@ class Vocabulary(Protocol):
     def piece(self, token_id: int) -> str:
         """The piece behind an id, as the vocabulary spells it."""
 
+    def marks(self) -> Iterable[str]:
+        """Pieces that the vocabulary matches whole in any text."""
+
 
 class SentencePieceVocabulary:
     """A `tokenizer.model`. `added` are the tokens that JSON files beside it add, with their ids."""
@@ -53,7 +51,7 @@ class SentencePieceVocabulary:
         self.processor = load_processor(model)
         self.glued = load_processor(model + NO_DUMMY_PREFIX)
         self.added = added
-        self.live = specials_pattern(frozenset(added)) if parse_specials else None
+        self.live = re.compile(f"({pattern_of(added).pattern})") if parse_specials and added else None
 
     @property
     def size(self) -> int:
@@ -79,6 +77,14 @@ class SentencePieceVocabulary:
             return str(self.processor.id_to_piece(token_id))
         return next((text for text, i in self.added.items() if i == token_id), f"<{token_id}>")
 
+    def own(self, role: str) -> str:
+        """The model's own BOS or EOS; empty if it has none."""
+        token_id = self.processor.bos_id() if role == "bos" else self.processor.eos_id()
+        return self.piece(token_id) if token_id >= 0 else ""
+
+    def marks(self) -> Iterable[str]:
+        return [self.piece(i) for i in range(self.processor.get_piece_size()) if self.processor.is_control(i)]
+
 
 class JsonVocabulary:
     """A `tokenizer.json`, through the tokenizers library."""
@@ -88,7 +94,7 @@ class JsonVocabulary:
             description = json.loads(content)
             if not parse_specials:
                 for token in description.get("added_tokens", ()):
-                    token["special"] = token["special"] or MARKER.fullmatch(token["content"]) is not None
+                    token["special"] = steers(token["content"], token["special"])
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
             self.later = tokenizers.Tokenizer.from_str(json.dumps(without_first_prefix(description)))
         except Exception as error:  # the tokenizers library raises bare Exception
@@ -113,8 +119,8 @@ class JsonVocabulary:
     def piece(self, token_id: int) -> str:
         return self.tokenizer.id_to_token(token_id) or f"<{token_id}>"
 
-    def added_tokens(self) -> dict[str, int]:
-        return {token.content: i for i, token in self.tokenizer.get_added_tokens_decoder().items()}
+    def marks(self) -> Iterable[str]:
+        return [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
 
     def adds_first(self) -> bool:
         """Whether the file's own post-processor puts a token before a text."""
@@ -139,13 +145,6 @@ def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]
     return dict(copy)
 
 
-@lru_cache(maxsize=8)
-def specials_pattern(specials: frozenset[str]) -> re.Pattern[str] | None:
-    """Splits a text at special tokens, longest first, keeping them."""
-    longest_first = sorted((s for s in specials if s), key=len, reverse=True)
-    return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")") if longest_first else None
-
-
 def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
     try:
         return sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -168,7 +167,7 @@ def disarm(model: bytes) -> bytes:
             continue
         type_at = parts[3][0]
         piece = model[slice(*parts[1])].decode("utf-8", "replace")
-        if model[type_at] == USER_DEFINED and MARKER.fullmatch(piece):
+        if model[type_at] == USER_DEFINED and steers(piece, special=False):
             patched[type_at] = CONTROL
     return bytes(patched)
 
@@ -201,19 +200,3 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
     raise TokenizerError(f"tokenizer.model is cut short at byte {at}")
-
-
-def read_vocabulary(folder: Path, added: dict[str, int], parse_specials: bool) -> Vocabulary:
-    """tokenizer.json where there is one, else tokenizer.model.
-
-    Raises TokenizerError if the folder has neither, or an unreadable one.
-    """
-    described, model = folder / "tokenizer.json", folder / "tokenizer.model"
-    if described.is_file():
-        return JsonVocabulary(described.read_bytes(), parse_specials)
-    if model.is_file():
-        return SentencePieceVocabulary(model.read_bytes(), added, parse_specials)
-    raise TokenizerError(
-        f"{folder} has neither tokenizer.json nor tokenizer.model: `score_ids` still works; "
-        "copy the model's tokenizer files there to score text"
-    )

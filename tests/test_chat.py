@@ -114,13 +114,13 @@ def test_the_sandbox_holds(tmp_path: Path) -> None:
     hostile = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     tokens = read_tokens(write_json_tokenizer(tmp_path, "bytes", hostile))
     with pytest.raises(TemplateError, match=r"refuses this conversation: .*unsafe"):
-        tokens.own_template().render([{"role": "user", "content": "x"}], "y")
+        tokens.own_template().render([{"role": "user", "content": "x"}], "y", tokens.steering)
 
 
 def test_templates_that_refuse_or_do_not_compile(tmp_path: Path) -> None:
     tokens = read_tokens(write_json_tokenizer(tmp_path / "inst", "bytes", INST))
     with pytest.raises(TemplateError, match="roles must alternate"):
-        tokens.own_template().render([{"role": "user", "content": "x"}] * 2, "y")
+        tokens.own_template().render([{"role": "user", "content": "x"}] * 2, "y", tokens.steering)
     tokens = read_tokens(write_json_tokenizer(tmp_path / "broken", "bytes", "{% for %}"))
     with pytest.raises(TemplateError, match="not valid Jinja"):
         tokens.own_template()

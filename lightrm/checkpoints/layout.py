@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -61,6 +62,7 @@ class Layout:
 
     matches: told from the config and the tensor names alone.
     template: name of the prompt template that goes with it, "chat" for the checkpoint's own, None if unknown.
+    ending: what the trainer puts at the end of every text, by the names of `templates.Ending`.
     regroup: turns the file's fused qkv weight into query, key, value rows; None where it is so already.
     """
 
@@ -71,6 +73,7 @@ class Layout:
     template: Callable[[Config], str | None]
     post: Post = no_post
     regroup: Callable[[torch.Tensor, Architecture], torch.Tensor] | None = None
+    ending: Literal["none", "eos", "openrlhf"] = "none"
 
 
 def backbone(name: str, prefixes: tuple[str, ...] = ("model.",)) -> str | None:

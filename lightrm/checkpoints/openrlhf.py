@@ -40,4 +40,5 @@ LAYOUT = Layout(
     rename=rename,
     template=lambda config: "chat",
     post=post,
+    ending="openrlhf",
 )

@@ -58,7 +58,7 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     if tokens is not None:
         yield (
             "tokenizer",
-            f"{type(tokens.vocabulary).__name__}, {tokens.vocabulary.size} ids, bos {tokens.bos!r}, eos {tokens.eos!r}",
+            f"{type(tokens.vocabulary).__name__}, {tokens.size} ids, bos {tokens.bos!r}, eos {tokens.eos!r}",
         )
     yield "parameters", f"{a.parameters:,} (without output layer)"
     if checkpoint.sources:

@@ -1,0 +1,208 @@
+"""The checkpoint's own tokenizer, read by transformers: token for token what `AutoTokenizer` gives of a whole text.
+
+transformers decides which class a folder has, what its flags mean and which tokens are added where; it is imported
+here and only when such a text is read. `trust_remote_code` is always False. A folder whose tokenizer class is code of
+its own is read as a tokenizer.json where it has one; else `OwnCodeError` says so, and the caller has rules for those.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+import tokenizers
+
+from lightrm.errors import TokenizerError
+from lightrm.guard import PLANES, Aliased, Span, aliased, overlaps, pattern_of, steers
+from lightrm.tokenizer_files import DESCRIBED, MODEL
+
+
+class OwnCodeError(TokenizerError):
+    """The folder's tokenizer class is code of its own, which is not run."""
+
+
+class CheckpointTokenizer:
+    """A tokenizer that knows what a caller wrote. Safe to use from several threads."""
+
+    def __init__(self, tokenizer: Any, folder: Path, parse_specials: bool) -> None:
+        self.tokenizer, self.folder, self.parse_specials = tokenizer, folder, parse_specials
+        self.lock = threading.Lock()
+        self.added = {
+            token.content: (int(i), bool(token.special)) for i, token in tokenizer.added_tokens_decoder.items()
+        }
+        named = {name: tokenizer.convert_tokens_to_ids(name) for name in tokenizer.all_special_tokens}
+        known = {text: i for text, (i, special) in self.added.items() if steers(text, special)}
+        self.steering: dict[str, int] = {name: i for name, i in (named | known).items() if steers(name, True)}
+        self.pattern = pattern_of(self.steering)
+        unknown = tokenizer.unk_token_id
+        self.counted = frozenset(i for i in self.steering.values() if i != unknown)
+        self.aliases: dict[int, Aliased] = {}
+
+    @cached_property
+    def context(self) -> dict[str, str]:
+        """What a chat template sees of the tokenizer: every named token that is set, by its name."""
+        return {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+    @property
+    def bos(self) -> str:
+        """Empty if there is none."""
+        return str(self.tokenizer.bos_token or "")
+
+    @property
+    def eos(self) -> str:
+        """Empty if there is none."""
+        return str(self.tokenizer.eos_token or "")
+
+    @property
+    def backend(self) -> Any:
+        """The tokenizers library's object; None for one written in Python."""
+        return self.tokenizer.backend_tokenizer if self.tokenizer.is_fast else None
+
+    def description(self) -> bytes:
+        """The tokenizer as the tokenizers library writes it. Raises TokenizerError for one written in Python."""
+        if self.backend is None:
+            raise TokenizerError(f"{self.folder}: the class {type(self.tokenizer).__name__} is not read here")
+        return str(self.backend.to_str()).encode()
+
+    def encode(self, text: str, *, whole: bool, written: Sequence[Span]) -> list[int]:
+        """Ids of a text. whole: with what the tokenizer itself puts around a text (BOS, EOS).
+
+        written: the spans that a caller wrote; special tokens spelled there are text. Raises TokenizerError where the
+        tokenizer cannot do so.
+        """
+        ids = self.plain(text, whole)
+        if self.parse_specials:
+            return ids
+        meant = [match.span() for match in self.pattern.finditer(text)]
+        kept = [span for span in meant if not overlaps(*span, written)]
+        if len(kept) == len(meant) and self.count(ids) - self.around(whole) <= len(kept):
+            return ids
+        found = self.guarded(text, kept)
+        if self.count(found) > len(kept):
+            raise TokenizerError(
+                f"{self.folder}: the tokenizer makes a special token of a text that spells none; remove it from the "
+                "text, or pass parse_specials=True to let it act"
+            )
+        return self.surrounded(found) if whole else found
+
+    def plain(self, text: str, whole: bool) -> list[int]:
+        with self.lock, raised(self.folder):
+            found = self.tokenizer(text, add_special_tokens=whole, truncation=False, padding=False, verbose=False)
+        return list(found["input_ids"])
+
+    def count(self, ids: Sequence[int]) -> int:
+        """How many tokens that steer; the unknown token is made of text, too, and not counted."""
+        return sum(i in self.counted for i in ids)
+
+    def around(self, whole: bool) -> int:
+        return int(self.tokenizer.num_special_tokens_to_add(pair=False)) if whole else 0
+
+    def surrounded(self, ids: list[int]) -> list[int]:
+        """With what the tokenizer puts around a text."""
+        bare, full = self.plain("a", False), self.plain("a", True)
+        at = next((k for k in range(len(full) + 1) if full[k : k + len(bare)] == bare), 0)
+        return full[:at] + ids + full[at + len(bare) :]
+
+    def guarded(self, text: str, kept: Sequence[Span]) -> list[int]:
+        if self.backend is None:
+            return self.apart(text, kept)
+        plane = next((p for p in PLANES if not re.search(f"[{chr(p)}-{chr(p + 0xFFFD)}]", text)), None)
+        if plane is None:
+            raise TokenizerError("a text with a special token's spelling holds every kind of private-use character")
+        with self.lock:
+            if plane not in self.aliases:
+                self.aliases[plane] = aliased(self.backend, self.steering, plane)
+        with raised(self.folder):
+            return self.aliases[plane].encode(text, kept)
+
+    def apart(self, text: str, kept: Sequence[Span]) -> list[int]:
+        """For tokenizers written in Python: texts between the tokens that are meant, one by one."""
+        ids, at = [], 0
+        for start, end in [*kept, (len(text), len(text))]:
+            if text[at:start]:
+                with self.lock, raised(self.folder):
+                    part = self.tokenizer(text[at:start], add_special_tokens=False, split_special_tokens=True)
+                ids += part["input_ids"]
+            if text[start:end]:
+                ids.append(self.steering[text[start:end]])
+            at = end
+        return ids
+
+
+@contextmanager
+def raised(folder: Path) -> Iterator[None]:
+    """Whatever the libraries raise, a Rust panic included, as a TokenizerError that names the folder."""
+    try:
+        yield
+    except (TokenizerError, KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # Rust's PanicException is no Exception
+        raise TokenizerError(f"the tokenizer files in {folder} cannot be used: {short(error)}") from error
+
+
+def short(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return f"{lines[0].strip():.300}" if lines else type(error).__name__
+
+
+def open_tokenizer(folder: Path, parse_specials: bool) -> CheckpointTokenizer:
+    """Raises TokenizerError, or OwnCodeError where the class is code of the folder."""
+    try:
+        found = read(folder)
+    except OwnCodeError:
+        raise
+    except TokenizerError as error:
+        name = damaged(folder)
+        if name is None:
+            raise
+        raise TokenizerError(f"{folder / name} cannot be read: {error.__cause__ or error}") from error
+    return CheckpointTokenizer(found, folder, parse_specials)
+
+
+def read(folder: Path) -> Any:
+    with raised(folder):
+        transformers = import_module("transformers")
+        with quiet(transformers):
+            try:
+                found = transformers.AutoTokenizer.from_pretrained(
+                    str(folder), local_files_only=True, trust_remote_code=False
+                )
+            except ValueError as error:
+                if "trust_remote_code" not in str(error):
+                    raise
+                if not (folder / "tokenizer.json").is_file():
+                    raise OwnCodeError(f"{folder}: its tokenizer class is code of its own, which is not run") from error
+                found = transformers.PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    return found
+
+
+def damaged(folder: Path) -> str | None:
+    """The vocabulary file that cannot be read, to name it; None if each can be read by itself."""
+    readers = (DESCRIBED, tokenizers.Tokenizer.from_file), (MODEL, sentencepiece.SentencePieceProcessor)
+    for name, reader in readers:
+        if (folder / name).is_file():
+            try:
+                with raised(folder):
+                    reader(str(folder / name))
+            except TokenizerError:
+                return name
+    return None
+
+
+@contextmanager
+def quiet(transformers: Any) -> Iterator[None]:
+    """transformers prints what it makes of a config; nobody asked it to."""
+    logging = transformers.utils.logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

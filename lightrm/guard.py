@@ -1,0 +1,112 @@
+"""What a caller wrote never acts as a special token: which tokens steer a model, and a tokenizer that tells the
+template's from the caller's.
+
+A text is tokenized whole, so that everything in it comes out as the library would have it. Where the caller's own
+words spell a token that steers the model, a second tokenizer is used, the same in all but one thing: there each such
+token is spelled by one private-use character, its alias. The template's tokens are written by their aliases; what the
+caller wrote matches nothing and is text.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import tokenizers
+
+from lightrm.errors import TokenizerError
+
+Span = tuple[int, int]  # characters start to end of a text
+PLANES = (0xF0000, 0x100000)  # private use; the second where a text holds characters of the first
+MOST_ALIASES = 0xFFFD
+OPENING, CLOSING = "<[{◁＜「【", ">]}▷＞」】"
+# What a model writes in its own answer when it reasons.
+THOUGHT = re.compile(r"[<\[{◁]/?(\w+:)?think(ing)?[>\]}▷]", re.IGNORECASE)
+# HTML's own elements are words of a vocabulary, not marks; `<s>` is no such element here.
+ELEMENTS = (
+    "a|abbr|article|aside|b|base|big|blockquote|body|br|button|caption|center|cite|code|col|dd|del|details|"
+    "div|dl|dt|em|figcaption|figure|font|footer|form|h[1-6]|head|header|hr|html|i|img|input|ins|kbd|label|li|"
+    "link|main|mark|meta|nav|ol|option|p|param|pre|q|samp|script|section|select|small|span|strike|strong|"
+    "style|sub|summary|sup|table|tbody|td|textarea|tfoot|th|thead|title|tr|tt|u|ul|var|video"
+)
+TAG = re.compile(rf"</?({ELEMENTS})\s*/?>", re.IGNORECASE)
+
+
+def steers(spelling: str, special: bool) -> bool:
+    """Whether a token of this spelling steers a model: all that are marked special, and every mark in brackets, however
+    the vocabulary lists it. Spaces, digits, words, HTML tags and the marks of a model's own reasoning are text."""
+    if not spelling.strip() or THOUGHT.fullmatch(spelling):
+        return False
+    if special:
+        return True
+    if TAG.fullmatch(spelling):
+        return False
+    return len(spelling) > 2 and spelling[0] in OPENING and spelling[-1] in CLOSING and not re.search(r"\s", spelling)
+
+
+def pattern_of(spellings: Iterable[str]) -> re.Pattern[str]:
+    """Matches any of the spellings, the longest first; nothing where there are none."""
+    longest_first = sorted({s for s in spellings if s}, key=lambda s: (-len(s), s))
+    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def overlaps(start: int, end: int, spans: Iterable[Span]) -> bool:
+    return any(start < b and a < end for a, b in spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Aliased:
+    """tokenizer: the second one; alias: of each spelling; ids: of its tokens that the first one numbers otherwise."""
+
+    tokenizer: tokenizers.Tokenizer
+    alias: Mapping[str, str]
+    ids: Mapping[int, int]
+
+    def encode(self, text: str, matches: Iterable[Span]) -> list[int]:
+        """Ids of a text in which the tokens at `matches`, in order, are meant and no others."""
+        parts, at = [], 0
+        for start, end in matches:
+            parts += [text[at:start], self.alias[text[start:end]]]
+            at = end
+        found = self.tokenizer.encode("".join(parts) + text[at:], add_special_tokens=False).ids
+        return [self.ids.get(i, i) for i in found]
+
+
+def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], plane: int) -> Aliased:
+    """The second tokenizer of one. spellings: the tokens that steer, with their ids. Raises TokenizerError."""
+    if len(spellings) > MOST_ALIASES:
+        raise TokenizerError(
+            f"the tokenizer has {len(spellings)} special tokens, at most {MOST_ALIASES} are kept apart"
+        )
+    alias = {spelling: chr(plane + k) for k, spelling in enumerate(sorted(spellings))}
+    description = json.loads(backend.to_str())
+    description["post_processor"] = None
+    for token in description["added_tokens"]:
+        token["content"] = alias.get(token["content"], token["content"])
+    rename(description["model"], alias)
+    try:
+        second = tokenizers.Tokenizer.from_str(json.dumps(description))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise TokenizerError(f"this tokenizer cannot keep a caller's special tokens apart: {error}") from error
+    second.encode_special_tokens = backend.encode_special_tokens
+    second.no_truncation()
+    second.no_padding()
+    own = {second.token_to_id(alias[spelling]): i for spelling, i in spellings.items()}
+    return Aliased(second, alias, {mine: theirs for mine, theirs in own.items() if mine is not None})
+
+
+def rename(model: dict[str, Any], alias: Mapping[str, str]) -> None:
+    """A model's own pieces by their aliases, so that it cannot make them of text either. BPE's merges into them go."""
+    vocabulary = model.get("vocab")
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {alias.get(piece, piece): i for piece, i in vocabulary.items()}
+    elif isinstance(vocabulary, list):
+        model["vocab"] = [[alias.get(piece, piece), score] for piece, score in vocabulary]
+    if isinstance(model.get("unk_token"), str):
+        model["unk_token"] = alias.get(model["unk_token"], model["unk_token"])
+    if "merges" in model:
+        pairs = ((merge, merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in model["merges"])
+        model["merges"] = [merge for merge, (left, right) in pairs if not {left, right, left + right} & alias.keys()]

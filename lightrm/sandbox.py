@@ -1,0 +1,256 @@
+"""Jinja for strangers' chat templates: what transformers gives them, no way out, and an end in time.
+
+A sandbox keeps a template from Python's insides. It does not keep it from running for ever or from filling the memory.
+So loops and calls are counted here, and what would make a value too long is refused before it is made.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from functools import wraps
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from lightrm.errors import TemplateError
+
+MOST_STEPS = 1_000_000  # rounds of loops and calls of one rendering
+SECONDS = 5.0  # of one rendering: for steps that are slow
+LONGEST = 1 << 24  # characters or items of a value
+WRITTEN = 1 << 26  # characters that all outputs of one rendering have together
+LARGEST = 1 << 16  # of a number that is a length
+BITS = 4096  # of a number
+LENGTHS = frozenset((
+    "center", "ljust", "rjust", "zfill", "expandtabs", "indent", "wordwrap", "truncate", "batch", "slice",
+    "round", "generate_lorem_ipsum",
+))  # fmt: skip
+MULTIPLIED = ("replace", "join", "translate")
+WIDE = re.compile(r"%[-+ #0]*(\*|\d*\.\*|\d{6,}|\d*\.\d{6,})|\{[^}]*:[^}]*(\d{6,}|\{)")
+
+
+class Allowance:
+    """What a rendering may still take."""
+
+    def __init__(self) -> None:
+        self.steps, self.written, self.until = MOST_STEPS, WRITTEN, time.monotonic() + SECONDS
+
+    def step(self) -> None:
+        self.steps -= 1
+        if self.steps < 0 or time.monotonic() > self.until:
+            refuse(f"it does not come to an end within {MOST_STEPS} steps and {SECONDS:g} seconds")
+
+    def write(self, characters: int) -> None:
+        self.written -= characters
+        if self.written < 0:
+            refuse(f"it writes more than {WRITTEN} characters")
+
+
+ALLOWANCE: ContextVar[Allowance] = ContextVar("allowance")
+
+
+class Counted:
+    """The items of a loop, each a step."""
+
+    def __init__(self, items: Iterable[Any]) -> None:
+        self.items = items
+
+    def __iter__(self) -> Iterator[Any]:
+        allowance = ALLOWANCE.get()
+        for item in self.items:
+            allowance.step()
+            yield item
+
+    def __len__(self) -> int:
+        return len(self.items)  # type: ignore[arg-type]  # what has none raises, as it does without this
+
+
+class Counting(NodeTransformer):
+    """Loops over counted items, and `a ~ b` checked as `a + b` is. The names are none that a template can write."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.iter = nodes.Filter(node.iter, "counted items", [], [], None, None)
+        return node
+
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(nodes.List(node.nodes), "joined texts", [], [], None, None, lineno=node.lineno)
+
+
+class Generation(Extension):
+    """{% generation %}: marks what a model wrote, for training. It renders its body."""
+
+    tags = frozenset({"generation"})  # type: ignore[assignment]
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("body"), [], [], body).set_lineno(line)
+
+    def body(self, caller: Macro) -> str:
+        return str(caller())
+
+
+class Fields(Namespace):
+    """`namespace` without names that begin with an underscore."""
+
+    def __init__(*args: Any, **fields: Any) -> None:  # a field may be called self
+        values = dict(*args[1:], **fields)
+        for name in values:
+            check_name(name)
+        Namespace.__init__(args[0], values)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        check_name(name)
+        super().__setitem__(name, value)
+
+
+class Dictionary:
+    """`dict`: called, or `fromkeys`, and nothing else of the class."""
+
+    def __call__(self, *args: Any, **fields: Any) -> dict[Any, Any]:
+        return dict(*args, **fields)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+def check_name(name: object) -> None:
+    if isinstance(name, str) and name.startswith("_"):
+        raise jinja2.exceptions.SecurityError(f"a namespace has no attribute {name!r}")
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """Counts calls, and checks what an operation or a call would make."""
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if isinstance(left, str) and operator == "%":
+            check_format(left)
+        elif operator == "+":
+            check_length(length(left) + length(right))
+        elif isinstance(left, int) and isinstance(right, int):
+            size = left.bit_length() * max(1, right) if operator == "**" else left.bit_length() + right.bit_length()
+            if operator != "%" and size > BITS:
+                refuse("a number is too large")
+        elif operator == "*":
+            check_length(length(left) * length(right) * abs(left if isinstance(left, int) else 1)
+                         * abs(right if isinstance(right, int) else 1))  # fmt: skip
+        return super().call_binop(context, operator, left, right)
+
+    def call(__self, __context: Any, __function: Any, *args: Any, **options: Any) -> Any:  # noqa: N805
+        ALLOWANCE.get().step()
+        check_call(__function, args, options)
+        return super().call(__context, __function, *args, **options)
+
+
+def check_call(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
+    """Numbers that are lengths, and texts that multiply each other."""
+    name = getattr(function, "__name__", "").removeprefix("do_")
+    owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # Jinja wraps str.format
+    values = [owner, *args, *options.values()]
+    if name in LENGTHS and any(isinstance(value, int) and value > LARGEST for value in values):
+        refuse(f"{name} is given a length above {LARGEST}")
+    if name in MULTIPLIED:
+        sizes = sorted(length(value) for value in values if isinstance(value, str | list | tuple))
+        check_length(sizes[-1] * sizes[-2] if len(sizes) > 1 and sizes[-1] > 1 << 12 else 0)
+    if name in ("format", "format_map"):
+        for value in values:
+            if isinstance(value, str):
+                check_format(value)
+
+
+def check_format(text: str) -> None:
+    if WIDE.search(text):
+        refuse("a format has a width of its arguments, or of more than five digits")
+
+
+def check_length(size: int) -> None:
+    if size > LONGEST:
+        refuse(f"a value of more than {LONGEST} characters or items")
+
+
+def length(value: Any) -> int:
+    return len(value) if isinstance(value, str | list | tuple) else 1
+
+
+def refuse(message: str) -> NoReturn:
+    """`raise_exception`, too."""
+    raise jinja2.TemplateError(message)
+
+
+def to_json(
+    value: object, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
+    sort_keys: bool = False,
+) -> str:  # fmt: skip
+    """Jinja's own filter escapes HTML; chat templates mean plain JSON."""
+    if isinstance(indent, int) and indent > LARGEST:
+        refuse(f"tojson is given an indent above {LARGEST}")
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def joined(values: list[Any]) -> str:
+    texts = list(map(str, values))
+    check_length(sum(map(len, texts)))
+    return "".join(texts)
+
+
+def measured(value: Any) -> Any:
+    """Every output of a template passes here, as it is."""
+    allowance = ALLOWANCE.get(None)  # None: a constant, while compiling
+    if allowance is not None and isinstance(value, str):
+        allowance.write(len(value))
+    return value
+
+
+def checked(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter whose arguments are checked first."""
+
+    @wraps(function)
+    def called(*args: Any, **options: Any) -> Any:
+        check_call(function, args, options)
+        return function(*args, **options)
+
+    return called
+
+
+def template_of(source: str, names: Mapping[str, Any]) -> jinja2.Template:
+    """A template with transformers' names and those given. Raises TemplateError if the text is no Jinja."""
+    environment = Sandbox(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=measured
+    )  # fmt: skip
+    filters = {name: checked(function) for name, function in environment.filters.items()}
+    own = {"tojson": to_json, "counted items": Counted, "joined texts": joined}
+    environment.filters = filters | own
+    environment.globals.update({"raise_exception": refuse, "dict": Dictionary(), "namespace": Fields, **names})
+    try:
+        code = environment.compile(Counting().visit(environment.parse(source)))
+        return jinja2.Template.from_code(environment, code, environment.make_globals(None))
+    except (jinja2.TemplateError, RecursionError, SyntaxError, ValueError, MemoryError) as error:
+        raise TemplateError(
+            f"the checkpoint's chat template is not valid Jinja: {error or type(error).__name__}"
+        ) from error
+
+
+def render(template: jinja2.Template, context: Mapping[str, Any]) -> str:
+    """Raises TemplateError, whatever the template raises."""
+    before = ALLOWANCE.set(Allowance())
+    try:
+        return template.render(context)
+    except Exception as error:  # a stranger's code: any kind
+        kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+        raise TemplateError(f"the checkpoint's chat template refuses this conversation: {kind}{error}") from error
+    finally:
+        ALLOWANCE.reset(before)
