@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +21,18 @@ from tests.vocabularies import KINDS, Json, add_tokens, ids_of, sentencepiece_mo
 
 CONTROL_LIKE = ("<tool_call>", "</think>", "<think>", "[UNUSED_TOKEN_145]", "<eoh>", "<|pad|>", "<extra_0>", "<image>")
 PLAIN = ("\n\n", "  ", "hello", "é", "world.", "12", "▁▁", "(", "assistant")  # Gemma has "\n\n" among its added tokens
+GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend", None)
+RARE = ("GPTNeoXTokenizerFast", "CodeLlamaTokenizer", "BloomTokenizerFast", "GemmaTokenizerFast", "CohereTokenizerFast",
+        "RobertaTokenizerFast", "PreTrainedTokenizer", "Phi3Tokenizer")  # fmt: skip
+# Classes that build a tokenizer of their own: lightrm may say by name that it does not know them.
+MAY_BE_REFUSED = frozenset({*RARE, "GemmaTokenizer", "T5TokenizerFast", "XLMRobertaTokenizerFast", "BertTokenizerFast",
+                            "DebertaV2TokenizerFast"}) - {"BloomTokenizerFast", "PreTrainedTokenizer", "Phi3Tokenizer"}  # fmt: skip
 CLASSES = {
-    "model": ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None],
-    "metaspace": ["LlamaTokenizer", "LlamaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend", None],
-    "bytes": [
-        "PreTrainedTokenizerFast", "TokenizersBackend", "Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2TokenizerFast",
-        "LlamaTokenizerFast", "PreTrainedTokenizer", None,
-    ],
-    "other": ["PreTrainedTokenizerFast", "TokenizersBackend", None],
-}  # fmt: skip
+    "model": (*["LlamaTokenizer", "LlamaTokenizerFast", *GENERIC] * 3, "GemmaTokenizer", "CodeLlamaTokenizer"),
+    "metaspace": (*["LlamaTokenizer", "LlamaTokenizerFast", *GENERIC] * 3, "GemmaTokenizer", *RARE),
+    "bytes": (*["Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2TokenizerFast", "LlamaTokenizerFast", *GENERIC] * 3, *RARE),
+    "other": (*GENERIC * 6, "T5TokenizerFast", "XLMRobertaTokenizerFast", "BertTokenizerFast", "DebertaV2TokenizerFast"),
+}
 IMAGE = ("image_token", "<image>")  # stands for a dictionary of named tokens
 EXTRA = st.lists(pick(*CONTROL_LIKE, *PLAIN), max_size=2, unique=True)
 MODEL_TYPES = ("llama", "llama", "mistral", "qwen2", "internlm2", "baichuan")
@@ -45,7 +48,12 @@ class Folder:
     files: Mapping[str, bytes]
     family: Family
     added: tuple[str, ...]
-    model_type: str = field(default="llama")
+    class_name: str | None
+
+    @property
+    def controls(self) -> tuple[str, ...]:
+        """What it declares as steering the model."""
+        return tuple(name for name in self.added if name not in PLAIN)
 
     def write(self, folder: Path) -> Path:
         for name, content in self.files.items():
@@ -175,7 +183,7 @@ def folders(draw: DrawFn, *, templates: bool = True) -> Folder:
     group = "model" if layout == "model" else group_of(kind)
     extra = draw(EXTRA)
     declared = {name: draw(flags(name not in family.plain)) for name in family.specials}
-    declared |= {name: draw(flags()) for name in extra if name not in declared}
+    declared |= {name: draw(flags(False if name in PLAIN else None)) for name in extra if name not in declared}
 
     files: dict[str, Any] = {}
     if layout == "model":
@@ -200,7 +208,7 @@ def folders(draw: DrawFn, *, templates: bool = True) -> Folder:
     if where == "decoder":
         left_out = draw(seldom(*sorted(in_file)))
         settings["added_tokens_decoder"] = {
-            str(numbered[name]): {"content": name, **(declared[name] if draw(pick(True, False)) else draw(flags()))}
+            str(numbered[name]): {"content": name, **(declared[name] if name in PLAIN or draw(pick(True, False)) else draw(flags()))}
             for name in declared
             if name != left_out
         }
@@ -219,7 +227,7 @@ def folders(draw: DrawFn, *, templates: bool = True) -> Folder:
         config["tokenizer_class"] = "LlamaTokenizer"
     files["config.json"] = config
     written = {name: content if isinstance(content, bytes) else dumped(content) for name, content in files.items()}
-    return Folder(written, family, tuple(declared), model_type)
+    return Folder(written, family, tuple(declared), settings.get("tokenizer_class"))
 
 
 def dumped(content: object) -> bytes:
