@@ -1,0 +1,192 @@
+"""What lightrm and transformers make of the same folder and the same conversation, side by side.
+
+`Ours` is the one place that calls lightrm's text side, `Theirs` the one that calls transformers.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from bisect import bisect_right
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightrm.errors import LightRMError
+from lightrm.templates import find_template
+from lightrm.tokens import Encoded, Tokens, read_tokens
+from tests.chat_draws import Message
+
+ENDLESS = 10**6
+UNKNOWN = ("<unk>", "[UNK]", "")  # what stands for any character that a vocabulary lacks steers nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A refusal, and whether it is one that a caller can catch by lightrm's root error."""
+
+    message: str
+    raw: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """The ids, and the text that a template rendered (of lightrm: as it tells the caller)."""
+
+    ids: list[int]
+    text: str | None
+
+
+def refusal(error: Exception) -> Refused:
+    return Refused(f"{type(error).__name__}: {error}", raw=not isinstance(error, LightRMError))
+
+
+class Ours:
+    """lightrm's text side of one folder."""
+
+    def __init__(self, folder: Path, parse_specials: bool) -> None:
+        path = folder / "config.json"
+        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.tokens: Tokens | Refused
+        try:
+            self.tokens = read_tokens(folder, parse_specials=parse_specials, fallback=config)
+        except Exception as error:
+            self.tokens = refusal(error)
+
+    def chat(self, messages: Sequence[Message]) -> Made | Refused:
+        """A conversation whose last turn is the answer that is scored."""
+        return self.encode("chat", messages[:-1], messages[-1]["content"])
+
+    def plain(self, text: str) -> Made | Refused:
+        return self.encode("plain", [{"role": "user", "content": text}], "")
+
+    def encode(self, template: str, turns: Sequence[Message], response: str) -> Made | Refused:
+        if isinstance(self.tokens, Refused):
+            return self.tokens
+        try:
+            form = self.tokens.own_template() if template == "chat" else find_template(template)
+            made: Encoded = self.tokens.encode(form, turns, response, ENDLESS, strict=False)
+        except Exception as error:
+            return refusal(error)
+        return Made(made.token_ids, made.text)
+
+
+class Theirs:
+    """transformers' tokenizer of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        self.tokenizer: Any
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+            except Exception as error:
+                self.tokenizer = Refused(f"{type(error).__name__}: {error}")
+
+    @property
+    def loaded(self) -> bool:
+        return not isinstance(self.tokenizer, Refused)
+
+    def chat(self, messages: Sequence[Message]) -> Made | Refused:
+        if isinstance(self.tokenizer, Refused):
+            return self.tokenizer
+        try:
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+            ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+        except Exception as error:
+            return Refused(f"{type(error).__name__}: {error}")
+        return Made(ids, text)
+
+    def plain(self, text: str) -> Made | Refused:
+        if isinstance(self.tokenizer, Refused):
+            return self.tokenizer
+        try:
+            return Made(self.tokenizer(text)["input_ids"], None)
+        except Exception as error:
+            return Refused(f"{type(error).__name__}: {error}")
+
+    def controls(self, declared: Sequence[str]) -> dict[int, str]:
+        """Tokens that steer a model, by id: the special ones, and those that the folder declares as marks."""
+        found = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        vocabulary = self.tokenizer.get_vocab()
+        found |= {vocabulary[name]: name for name in declared if name in vocabulary}
+        return {i: name for i, name in found.items() if name not in UNKNOWN}
+
+    def offsets(self, text: str) -> list[tuple[int, int]]:
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(found["offset_mapping"])
+
+
+def equal_ids(ours: Made | Refused, theirs: Made | Refused, loaded: bool = True) -> str | None:
+    """None if the ids are transformers', else what is wrong.
+
+    What transformers cannot load lightrm may understand; what it refuses to render, lightrm refuses too.
+    """
+    if isinstance(ours, Refused):
+        if ours.raw:
+            return f"a raw exception: {ours.message}"
+        return None if isinstance(theirs, Refused) else f"refused: {ours.message}"
+    if isinstance(theirs, Refused):
+        return f"transformers refuses: {theirs.message}" if loaded else None
+    if theirs.text is not None and ours.text != theirs.text:
+        return f"another text: {ours.text!r} for {theirs.text!r}"
+    return None if ours.ids == theirs.ids else f"other ids: {ours.ids} for {theirs.ids} of {ours.text!r}"
+
+
+def holds(controls: Mapping[int, str], theirs: Theirs, texts: Sequence[str]) -> bool:
+    """Whether what users wrote holds a control token, as they wrote it or as the tokenizer normalizes it."""
+    whole = "".join(texts)
+    if any(spelling and spelling in whole for spelling in controls.values()):
+        return True
+    return any(not controls.keys().isdisjoint(theirs.tokenizer.encode(t, add_special_tokens=False)) for t in texts)
+
+
+def kept_apart(ours: Made | Refused, theirs: Theirs, controls: Mapping[int, str], messages: list[Message]) -> str | None:
+    """None if no control token of ours comes from what users wrote, and all else is transformers'.
+
+    The measure is transformers on the same conversation with a word of no meaning for each spelling: its control tokens
+    are the template's own, and what lies between two of them does not depend on the rest.
+    """
+    whole = theirs.chat(messages)
+    if isinstance(ours, Refused) or isinstance(whole, Refused):
+        return equal_ids(ours, whole)
+    if ours.text != whole.text:
+        return f"another text: {ours.text!r} for {whole.text!r}"
+    spellings = sorted({s for s in controls.values() if s}, key=len, reverse=True)
+    words = {spelling: f"<zq{k}qz>" for k, spelling in enumerate(spellings)}
+    pattern = re.compile("|".join(map(re.escape, spellings)))
+    neutral = [{**m, "content": pattern.sub(lambda match: words[match[0]], m["content"])} for m in messages]
+    other = theirs.chat(neutral)
+    if isinstance(other, Refused) or "<zq" in whole.text:
+        return None
+    back = {word: spelling for spelling, word in words.items()}
+    if re.sub("<zq[0-9]+qz>", lambda match: back[match[0]], other.text) != whole.text:
+        return None  # this template looks at what is replaced
+    marks, runs = sections(ours.ids, controls)
+    wanted_marks, wanted_runs = sections(other.ids, controls)
+    if marks != wanted_marks:
+        return f"control tokens {marks}, the template's own are {wanted_marks}, in {ours.ids} of {ours.text!r}"
+    starts = [start for token, (start, _) in zip(other.ids, theirs.offsets(other.text), strict=True) if token in controls]
+    touched = {bisect_right(starts, match.start()) for match in re.finditer("<zq", other.text)}
+    for k, (run, wanted) in enumerate(zip(runs, wanted_runs, strict=True)):
+        if k not in touched and run != wanted:
+            return f"other ids beside the caller's spelling: {run} for {wanted} in {ours.text!r}"
+    return None
+
+
+def sections(ids: Sequence[int], controls: Collection[int]) -> tuple[list[int], list[list[int]]]:
+    """The control tokens in order, and the runs of ids before, between and after them."""
+    marks: list[int] = []
+    runs: list[list[int]] = [[]]
+    for token_id in ids:
+        if token_id in controls:
+            marks.append(token_id)
+            runs.append([])
+        else:
+            runs[-1].append(token_id)
+    return marks, runs
