@@ -7,7 +7,6 @@ its own is read as a tokenizer.json where it has one; else `OwnCodeError` says s
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +19,9 @@ import sentencepiece
 import tokenizers
 
 from lightrm.errors import TokenizerError
-from lightrm.guard import PLANES, Aliased, Span, aliased, overlaps, pattern_of, steers
+from lightrm.guard import Aliased, Span, aliased, overlaps, pattern_of, steers, unused
 from lightrm.tokenizer_files import DESCRIBED, MODEL
+from lightrm.vocabulary import marks_of
 
 
 class OwnCodeError(TokenizerError):
@@ -34,14 +34,19 @@ class CheckpointTokenizer:
     def __init__(self, tokenizer: Any, folder: Path, parse_specials: bool) -> None:
         self.tokenizer, self.folder, self.parse_specials = tokenizer, folder, parse_specials
         self.lock = threading.Lock()
-        self.added = {
-            token.content: (int(i), bool(token.special)) for i, token in tokenizer.added_tokens_decoder.items()
+        vocabulary = tokenizer.get_vocab()
+        steering = {
+            str(name) for name in tokenizer.special_tokens_map.values() if isinstance(name, str) and name.strip()
         }
-        named = {name: tokenizer.convert_tokens_to_ids(name) for name in tokenizer.all_special_tokens}
-        known = {text: i for text, (i, special) in self.added.items() if steers(text, special)}
-        self.steering: dict[str, int] = {name: i for name, i in (named | known).items() if steers(name, True)}
+        added = [token for token in tokenizer.added_tokens_decoder.values() if steers(token.content, token.special)]
+        steering |= {token.content for token in added}
+        if not (folder / DESCRIBED).is_file() and (folder / MODEL).is_file():  # it may match them and not list them
+            steering |= {piece for piece in marks_of((folder / MODEL).read_bytes()) if steers(piece, special=False)}
+        if getattr(tokenizer, "split_special_tokens", False):  # special tokens are text, the template's too
+            steering -= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        self.steering = {name: int(vocabulary[name]) for name in steering & vocabulary.keys()}
         self.pattern = pattern_of(self.steering)
-        unknown = tokenizer.unk_token_id
+        unknown = vocabulary.get(str(tokenizer.unk_token))
         self.counted = frozenset(i for i in self.steering.values() if i != unknown)
         self.aliases: dict[int, Aliased] = {}
 
@@ -113,14 +118,11 @@ class CheckpointTokenizer:
     def guarded(self, text: str, kept: Sequence[Span]) -> list[int]:
         if self.backend is None:
             return self.apart(text, kept)
-        plane = next((p for p in PLANES if not re.search(f"[{chr(p)}-{chr(p + 0xFFFD)}]", text)), None)
-        if plane is None:
-            raise TokenizerError("a text with a special token's spelling holds every kind of private-use character")
-        with self.lock:
-            if plane not in self.aliases:
-                self.aliases[plane] = aliased(self.backend, self.steering, plane)
-        with raised(self.folder):
-            return self.aliases[plane].encode(text, kept)
+        with self.lock, raised(self.folder):
+            alphabet = unused(text, len(self.steering))
+            if alphabet not in self.aliases:
+                self.aliases[alphabet] = aliased(self.backend, self.steering, alphabet)
+            return self.aliases[alphabet].encode(text, kept)
 
     def apart(self, text: str, kept: Sequence[Span]) -> list[int]:
         """For tokenizers written in Python: texts between the tokens that are meant, one by one."""
@@ -163,7 +165,8 @@ def open_tokenizer(folder: Path, parse_specials: bool) -> CheckpointTokenizer:
         if name is None:
             raise
         raise TokenizerError(f"{folder / name} cannot be read: {error.__cause__ or error}") from error
-    return CheckpointTokenizer(found, folder, parse_specials)
+    with raised(folder):
+        return CheckpointTokenizer(found, folder, parse_specials)
 
 
 def read(folder: Path) -> Any:

@@ -20,8 +20,7 @@ import tokenizers
 from lightrm.errors import TokenizerError
 
 Span = tuple[int, int]  # characters start to end of a text
-PLANES = (0xF0000, 0x100000)  # private use; the second where a text holds characters of the first
-MOST_ALIASES = 0xFFFD
+PRIVATE = range(0xF0000, 0xFFFFE)  # characters that no vocabulary has
 OPENING, CLOSING = "<[{◁＜「【", ">]}▷＞」】"
 # What a model writes in its own answer when it reasons.
 THOUGHT = re.compile(r"[<\[{◁]/?(\w+:)?think(ing)?[>\]}▷]", re.IGNORECASE)
@@ -75,17 +74,28 @@ class Aliased:
         return [self.ids.get(i, i) for i in found]
 
 
-def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], plane: int) -> Aliased:
-    """The second tokenizer of one. spellings: the tokens that steer, with their ids. Raises TokenizerError."""
-    if len(spellings) > MOST_ALIASES:
-        raise TokenizerError(
-            f"the tokenizer has {len(spellings)} special tokens, at most {MOST_ALIASES} are kept apart"
-        )
-    alias = {spelling: chr(plane + k) for k, spelling in enumerate(sorted(spellings))}
+def unused(text: str, count: int) -> int:
+    """The first of `count` private-use characters in a row of which the text holds none. Raises TokenizerError."""
+    held = sorted({ord(character) for character in text if ord(character) in PRIVATE})
+    start = PRIVATE.start
+    for code in [*held, PRIVATE.stop]:
+        if code - start >= count:
+            return start
+        start = code + 1
+    raise TokenizerError("a text that spells a special token holds too many private-use characters to keep it apart")
+
+
+def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], alphabet: int) -> Aliased:
+    """The second tokenizer of one. spellings: the tokens that steer, with their ids; alphabet: the first alias.
+
+    Raises TokenizerError.
+    """
+    alias = {spelling: chr(alphabet + k) for k, spelling in enumerate(sorted(spellings))}
     description = json.loads(backend.to_str())
     description["post_processor"] = None
     for token in description["added_tokens"]:
-        token["content"] = alias.get(token["content"], token["content"])
+        if token["content"] in alias:
+            token |= {"content": alias[token["content"]], "normalized": False}
     rename(description["model"], alias)
     try:
         second = tokenizers.Tokenizer.from_str(json.dumps(description))

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
-from typing import Protocol
+from collections.abc import Iterable
+from importlib import import_module
+from typing import Any, Protocol
 
 import sentencepiece
 import tokenizers
@@ -153,50 +154,25 @@ def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
 
 
 def disarm(model: bytes) -> bytes:
-    """The same sentencepiece model with its user-defined markers retyped as control pieces.
-
-    Control pieces keep their ids and are never matched inside a text. ModelProto (sentencepiece_model.proto):
-    field 1 is a repeated SentencePiece {1: piece, 2: score, 3: type}; a type is one byte, changed in place.
-    """
-    patched = bytearray(model)
-    for number, start, end in fields(model, 0, len(model)):
-        if number != 1:
-            continue
-        parts = {n: (a, b) for n, a, b in fields(model, start, end)}
-        if 1 not in parts or 3 not in parts:
-            continue
-        type_at = parts[3][0]
-        piece = model[slice(*parts[1])].decode("utf-8", "replace")
-        if model[type_at] == USER_DEFINED and steers(piece, special=False):
-            patched[type_at] = CONTROL
-    return bytes(patched)
+    """The same sentencepiece model with its user-defined marks retyped as control pieces, which keep their ids and are
+    never matched inside a text."""
+    proto = model_proto(model)
+    for piece in proto.pieces:
+        if piece.type == USER_DEFINED and steers(piece.piece, special=False):
+            piece.type = CONTROL
+    return bytes(proto.SerializeToString())
 
 
-def fields(data: bytes, at: int, stop: int) -> Iterator[tuple[int, int, int]]:
-    """(field number, start, end) of each field of a protobuf message; start..end is its payload."""
-    while at < stop:
-        tag, at = varint(data, at)
-        kind, start = tag & 7, at
-        if kind == 0:
-            _, at = varint(data, at)
-        elif kind == 2:
-            length, start = varint(data, at)
-            at = start + length
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise TokenizerError(f"tokenizer.model is damaged: protobuf wire type {kind} at byte {start}")
-        if at > stop:
-            raise TokenizerError(f"tokenizer.model is cut short: a field ends at byte {at}, the data at {stop}")
-        yield tag >> 3, start, at
+def marks_of(model: bytes) -> list[str]:
+    """The control and user-defined pieces of a sentencepiece model."""
+    return [piece.piece for piece in model_proto(model).pieces if piece.type in (USER_DEFINED, CONTROL)]
 
 
-def varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < len(data):
-        byte = data[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
-    raise TokenizerError(f"tokenizer.model is cut short at byte {at}")
+def model_proto(model: bytes) -> Any:
+    """Raises TokenizerError."""
+    proto = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    try:
+        proto.ParseFromString(model)
+    except Exception as error:  # protobuf's own, by version
+        raise TokenizerError(f"tokenizer.model is not a sentencepiece model ({len(model)} bytes): {error}") from error
+    return proto

@@ -30,8 +30,17 @@ MAY_BE_REFUSED = frozenset({*RARE, "GemmaTokenizer", "T5TokenizerFast", "XLMRobe
 CLASSES = {
     "model": (*["LlamaTokenizer", "LlamaTokenizerFast", *GENERIC] * 3, "GemmaTokenizer", "CodeLlamaTokenizer"),
     "metaspace": (*["LlamaTokenizer", "LlamaTokenizerFast", *GENERIC] * 3, "GemmaTokenizer", *RARE),
-    "bytes": (*["Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2TokenizerFast", "LlamaTokenizerFast", *GENERIC] * 3, *RARE),
-    "other": (*GENERIC * 6, "T5TokenizerFast", "XLMRobertaTokenizerFast", "BertTokenizerFast", "DebertaV2TokenizerFast"),
+    "bytes": (
+        *["Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2TokenizerFast", "LlamaTokenizerFast", *GENERIC] * 3,
+        *RARE,
+    ),
+    "other": (
+        *GENERIC * 6,
+        "T5TokenizerFast",
+        "XLMRobertaTokenizerFast",
+        "BertTokenizerFast",
+        "DebertaV2TokenizerFast",
+    ),
 }
 IMAGE = ("image_token", "<image>")  # stands for a dictionary of named tokens
 EXTRA = st.lists(pick(*CONTROL_LIKE, *PLAIN), max_size=2, unique=True)
@@ -78,9 +87,7 @@ def present(settings: Mapping[str, Any]) -> Json:
 def flags(draw: DrawFn, special: bool | None = None) -> Json:
     """How an added token is matched."""
     true = draw(pick(*[()] * 6, *((name,) for name in FLAGS), ("lstrip", "rstrip"), ("rstrip", "normalized")))
-    return {name: name in true for name in FLAGS} | {
-        "special": draw(pick(True, False)) if special is None else special
-    }
+    return {name: name in true for name in FLAGS} | {"special": draw(pick(True, False)) if special is None else special}
 
 
 @st.composite
@@ -208,7 +215,10 @@ def folders(draw: DrawFn, *, templates: bool = True) -> Folder:
     if where == "decoder":
         left_out = draw(seldom(*sorted(in_file)))
         settings["added_tokens_decoder"] = {
-            str(numbered[name]): {"content": name, **(declared[name] if name in PLAIN or draw(pick(True, False)) else draw(flags()))}
+            str(numbered[name]): {
+                "content": name,
+                **(declared[name] if name in PLAIN or draw(pick(True, False)) else draw(flags())),
+            }
             for name in declared
             if name != left_out
         }

@@ -21,7 +21,7 @@ CORPUS = (
     "The quick brown fox jumps over the lazy dog.\n\nIt said: hello, hello; and then (again) nothing.\n",
     "user\nsystem\nassistant\nYou are a helpful assistant. <|im_start|>user <|im_end|>\n <s> </s> [INST] [/INST]",
     "你好，今天天气很好。 12 345 6789 naïve café façade e\u0301 ﬁne   three   spaces\t\ttabs\r\n  end  ",
-    "def f(x):\n    return x + 1\n\n\n<think>\nstep by step\n</think>\n\nso: 42. <tool_call> {\"a\": [1, 2]}",
+    'def f(x):\n    return x + 1\n\n\n<think>\nstep by step\n</think>\n\nso: 42. <tool_call> {"a": [1, 2]}',
 )
 BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
