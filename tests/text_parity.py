@@ -110,6 +110,13 @@ class Theirs:
         except Exception as error:
             return Refused(f"{type(error).__name__}: {error}")
 
+    def ids(self, text: str) -> list[int]:
+        """Of a text alone; none where the tokenizer cannot encode it."""
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+        except Exception:
+            return []
+
     def controls(self, declared: Sequence[str]) -> dict[int, str]:
         """Tokens that steer a model, by id: the special ones, and those that the folder declares as marks."""
         found = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
@@ -130,7 +137,8 @@ def equal_ids(ours: Made | Refused, theirs: Made | Refused, loaded: bool = True)
     if isinstance(ours, Refused):
         if ours.raw:
             return f"a raw exception: {ours.message}"
-        return None if isinstance(theirs, Refused) else f"refused: {ours.message}"
+        nothing = isinstance(theirs, Refused) or not theirs.ids  # without a token there is nothing to score
+        return None if nothing else f"refused: {ours.message}"
     if isinstance(theirs, Refused):
         return f"transformers refuses: {theirs.message}" if loaded else None
     if theirs.text is not None and ours.text != theirs.text:
@@ -143,7 +151,7 @@ def holds(controls: Mapping[int, str], theirs: Theirs, texts: Sequence[str]) -> 
     whole = "".join(texts)
     if any(spelling and spelling in whole for spelling in controls.values()):
         return True
-    return any(not controls.keys().isdisjoint(theirs.tokenizer.encode(t, add_special_tokens=False)) for t in texts)
+    return any(not controls.keys().isdisjoint(theirs.ids(text)) for text in texts)
 
 
 def kept_apart(ours: Made | Refused, theirs: Theirs, controls: Mapping[int, str], messages: list[Message]) -> str | None:

@@ -6,6 +6,7 @@ What stands here knows file formats alone: neither lightrm nor transformers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ LARGE = int(1e30)
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Folder:
     """`files` by name; `family`: the special tokens that its templates write; `added`: all that it declares."""
 
@@ -54,6 +55,19 @@ class Folder:
     def controls(self) -> tuple[str, ...]:
         """What it declares as steering the model."""
         return tuple(name for name in self.added if name not in PLAIN)
+
+    def __repr__(self) -> str:
+        """What tells it from others: all but vocabularies."""
+        lines = [f"Folder of family {self.family.name!r}"]
+        for name, content in sorted(self.files.items()):
+            if name == "tokenizer.model":
+                lines.append(f"{name}: {about_model(content)}")
+            else:
+                lines.append(f"{name}: {about_json(content.decode()) if name == 'tokenizer.json' else content.decode()}")
+        return "\n  ".join(lines)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # Hypothesis shows the fields of a dataclass otherwise
 
     def write(self, folder: Path) -> Path:
         for name, content in self.files.items():
@@ -68,6 +82,25 @@ ABSENT = object()
 def seldom(*options: Any) -> SearchStrategy[Any]:
     """Mostly absent: each folder has a few unusual settings, not all of them."""
     return pick(ABSENT, *[ABSENT] * (2 * len(options)), *options)
+
+
+def about_model(content: bytes) -> str:
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    kinds = {kind: [p.piece for p in model.pieces if p.type == k] for k, kind in ((3, "control"), (4, "user-defined"))}
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    return (
+        f"{'unigram' if trainer.model_type == 1 else 'bpe'}, {kinds}, byte_fallback={trainer.byte_fallback}, "
+        f"{normalizer.name}, add_dummy_prefix={normalizer.add_dummy_prefix}, "
+        f"remove_extra_whitespaces={normalizer.remove_extra_whitespaces}, split_digits={trainer.split_digits}"
+    )
+
+
+def about_json(content: str) -> str:
+    description = json.loads(content)
+    model = {key: value for key, value in description.pop("model").items() if key not in ("vocab", "merges")}
+    return re.sub(r'("precompiled_charsmap": ")[^"]*', r"\1...", json.dumps({"model": model, **description}))
 
 
 def present(settings: Mapping[str, Any]) -> Json:
