@@ -1,4 +1,5 @@
 """Hypothesis draws chat templates, in the manner of published ones and from single features, and conversations."""
+# ruff: noqa: E501 (a template's line breaks are part of it)
 
 from __future__ import annotations
 
@@ -151,9 +152,13 @@ OPENINGS = (
     "{% macro say(text) %}<{{ text }}>{% endmacro %}{{ say('x') }}", "{{ bos_token + 'x' }}",
 )  # fmt: skip
 LOOPS = (
-    "{% for message in messages %}", "{% for message in messages %}", "{%- for message in messages -%}\n",
-    "{% for message in messages %}\n  ", "{% for message in messages if message.role != 'system' %}",
-    "{% for message in messages[1:] %}", "{% for message in messages %}{% if loop.index0 > 2 %}{% break %}{% endif %}",
+    "{% for message in messages %}",
+    "{% for message in messages %}",
+    "{%- for message in messages -%}\n",
+    "{% for message in messages %}\n  ",
+    "{% for message in messages if message.role != 'system' %}",
+    "{% for message in messages[1:] %}",
+    "{% for message in messages %}{% if loop.index0 > 2 %}{% break %}{% endif %}",
     "{% for message in messages %}{% if message.role == 'system' %}{% continue %}{% endif %}",
     "{% for message in messages %}{% if loop.first %}{{ bos_token }}{% endif %}",
 )
@@ -194,9 +199,7 @@ def generated(draw: DrawFn, family: Family) -> str:
         content = f"{{% if message.role == 'assistant' %}}{content}{{% else %}}{{{{ message.content }}}}{{% endif %}}"
     after = draw(pick(family.after, *AFTER))
     opening = draw(pick(*OPENINGS)) + draw(pick(*OPENINGS))
-    return "".join(
-        [opening, draw(pick(*LOOPS)), before, content, after, "{% endfor %}", draw(pick(*CLOSINGS))]
-    )
+    return "".join([opening, draw(pick(*LOOPS)), before, content, after, "{% endfor %}", draw(pick(*CLOSINGS))])
 
 
 @st.composite

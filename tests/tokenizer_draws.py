@@ -23,20 +23,31 @@ from tests.vocabularies import KINDS, Json, add_tokens, ids_of, sentencepiece_mo
 CONTROL_LIKE = ("<tool_call>", "</think>", "<think>", "[UNUSED_TOKEN_145]", "<eoh>", "<|pad|>", "<extra_0>", "<image>")
 PLAIN = ("\n\n", "  ", "hello", "é", "world.", "12", "▁▁", "(", "assistant")  # Gemma has "\n\n" among its added tokens
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend", None)
-RARE = ("GPTNeoXTokenizerFast", "CodeLlamaTokenizer", "BloomTokenizerFast", "GemmaTokenizerFast", "CohereTokenizerFast",
-        "RobertaTokenizerFast", "PreTrainedTokenizer", "Phi3Tokenizer")  # fmt: skip
 # Classes that build a tokenizer of their own: lightrm may say by name that it does not know them.
-MAY_BE_REFUSED = frozenset({*RARE, "GemmaTokenizer", "T5TokenizerFast", "XLMRobertaTokenizerFast", "BertTokenizerFast",
-                            "DebertaV2TokenizerFast"}) - {"BloomTokenizerFast", "PreTrainedTokenizer", "Phi3Tokenizer"}  # fmt: skip
+OWN = (
+    "GPTNeoXTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizerFast", "CohereTokenizerFast", "RobertaTokenizerFast",
+)  # fmt: skip
+UNIGRAM = ("T5TokenizerFast", "XLMRobertaTokenizerFast", "BertTokenizerFast", "DebertaV2TokenizerFast")
+MAY_BE_REFUSED = frozenset({*OWN, *UNIGRAM, "GemmaTokenizer"})
+RARE = (*OWN, "BloomTokenizerFast", "PreTrainedTokenizer", "Phi3Tokenizer")
 CLASSES = {
     "model": (*["LlamaTokenizer", "LlamaTokenizerFast", *GENERIC] * 3, "GemmaTokenizer", "CodeLlamaTokenizer"),
     "metaspace": (*["LlamaTokenizer", "LlamaTokenizerFast", *GENERIC] * 3, "GemmaTokenizer", *RARE),
-    "bytes": (*["Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2TokenizerFast", "LlamaTokenizerFast", *GENERIC] * 3, *RARE),
-    "other": (*GENERIC * 6, "T5TokenizerFast", "XLMRobertaTokenizerFast", "BertTokenizerFast", "DebertaV2TokenizerFast"),
+    "bytes": (
+        *["Qwen2Tokenizer", "Qwen2TokenizerFast", "GPT2TokenizerFast", "LlamaTokenizerFast", *GENERIC] * 3,
+        *RARE,
+    ),
+    "other": (
+        *GENERIC * 6,
+        "T5TokenizerFast",
+        "XLMRobertaTokenizerFast",
+        "BertTokenizerFast",
+        "DebertaV2TokenizerFast",
+    ),
 }
 IMAGE = ("image_token", "<image>")  # stands for a dictionary of named tokens
 EXTRA = st.lists(pick(*CONTROL_LIKE, *PLAIN), max_size=2, unique=True)
-MODEL_TYPES = ("llama", "llama", "mistral", "qwen2", "internlm2", "baichuan")
+MODEL_TYPES = ("llama", "llama", "llama", "llama", "mistral", "qwen2", "internlm2", "baichuan")
 UNKNOWN_CLASSES = {"internlm2": "InternLM2Tokenizer", "baichuan": "BaichuanTokenizer"}
 LARGE = int(1e30)
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
@@ -63,7 +74,9 @@ class Folder:
             if name == "tokenizer.model":
                 lines.append(f"{name}: {about_model(content)}")
             else:
-                lines.append(f"{name}: {about_json(content.decode()) if name == 'tokenizer.json' else content.decode()}")
+                lines.append(
+                    f"{name}: {about_json(content.decode()) if name == 'tokenizer.json' else content.decode()}"
+                )
         return "\n  ".join(lines)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -111,9 +124,7 @@ def present(settings: Mapping[str, Any]) -> Json:
 def flags(draw: DrawFn, special: bool | None = None) -> Json:
     """How an added token is matched."""
     true = draw(pick(*[()] * 6, *((name,) for name in FLAGS), ("lstrip", "rstrip"), ("rstrip", "normalized")))
-    return {name: name in true for name in FLAGS} | {
-        "special": draw(pick(True, False)) if special is None else special
-    }
+    return {name: name in true for name in FLAGS} | {"special": draw(pick(True, False)) if special is None else special}
 
 
 @st.composite
@@ -234,14 +245,17 @@ def folders(draw: DrawFn, *, templates: bool = True) -> Folder:
     next_id = max(ids.values()) + 1
     numbered: dict[str, int] = {}
     for name in declared:  # ids as a trainer would have written them
-        numbered[name] = ids[name] if name in ids else next_id
+        numbered[name] = ids.get(name, next_id)
         next_id += name not in ids
     where = draw(pick("decoder", "decoder", "added_tokens.json", "named", "nowhere"))
     settings: dict[str, Any] = draw(named_tokens(family))
     if where == "decoder":
         left_out = draw(seldom(*sorted(in_file)))
         settings["added_tokens_decoder"] = {
-            str(numbered[name]): {"content": name, **(declared[name] if name in PLAIN or draw(pick(True, False)) else draw(flags()))}
+            str(numbered[name]): {
+                "content": name,
+                **(declared[name] if name in PLAIN or draw(pick(True, False)) else draw(flags())),
+            }
             for name in declared
             if name != left_out
         }

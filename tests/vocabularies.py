@@ -21,12 +21,15 @@ CORPUS = (
     "The quick brown fox jumps over the lazy dog.\n\nIt said: hello, hello; and then (again) nothing.\n",
     "user\nsystem\nassistant\nYou are a helpful assistant. <|im_start|>user <|im_end|>\n <s> </s> [INST] [/INST]",
     "你好，今天天气很好。 12 345 6789 naïve café façade e\u0301 ﬁne   three   spaces\t\ttabs\r\n  end  ",
-    "def f(x):\n    return x + 1\n\n\n<think>\nstep by step\n</think>\n\nso: 42. <tool_call> {\"a\": [1, 2]}",
+    'def f(x):\n    return x + 1\n\n\n<think>\nstep by step\n</think>\n\nso: 42. <tool_call> {"a": [1, 2]}',
 )
 BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
 # How Llama-3's and Qwen's tokenizers cut a text: facts of their published files.
-LLAMA3 = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN = LLAMA3.replace("{1,3}", "")
 
 
