@@ -5,18 +5,20 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.strategies import DataObject, SearchStrategy, data
 
+from lightrm.chat import DATE
 from lightrm.errors import LightRMError
 from lightrm.templates import find_template
 from lightrm.tokens import Encoded, Tokens, read_tokens
@@ -24,7 +26,8 @@ from tests.chat_draws import Message, conversations, texts
 from tests.tokenizer_draws import MAY_BE_REFUSED, Folder
 
 ENDLESS = 10**6
-UNKNOWN = ("<unk>", "[UNK]", "")  # what stands for any character that a vocabulary lacks steers nothing
+UNKNOWN = ("<unk>", "[UNK]")  # made of any character that a vocabulary lacks, too
+HARMLESS = ("", "<think>", "</think>")  # a model's own reasoning
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +54,9 @@ class Ours:
     """lightrm's text side of one folder."""
 
     def __init__(self, folder: Path, parse_specials: bool) -> None:
-        path = folder / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.tokens: Tokens | Refused
         try:
-            self.tokens = read_tokens(folder, parse_specials=parse_specials, fallback=config)
+            self.tokens = read_tokens(folder, parse_specials=parse_specials)
         except Exception as error:
             self.tokens = refusal(error)
 
@@ -75,6 +76,14 @@ class Ours:
         except Exception as error:
             return refusal(error)
         return Made(made.token_ids, made.text)
+
+
+class Dated(datetime):
+    """A clock that shows the date that lightrm's templates see."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Dated:
+        return cls(*DATE.timetuple()[:6])
 
 
 class Theirs:
@@ -104,8 +113,9 @@ class Theirs:
         if isinstance(self.tokenizer, Refused):
             return self.tokenizer
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-            ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+            with patch("transformers.utils.chat_template_utils.datetime", Dated):
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+                ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         except Exception as error:
             return Refused(f"{type(error).__name__}: {error}")
         return Made(ids, text)
@@ -130,7 +140,7 @@ class Theirs:
         found = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         vocabulary = self.tokenizer.get_vocab()
         found |= {vocabulary[name]: name for name in declared if name in vocabulary}
-        return {i: name for i, name in found.items() if name not in UNKNOWN}
+        return {i: name for i, name in found.items() if name not in HARMLESS}
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -219,9 +229,10 @@ def equal_ids(ours: Made | Refused, theirs: Made | Refused, loaded: bool = True)
 def holds(controls: Mapping[int, str], theirs: Theirs, texts: Sequence[str]) -> bool:
     """Whether what users wrote holds a control token, as they wrote it or as the tokenizer normalizes it."""
     whole = "".join(texts)
-    if any(spelling and spelling in whole for spelling in controls.values()):
+    if any(spelling in whole for spelling in controls.values()):
         return True
-    return any(not controls.keys().isdisjoint(theirs.ids(text)) for text in texts)
+    steering = {i for i, spelling in controls.items() if spelling not in UNKNOWN}
+    return any(not steering.isdisjoint(theirs.ids(text)) for text in texts)
 
 
 def kept_apart(
@@ -240,13 +251,14 @@ def kept_apart(
     other = neutral(theirs, controls, messages, whole.text or "")
     if other is None:
         return None
-    marks, runs = sections(ours.ids, controls)
-    wanted_marks, wanted_runs = sections(other.ids, controls)
+    steering = {i for i, spelling in controls.items() if spelling not in UNKNOWN}
+    marks, runs = sections(ours.ids, steering)
+    wanted_marks, wanted_runs = sections(other.ids, steering)
     if marks != wanted_marks:
         return f"control tokens {marks}, the template's own are {wanted_marks}, in {ours.ids} of {ours.text!r}"
     text = other.text or ""
     places = zip(other.ids, theirs.offsets(text), strict=True)
-    starts = [start for token_id, (start, _) in places if token_id in controls]
+    starts = [start for token_id, (start, _) in places if token_id in steering]
     touched = {bisect_right(starts, match.start()) for match in WORD.finditer(text)}
     for k, (run, wanted) in enumerate(zip(runs, wanted_runs, strict=True)):
         if k not in touched and run != wanted:
@@ -262,7 +274,7 @@ def neutral(theirs: Theirs, controls: Mapping[int, str], messages: list[Message]
 
     None if the template looks at what is replaced: with the spellings put back, its text is not `text`.
     """
-    spellings = sorted({spelling for spelling in controls.values() if spelling}, key=len, reverse=True)
+    spellings = sorted({*controls.values()}, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, spellings)) or "(?!)")
     other = theirs.chat(
         [
