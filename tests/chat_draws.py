@@ -1,4 +1,5 @@
 """Hypothesis draws chat templates, in the manner of published ones and from single features, and conversations."""
+# ruff: noqa: E501 (a template's line breaks are part of it)
 
 from __future__ import annotations
 

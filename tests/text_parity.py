@@ -5,22 +5,29 @@
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 from bisect import bisect_right
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis.strategies import DataObject, SearchStrategy, data
+
+from lightrm.chat import DATE
 from lightrm.errors import LightRMError
 from lightrm.templates import find_template
 from lightrm.tokens import Encoded, Tokens, read_tokens
-from tests.chat_draws import Message
+from tests.chat_draws import Message, conversations, texts
+from tests.tokenizer_draws import MAY_BE_REFUSED, Folder
 
 ENDLESS = 10**6
-UNKNOWN = ("<unk>", "[UNK]", "")  # what stands for any character that a vocabulary lacks steers nothing
+UNKNOWN = ("<unk>", "[UNK]")  # made of any character that a vocabulary lacks, too
+HARMLESS = ("", "<think>", "</think>")  # a model's own reasoning
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +54,9 @@ class Ours:
     """lightrm's text side of one folder."""
 
     def __init__(self, folder: Path, parse_specials: bool) -> None:
-        path = folder / "config.json"
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.tokens: Tokens | Refused
         try:
-            self.tokens = read_tokens(folder, parse_specials=parse_specials, fallback=config)
+            self.tokens = read_tokens(folder, parse_specials=parse_specials)
         except Exception as error:
             self.tokens = refusal(error)
 
@@ -73,6 +78,14 @@ class Ours:
         return Made(made.token_ids, made.text)
 
 
+class Dated(datetime):
+    """A clock that shows the date that lightrm's templates see."""
+
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> Dated:
+        return cls(*DATE.timetuple()[:6])
+
+
 class Theirs:
     """transformers' tokenizer of one folder."""
 
@@ -89,6 +102,10 @@ class Theirs:
                 self.tokenizer = Refused(f"{type(error).__name__}: {error}")
 
     @property
+    def name(self) -> str:
+        return type(self.tokenizer).__name__
+
+    @property
     def loaded(self) -> bool:
         return not isinstance(self.tokenizer, Refused)
 
@@ -96,8 +113,9 @@ class Theirs:
         if isinstance(self.tokenizer, Refused):
             return self.tokenizer
         try:
-            text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-            ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+            with patch("transformers.utils.chat_template_utils.datetime", Dated):
+                text = self.tokenizer.apply_chat_template(messages, tokenize=False)
+                ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         except Exception as error:
             return Refused(f"{type(error).__name__}: {error}")
         return Made(ids, text)
@@ -110,16 +128,85 @@ class Theirs:
         except Exception as error:
             return Refused(f"{type(error).__name__}: {error}")
 
+    def ids(self, text: str) -> list[int]:
+        """Of a text alone; none where the tokenizer cannot encode it."""
+        try:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+        except Exception:
+            return []
+
     def controls(self, declared: Sequence[str]) -> dict[int, str]:
         """Tokens that steer a model, by id: the special ones, and those that the folder declares as marks."""
         found = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         vocabulary = self.tokenizer.get_vocab()
         found |= {vocabulary[name]: name for name in declared if name in vocabulary}
-        return {i: name for i, name in found.items() if name not in UNKNOWN}
+        return {i: name for i, name in found.items() if name not in HARMLESS}
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(found["offset_mapping"])
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One comparison. `fault`: None where all is right."""
+
+    rule: str  # "chat" or "text" with specials parsed; "asleep" or "awake": the protection
+    class_name: str  # transformers' class
+    case: Any
+    fault: str | None
+    made: bool  # transformers gave ids
+
+
+Draw = Callable[[SearchStrategy[Any]], Any]
+
+
+def parsed_specials(folder: Folder, path: Path, draw: Draw) -> Iterator[Finding]:
+    """With parse_specials=True: two chats and two plain texts."""
+    theirs, ours = Theirs(path), Ours(path, parse_specials=True)
+    pairs: list[tuple[str, Any, Made | Refused, Made | Refused]] = []
+    for _ in range(2):
+        messages = draw(conversations(folder.added))
+        pairs.append(("chat", messages, ours.chat(messages), theirs.chat(messages)))
+    for _ in range(2):
+        text = draw(texts(folder.added))
+        pairs.append(("text", text, ours.plain(text), theirs.plain(text)))
+    for rule, case, mine, wanted in pairs:
+        fault = pardoned(folder, equal_ids(mine, wanted, theirs.loaded))
+        yield Finding(rule, theirs.name, case, fault, isinstance(wanted, Made))
+
+
+def protected(folder: Folder, path: Path, draw: Draw) -> Iterator[Finding]:
+    """As users get it: a chat without control tokens in what they wrote, and two with some."""
+    theirs, ours = Theirs(path), Ours(path, parse_specials=False)
+    if not theirs.loaded:
+        return
+    controls = theirs.controls(folder.controls)
+    messages = draw(conversations())
+    wanted = theirs.chat(messages)
+    if not holds(controls, theirs, [message["content"] for message in messages]):
+        fault = pardoned(folder, equal_ids(ours.chat(messages), wanted))
+        yield Finding("asleep", theirs.name, messages, fault, isinstance(wanted, Made))
+    for _ in range(2):
+        messages = draw(conversations(tuple(controls.values()) or ("<s>",)))
+        fault = pardoned(folder, kept_apart(ours.chat(messages), theirs, controls, messages))
+        yield Finding("awake", theirs.name, messages, fault, isinstance(theirs.chat(messages), Made))
+
+
+def pardoned(folder: Folder, fault: str | None) -> str | None:
+    """lightrm may say that it does not know a class that builds a tokenizer of its own."""
+    known = folder.class_name not in MAY_BE_REFUSED
+    return fault if fault is None or known or not fault.startswith("refused") else None
+
+
+def drawn(check: Callable[[DataObject], None], batches: Iterable[int]) -> None:
+    """Ten draws of each batch; a batch always draws the same.
+
+    Small batches, since Hypothesis makes most of the later draws of a run by changing little in an earlier one.
+    """
+    calm = settings(max_examples=10, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    for batch in batches:
+        seed(batch)(calm(given(data())(check)))()
 
 
 def equal_ids(ours: Made | Refused, theirs: Made | Refused, loaded: bool = True) -> str | None:
@@ -130,7 +217,8 @@ def equal_ids(ours: Made | Refused, theirs: Made | Refused, loaded: bool = True)
     if isinstance(ours, Refused):
         if ours.raw:
             return f"a raw exception: {ours.message}"
-        return None if isinstance(theirs, Refused) else f"refused: {ours.message}"
+        nothing = isinstance(theirs, Refused) or not theirs.ids  # without a token there is nothing to score
+        return None if nothing else f"refused: {ours.message}"
     if isinstance(theirs, Refused):
         return f"transformers refuses: {theirs.message}" if loaded else None
     if theirs.text is not None and ours.text != theirs.text:
@@ -141,12 +229,15 @@ def equal_ids(ours: Made | Refused, theirs: Made | Refused, loaded: bool = True)
 def holds(controls: Mapping[int, str], theirs: Theirs, texts: Sequence[str]) -> bool:
     """Whether what users wrote holds a control token, as they wrote it or as the tokenizer normalizes it."""
     whole = "".join(texts)
-    if any(spelling and spelling in whole for spelling in controls.values()):
+    if any(spelling in whole for spelling in controls.values()):
         return True
-    return any(not controls.keys().isdisjoint(theirs.tokenizer.encode(t, add_special_tokens=False)) for t in texts)
+    steering = {i for i, spelling in controls.items() if spelling not in UNKNOWN}
+    return any(not steering.isdisjoint(theirs.ids(text)) for text in texts)
 
 
-def kept_apart(ours: Made | Refused, theirs: Theirs, controls: Mapping[int, str], messages: list[Message]) -> str | None:
+def kept_apart(
+    ours: Made | Refused, theirs: Theirs, controls: Mapping[int, str], messages: list[Message]
+) -> str | None:
     """None if no control token of ours comes from what users wrote, and all else is transformers'.
 
     The measure is transformers on the same conversation with a word of no meaning for each spelling: its control tokens
@@ -157,26 +248,44 @@ def kept_apart(ours: Made | Refused, theirs: Theirs, controls: Mapping[int, str]
         return equal_ids(ours, whole)
     if ours.text != whole.text:
         return f"another text: {ours.text!r} for {whole.text!r}"
-    spellings = sorted({s for s in controls.values() if s}, key=len, reverse=True)
-    words = {spelling: f"<zq{k}qz>" for k, spelling in enumerate(spellings)}
-    pattern = re.compile("|".join(map(re.escape, spellings)))
-    neutral = [{**m, "content": pattern.sub(lambda match: words[match[0]], m["content"])} for m in messages]
-    other = theirs.chat(neutral)
-    if isinstance(other, Refused) or "<zq" in whole.text:
+    other = neutral(theirs, controls, messages, whole.text or "")
+    if other is None:
         return None
-    back = {word: spelling for spelling, word in words.items()}
-    if re.sub("<zq[0-9]+qz>", lambda match: back[match[0]], other.text) != whole.text:
-        return None  # this template looks at what is replaced
-    marks, runs = sections(ours.ids, controls)
-    wanted_marks, wanted_runs = sections(other.ids, controls)
+    steering = {i for i, spelling in controls.items() if spelling not in UNKNOWN}
+    marks, runs = sections(ours.ids, steering)
+    wanted_marks, wanted_runs = sections(other.ids, steering)
     if marks != wanted_marks:
         return f"control tokens {marks}, the template's own are {wanted_marks}, in {ours.ids} of {ours.text!r}"
-    starts = [start for token, (start, _) in zip(other.ids, theirs.offsets(other.text), strict=True) if token in controls]
-    touched = {bisect_right(starts, match.start()) for match in re.finditer("<zq", other.text)}
+    text = other.text or ""
+    places = zip(other.ids, theirs.offsets(text), strict=True)
+    starts = [start for token_id, (start, _) in places if token_id in steering]
+    touched = {bisect_right(starts, match.start()) for match in WORD.finditer(text)}
     for k, (run, wanted) in enumerate(zip(runs, wanted_runs, strict=True)):
         if k not in touched and run != wanted:
             return f"other ids beside the caller's spelling: {run} for {wanted} in {ours.text!r}"
     return None
+
+
+WORD = re.compile("<zq([0-9]+)qz>")
+
+
+def neutral(theirs: Theirs, controls: Mapping[int, str], messages: list[Message], text: str) -> Made | None:
+    """transformers on the same conversation with a word for each control token that users wrote.
+
+    None if the template looks at what is replaced: with the spellings put back, its text is not `text`.
+    """
+    spellings = sorted({*controls.values()}, key=len, reverse=True)
+    pattern = re.compile("|".join(map(re.escape, spellings)) or "(?!)")
+    other = theirs.chat(
+        [
+            {**m, "content": pattern.sub(lambda match: f"<zq{spellings.index(match[0])}qz>", m["content"])}
+            for m in messages
+        ]
+    )
+    if isinstance(other, Refused) or WORD.search(text):
+        return None
+    back = WORD.sub(lambda match: spellings[int(match[1])], other.text or "")
+    return other if back == text else None
 
 
 def sections(ids: Sequence[int], controls: Collection[int]) -> tuple[list[int], list[list[int]]]:

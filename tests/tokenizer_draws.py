@@ -6,6 +6,7 @@ What stands here knows file formats alone: neither lightrm nor transformers.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ from tests.vocabularies import KINDS, Json, add_tokens, ids_of, sentencepiece_mo
 CONTROL_LIKE = ("<tool_call>", "</think>", "<think>", "[UNUSED_TOKEN_145]", "<eoh>", "<|pad|>", "<extra_0>", "<image>")
 PLAIN = ("\n\n", "  ", "hello", "é", "world.", "12", "▁▁", "(", "assistant")  # Gemma has "\n\n" among its added tokens
 GENERIC = ("PreTrainedTokenizerFast", "TokenizersBackend", None)
-RARE = ("GPTNeoXTokenizerFast", "CodeLlamaTokenizer", "BloomTokenizerFast", "GemmaTokenizerFast", "CohereTokenizerFast",
-        "RobertaTokenizerFast", "PreTrainedTokenizer", "Phi3Tokenizer")  # fmt: skip
 # Classes that build a tokenizer of their own: lightrm may say by name that it does not know them.
-MAY_BE_REFUSED = frozenset({*RARE, "GemmaTokenizer", "T5TokenizerFast", "XLMRobertaTokenizerFast", "BertTokenizerFast",
-                            "DebertaV2TokenizerFast"}) - {"BloomTokenizerFast", "PreTrainedTokenizer", "Phi3Tokenizer"}  # fmt: skip
+OWN = (
+    "GPTNeoXTokenizerFast", "CodeLlamaTokenizer", "GemmaTokenizerFast", "CohereTokenizerFast", "RobertaTokenizerFast",
+)  # fmt: skip
+UNIGRAM = ("T5TokenizerFast", "XLMRobertaTokenizerFast", "BertTokenizerFast", "DebertaV2TokenizerFast")
+MAY_BE_REFUSED = frozenset({*OWN, *UNIGRAM, "GemmaTokenizer"})
+RARE = (*OWN, "BloomTokenizerFast", "PreTrainedTokenizer", "Phi3Tokenizer")
 CLASSES = {
     "model": (*["LlamaTokenizer", "LlamaTokenizerFast", *GENERIC] * 3, "GemmaTokenizer", "CodeLlamaTokenizer"),
     "metaspace": (*["LlamaTokenizer", "LlamaTokenizerFast", *GENERIC] * 3, "GemmaTokenizer", *RARE),
@@ -44,13 +47,13 @@ CLASSES = {
 }
 IMAGE = ("image_token", "<image>")  # stands for a dictionary of named tokens
 EXTRA = st.lists(pick(*CONTROL_LIKE, *PLAIN), max_size=2, unique=True)
-MODEL_TYPES = ("llama", "llama", "mistral", "qwen2", "internlm2", "baichuan")
+MODEL_TYPES = ("llama", "llama", "llama", "llama", "mistral", "qwen2", "internlm2", "baichuan")
 UNKNOWN_CLASSES = {"internlm2": "InternLM2Tokenizer", "baichuan": "BaichuanTokenizer"}
 LARGE = int(1e30)
 FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Folder:
     """`files` by name; `family`: the special tokens that its templates write; `added`: all that it declares."""
 
@@ -63,6 +66,21 @@ class Folder:
     def controls(self) -> tuple[str, ...]:
         """What it declares as steering the model."""
         return tuple(name for name in self.added if name not in PLAIN)
+
+    def __repr__(self) -> str:
+        """What tells it from others: all but vocabularies."""
+        lines = [f"Folder of family {self.family.name!r}"]
+        for name, content in sorted(self.files.items()):
+            if name == "tokenizer.model":
+                lines.append(f"{name}: {about_model(content)}")
+            else:
+                lines.append(
+                    f"{name}: {about_json(content.decode()) if name == 'tokenizer.json' else content.decode()}"
+                )
+        return "\n  ".join(lines)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # Hypothesis shows the fields of a dataclass otherwise
 
     def write(self, folder: Path) -> Path:
         for name, content in self.files.items():
@@ -77,6 +95,25 @@ ABSENT = object()
 def seldom(*options: Any) -> SearchStrategy[Any]:
     """Mostly absent: each folder has a few unusual settings, not all of them."""
     return pick(ABSENT, *[ABSENT] * (2 * len(options)), *options)
+
+
+def about_model(content: bytes) -> str:
+    from sentencepiece import sentencepiece_model_pb2
+
+    model = sentencepiece_model_pb2.ModelProto.FromString(content)
+    kinds = {kind: [p.piece for p in model.pieces if p.type == k] for k, kind in ((3, "control"), (4, "user-defined"))}
+    trainer, normalizer = model.trainer_spec, model.normalizer_spec
+    return (
+        f"{'unigram' if trainer.model_type == 1 else 'bpe'}, {kinds}, byte_fallback={trainer.byte_fallback}, "
+        f"{normalizer.name}, add_dummy_prefix={normalizer.add_dummy_prefix}, "
+        f"remove_extra_whitespaces={normalizer.remove_extra_whitespaces}, split_digits={trainer.split_digits}"
+    )
+
+
+def about_json(content: str) -> str:
+    description = json.loads(content)
+    model = {key: value for key, value in description.pop("model").items() if key not in ("vocab", "merges")}
+    return re.sub(r'("precompiled_charsmap": ")[^"]*', r"\1...", json.dumps({"model": model, **description}))
 
 
 def present(settings: Mapping[str, Any]) -> Json:
@@ -208,7 +245,7 @@ def folders(draw: DrawFn, *, templates: bool = True) -> Folder:
     next_id = max(ids.values()) + 1
     numbered: dict[str, int] = {}
     for name in declared:  # ids as a trainer would have written them
-        numbered[name] = ids[name] if name in ids else next_id
+        numbered[name] = ids.get(name, next_id)
         next_id += name not in ids
     where = draw(pick("decoder", "decoder", "added_tokens.json", "named", "nowhere"))
     settings: dict[str, Any] = draw(named_tokens(family))

@@ -26,7 +26,10 @@ CORPUS = (
 BYTES = tuple(f"<0x{value:02X}>" for value in range(256))
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
 # How Llama-3's and Qwen's tokenizers cut a text: facts of their published files.
-LLAMA3 = r"""(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 QWEN = LLAMA3.replace("{1,3}", "")
 
 
