@@ -25,7 +25,7 @@ from lightrm.templates import Cut, Ending, Rendered, Turn
 
 DATE = datetime(2024, 7, 26)  # what Llama 3's own template writes where it is told no date
 CLOCK = "strftime_now"
-STAND_INS = [chr(code) for code in range(0xE000, 0xF8FF)]  # private use
+STAND_INS = [chr(code) for code in range(0x10600, 0x10737)]  # Linear A: letters that print, and have no case
 THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # one field under three names
 
 
@@ -69,7 +69,9 @@ class ChatTemplate:
         seen = {*text, *self.source, *"".join(strings(messages))}
         stand_in = next((character for character in STAND_INS if character not in seen), None)
         if stand_in is None:
-            raise TemplateError("the conversation holds every private-use character, and one is needed")
+            raise TemplateError(
+                "the conversation holds every letter of Linear A, and one that it does not hold is needed"
+            )
         other = self.text(
             [with_strings(m, lambda s: specials.sub(lambda f: stand_in * len(f[0]), s)) for m in messages]
         )

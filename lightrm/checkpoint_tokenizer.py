@@ -23,6 +23,8 @@ from lightrm.guard import Aliased, Span, aliased, overlaps, pattern_of, steers, 
 from lightrm.tokenizer_files import DESCRIBED, MODEL
 from lightrm.vocabulary import marks_of
 
+STRANGE = "\U000ffff0 \U0003134a \ua66e"  # a vocabulary that has an unknown token makes it of one of these
+
 
 class OwnCodeError(TokenizerError):
     """The folder's tokenizer class is code of its own, which is not run."""
@@ -44,10 +46,11 @@ class CheckpointTokenizer:
             steering |= {piece for piece in marks_of((folder / MODEL).read_bytes()) if steers(piece, special=False)}
         if getattr(tokenizer, "split_special_tokens", False):  # special tokens are text, the template's too
             steering -= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+        steering.add(str(getattr(tokenizer, "fill_token", "")))  # CodeLlama's class acts on it by itself
         self.steering = {name: int(vocabulary[name]) for name in steering & vocabulary.keys()}
         self.pattern = pattern_of(self.steering)
-        unknown = vocabulary.get(str(tokenizer.unk_token))
-        self.counted = frozenset(i for i in self.steering.values() if i != unknown)
+        unknown = {vocabulary.get(str(tokenizer.unk_token)), *self.plain(STRANGE, False)}
+        self.counted = frozenset(self.steering.values()) - unknown
         self.aliases: dict[int, Aliased] = {}
 
     @cached_property

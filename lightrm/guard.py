@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,14 +64,22 @@ class Aliased:
     alias: Mapping[str, str]
     ids: Mapping[int, int]
 
-    def encode(self, text: str, matches: Iterable[Span]) -> list[int]:
-        """Ids of a text in which the tokens at `matches`, in order, are meant and no others."""
-        parts, at = [], 0
+    def encode(self, text: str, matches: Sequence[Span]) -> list[int]:
+        """Ids of a text in which the tokens at `matches`, in order, are meant and no others.
+
+        A token of which the tokenizer makes none where it stands (`single_word` beside a letter) is text there.
+        """
+        parts, places, at = [], [], 0
         for start, end in matches:
             parts += [text[at:start], self.alias[text[start:end]]]
+            places.append(sum(map(len, parts)) - 1)
             at = end
-        found = self.tokenizer.encode("".join(parts) + text[at:], add_special_tokens=False).ids
-        return [self.ids.get(i, i) for i in found]
+        found = self.tokenizer.encode("".join(parts) + text[at:], add_special_tokens=False)
+        seen = {k for i, (a, b) in zip(found.ids, found.offsets, strict=True) if i in self.ids for k in range(a, b)}
+        made = [match for match, place in zip(matches, places, strict=True) if place in seen]
+        if len(made) < len(matches):
+            return self.encode(text, made)
+        return [self.ids.get(i, i) for i in found.ids]
 
 
 def unused(text: str, count: int) -> int:
