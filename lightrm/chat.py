@@ -96,22 +96,22 @@ def plain(turn: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def strings(value: Any) -> list[str]:
-    """Every text in a message's values."""
+    """Every text in a message's values but its role, which is one of a few."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
-        return [found for part in value.values() for found in strings(part)]
+        return [found for name, part in value.items() if name != "role" for found in strings(part)]
     if isinstance(value, list | tuple):
         return [found for part in value for found in strings(part)]
     return []
 
 
 def with_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """The same value with each text in it changed."""
+    """The same value with each text of `strings` changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {name: with_strings(part, change) for name, part in value.items()}
+        return {name: part if name == "role" else with_strings(part, change) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [with_strings(part, change) for part in value]
     return value

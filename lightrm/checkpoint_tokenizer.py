@@ -45,7 +45,7 @@ class CheckpointTokenizer:
         if not (folder / DESCRIBED).is_file() and (folder / MODEL).is_file():  # it may match them and not list them
             steering |= {piece for piece in marks_of((folder / MODEL).read_bytes()) if steers(piece, special=False)}
         if getattr(tokenizer, "split_special_tokens", False):  # special tokens are text, the template's too
-            steering -= {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+            steering = {name for name in steering & vocabulary.keys() if vocabulary[name] in self.plain(name, False)}
         steering.add(str(getattr(tokenizer, "fill_token", "")))  # CodeLlama's class acts on it by itself
         self.steering = {name: int(vocabulary[name]) for name in steering & vocabulary.keys()}
         self.pattern = pattern_of(self.steering)

@@ -58,9 +58,11 @@ def overlaps(start: int, end: int, spans: Iterable[Span]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Aliased:
-    """tokenizer: the second one; alias: of each spelling; ids: of its tokens that the first one numbers otherwise."""
+    """tokenizer: the second one; spellings: the ids that the first one has for them; alias: of each; ids: the first
+    one's by the second one's."""
 
     tokenizer: tokenizers.Tokenizer
+    spellings: Mapping[str, int]
     alias: Mapping[str, str]
     ids: Mapping[int, int]
 
@@ -75,8 +77,12 @@ class Aliased:
             places.append(sum(map(len, parts)) - 1)
             at = end
         found = self.tokenizer.encode("".join(parts) + text[at:], add_special_tokens=False)
-        seen = {k for i, (a, b) in zip(found.ids, found.offsets, strict=True) if i in self.ids for k in range(a, b)}
-        made = [match for match, place in zip(matches, places, strict=True) if place in seen]
+        by_place = {k: i for i, (a, b) in zip(found.ids, found.offsets, strict=True) for k in range(a, b)}
+        made = [
+            (start, end)
+            for (start, end), place in zip(matches, places, strict=True)
+            if self.ids.get(by_place.get(place, -1)) == self.spellings[text[start:end]]
+        ]
         if len(made) < len(matches):
             return self.encode(text, made)
         return [self.ids.get(i, i) for i in found.ids]
@@ -102,8 +108,9 @@ def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], alphabe
     description = json.loads(backend.to_str())
     description["post_processor"] = None
     for token in description["added_tokens"]:
-        if token["content"] in alias:
-            token |= {"content": alias[token["content"]], "normalized": False}
+        if (name := alias.get(token["content"])) is not None:
+            stays = backend.normalizer is None or name in backend.normalizer.normalize_str(name)
+            token |= {"content": name, "normalized": token["normalized"] and stays}
     rename(description["model"], alias)
     try:
         second = tokenizers.Tokenizer.from_str(json.dumps(description))
@@ -113,7 +120,7 @@ def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], alphabe
     second.no_truncation()
     second.no_padding()
     own = {second.token_to_id(alias[spelling]): i for spelling, i in spellings.items()}
-    return Aliased(second, alias, {mine: theirs for mine, theirs in own.items() if mine is not None})
+    return Aliased(second, spellings, alias, {mine: theirs for mine, theirs in own.items() if mine is not None})
 
 
 def rename(model: dict[str, Any], alias: Mapping[str, str]) -> None:
