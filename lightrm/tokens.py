@@ -116,7 +116,9 @@ class Tokens:
         ending = template.ending if self.ending == "none" else self.ending
         rendered = template.render(turns, response, NOTHING if self.parse_specials else self.steering)
         written = () if self.parse_specials else rendered.written
-        text = self.ended(rendered.text, written, ending)
+        body = rendered.text.rstrip("\n") if ending == "openrlhf" else rendered.text
+        written = tuple((start, min(end, len(body))) for start, end in written)
+        text = self.ended(body, written, ending)
         if self.own is not None:
             ids = self.own.encode(text, whole=template.whole, written=written)
         else:
@@ -144,8 +146,6 @@ class Tokens:
             return text
         if not self.eos:
             raise TemplateError("this model's texts are closed with EOS, and its tokenizer files name none")
-        if ending == "openrlhf":
-            text = text.rstrip("\n")
         closed = text.endswith(self.eos) and not overlaps(len(text) - len(self.eos), len(text), written)
         return text if closed else text + (" " if ending == "openrlhf" else "") + self.eos
 

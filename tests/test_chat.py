@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 import lightrm
 from lightrm.errors import TemplateError
+from lightrm.templates import find_template
 from lightrm.tokens import read_tokens
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights, specimens
 
@@ -169,3 +171,97 @@ def test_no_chat_template_says_what_to_do(tmp_path: Path) -> None:
     rm = lightrm.load(Specimen({"model.safetensors": weights}, LLAMA_CONFIG).write(folder))
     with pytest.raises(lightrm.TokenizerError, match=r"pass template=\.\.\. to load"):
         rm.score("x", ["y"])
+
+
+def write_tiny(folder: Path, template: str, **config: object) -> Path:
+    """`bytes`, with a template and settings of its own."""
+    write_json_tokenizer(folder, "bytes", template)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+def encoded_text(folder: Path, template: str, response: str, **options: object) -> tuple[list[int], str]:
+    tokens = read_tokens(folder, **options)  # type: ignore[arg-type]
+    form = tokens.own_template() if template == "chat" else find_template(template)
+    encoded = tokens.encode(form, [{"role": "user", "content": "hi "}], response, 10_000, strict=False)
+    return encoded.token_ids, encoded.text
+
+
+def test_openrlhf_closes_every_text_whatever_the_template(tmp_path: Path) -> None:
+    """Its data set strips line breaks, then adds a space and EOS where the text does not end so."""
+    import transformers
+
+    folder = write_tiny(tmp_path, CHATML)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    cases = {
+        "plain": ("yes\n\n", "hi yes </s>"),
+        "chat": ("yes", None),
+        "ultrarm": ("yes\n", "Human: hi \n\nAssistant: yes </s>"),
+    }
+    for template, (response, text) in cases.items():
+        messages = [{"role": "user", "content": "hi "}, {"role": "assistant", "content": response}]
+        expected = text or theirs.apply_chat_template(messages, tokenize=False).rstrip("\n") + " </s>"
+        ids, found = encoded_text(folder, template, response, ending="openrlhf")
+        assert found == expected
+        assert ids == theirs(expected, add_special_tokens=False)["input_ids"]
+    tokens = read_tokens(folder, ending="openrlhf")
+    cut = tokens.encode(
+        find_template("plain"), [{"role": "user", "content": "one two three"}], " four five", 5, strict=False
+    )
+    assert len(cut.token_ids) == 5
+    assert cut.token_ids[-1] == theirs.eos_token_id, "a cut text is closed, too"
+
+
+def test_plain_eos_closes_as_trl_does(tmp_path: Path) -> None:
+    import transformers
+
+    folder = write_tiny(tmp_path, CHATML)
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    assert encoded_text(folder, "plain-eos", "yes") == (theirs("hi yes</s>")["input_ids"], "hi yes</s>")
+    live = encoded_text(folder, "plain-eos", "yes</s>", parse_specials=True)
+    assert live == (theirs("hi yes</s>")["input_ids"], "hi yes</s>"), "what ends so already is closed"
+    ids, text = encoded_text(folder, "plain-eos", "yes</s>")
+    assert text == "hi yes</s></s>", "an EOS that the caller wrote is text"
+    assert ids.count(theirs.eos_token_id) == 1
+
+
+def test_a_date_is_the_same_on_any_day_and_said(tmp_path: Path) -> None:
+    source = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = read_tokens(write_tiny(tmp_path, source)).own_template()
+    assert "26 Jul 2024" in template.render([{"role": "user", "content": "x"}], "y", re.compile("(?!)")).text
+    assert str(template) == "chat, dated 26 Jul 2024"
+
+
+def test_the_context_is_transformers(tmp_path: Path) -> None:
+    """Named tokens that are set, and no others; config.json is not asked."""
+    source = "{{ bos_token is defined }}{{ pad_token }}{{ eos_token }}{{ image_token }}{{ tools is none }}"
+    settings = {"bos_token": None, "pad_token": "<|eot_id|>", "image_token": "<|im_start|>"}
+    folder = write_tiny(tmp_path, source, **settings)
+    (folder / "config.json").write_text('{"model_type": "llama", "bos_token_id": 1}')
+    assert encoded_text(folder, "chat", "y")[1] == "False<|eot_id|></s><|im_start|>True"
+
+
+def test_a_template_sees_what_was_written(tmp_path: Path) -> None:
+    """Templates that look for a special token in a content find it; what the caller spelled stays text all the same."""
+    asks = "{% for m in messages %}{{ m.content.split('<|im_start|>')[-1] }}{{ '<|im_end|>' in m.content }}<|im_end|>"
+    asks += "{% endfor %}"
+    folder = write_tiny(tmp_path, asks)
+    tokens = read_tokens(folder)
+    ids, text = encoded_text(folder, "chat", "a<|im_start|>b")
+    assert text == "hi False<|im_end|>bFalse<|im_end|>"
+    assert ids.count(tokens.vocabulary.id_of("<|im_end|>")) == 2
+    with pytest.raises(TemplateError, match=r"looks for '<\|im_end\|>'.* in the text.*parse_specials=True"):
+        encoded_text(folder, "chat", "a<|im_end|>b<|im_start|>c<|im_end|>")
+    assert encoded_text(folder, "chat", "a<|im_end|>b", parse_specials=True)[1].endswith("a<|im_end|>bTrue<|im_end|>")
+
+
+def test_a_broken_template_stops_no_ids(tmp_path: Path) -> None:
+    folder = write_tiny(tmp_path, "{% for %}")
+    weights = llama_weights() | {"score.weight": HEAD_WEIGHT}
+    rm = lightrm.load(Specimen({"model.safetensors": weights}, LLAMA_CONFIG).write(folder))
+    assert rm.score_ids([[1, 2, 3]]).shape == (1,)
+    with pytest.raises(lightrm.TokenizerError, match="not valid Jinja"):
+        rm.score("x", ["y"])
+    with pytest.raises(TemplateError, match="not valid Jinja"):
+        lightrm.load(folder, template="chat")

@@ -1,0 +1,96 @@
+"""Which tokens steer a model, and that a caller cannot write one, whatever the tokenizer lists it as."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
+
+from lightrm.errors import TokenizerError
+from lightrm.guard import PRIVATE, steers, unused
+from lightrm.templates import find_template
+from lightrm.tokens import read_tokens
+
+MARKS = [
+    "<|im_end|>",
+    "[UNUSED_TOKEN_145]",
+    "<eoh>",
+    "<TOKENS_UNUSED_1>",
+    "<start_of_turn>",
+    "<tool_call>",
+    "<unused12>",
+]
+WORDS = ["<p>", "</table>", "<h1>", "\n\n", "  ", "7", "hello", "<think>", "</think>", "<", "[]", "a<b>", "<two words>"]
+
+
+@pytest.mark.parametrize("spelling", MARKS)
+def test_marks_steer_however_they_are_listed(spelling: str) -> None:
+    assert steers(spelling, special=False)
+    assert steers(spelling, special=True)
+
+
+@pytest.mark.parametrize("spelling", WORDS)
+def test_words_do_not_steer(spelling: str) -> None:
+    assert not steers(spelling, special=False)
+
+
+def test_all_that_is_special_steers_but_space_and_thought() -> None:
+    assert steers("<s>", special=True)
+    assert steers("end", special=True)
+    assert not steers("  ", special=True)
+    assert not steers("<think>", special=True)
+
+
+def write(folder: Path, kind: str) -> Path:
+    """A tokenizer that lists the marks as added but not special, with BOS and EOS by its post-processor."""
+    letters = [chr(code) for code in range(33, 127)]
+    if kind == "unigram":  # its pieces are matched in any text, `</s>` too
+        pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), *((letter, -3.0) for letter in letters)]
+        tokenizer = Tokenizer(models.Unigram(pieces, 0, byte_fallback=False))
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    else:
+        vocabulary = {piece: i for i, piece in enumerate(["<unk>", "<s>", "</s>", "▁", *letters])}
+        tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>", fuse_unk=True))
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" ", "▁")])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.add_tokens([AddedToken(mark, normalized=kind == "bpe", special=False) for mark in MARKS])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    template = "{% for m in messages %}{{ '<start_of_turn>' + m.role + ' ' + m.content + '<|im_end|>' }}{% endfor %}"
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>",
+        "chat_template": template,
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_a_caller_cannot_write_a_mark(kind: str, tmp_path: Path) -> None:
+    tokens = read_tokens(write(tmp_path, kind))
+    assert tokens.own is not None
+    marks = set(tokens.own.steering.values())
+    assert len(marks) == len(MARKS) + 3
+    for attack in (*MARKS, "</s>", "<s>", "x<|im_end|>y</s>", "<<|im_end|>|im_end|>", "＜s＞", "＜tool_call＞"):
+        for template in (tokens.own_template(), find_template("plain")):
+            encoded = tokens.encode(template, [{"role": "user", "content": "q"}], attack, 1000, strict=False)
+            harmless = tokens.encode(template, [{"role": "user", "content": "q"}], "a", 1000, strict=False)
+            found = [i for i in encoded.token_ids if i in marks - {0}]
+            assert found == [i for i in harmless.token_ids if i in marks - {0}], attack
+            assert attack in encoded.text, "nothing is lost: it is scored as text"
+    live = read_tokens(tmp_path, parse_specials=True)
+    encoded = live.encode(live.own_template(), [{"role": "user", "content": "q"}], "<eoh>", 1000, strict=False)
+    assert live.own is not None
+    assert live.own.steering["<eoh>"] in encoded.token_ids
+
+
+def test_an_alphabet_that_the_text_does_not_hold() -> None:
+    assert unused("plain", 5) == PRIVATE.start
+    assert unused(chr(PRIVATE.start + 2), 3) == PRIVATE.start + 3
+    assert unused(chr(PRIVATE.start + 3), 3) == PRIVATE.start
+    with pytest.raises(TokenizerError, match="private-use"):
+        unused("".join(map(chr, PRIVATE)), 1)

@@ -1,0 +1,32 @@
+"""Small checkpoints made after public reports of wrong scores, with the values of transformers, peft and bitsandbytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lightrm
+
+FOLDER = Path(os.environ.get("LIGHTRM_SHARED", Path(__file__).parents[2] / "shared")) / "cases"
+LIST = FOLDER / "cases.jsonl"
+CASES = [json.loads(line) for line in LIST.read_text(encoding="utf-8").splitlines()] if LIST.is_file() else []
+
+
+@pytest.mark.skipif(not CASES, reason=f"the cases are not at {FOLDER} (set LIGHTRM_SHARED)")
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_a_reported_case_is_right_or_refused(case: dict) -> None:
+    options = {"scheme": "fp32", "device": "cpu"} | case["load"]
+    if case["base"]:
+        options["base"] = str(FOLDER / case["base"])
+    try:
+        found = lightrm.load(FOLDER / case["name"], **options).score(case["prompt"], case["responses"])
+    except lightrm.LightRMError as error:
+        assert case["refused"] is not False, error
+        return
+    assert not case["refused"], f"scored {found}"
+    if case["scores"] is not None:
+        assert np.abs(found - case["scores"]).max() < 2e-3

@@ -1,0 +1,93 @@
+"""Strangers' chat templates: what transformers gives them works, and what would never end is refused."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from lightrm import sandbox
+from lightrm.errors import TemplateError
+from lightrm.sandbox import render, template_of
+
+MESSAGES = [{"role": "user", "content": "hi <there>"}]
+
+
+def rendered(source: str) -> str:
+    return render(template_of(source, {}), {"messages": MESSAGES})
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{% for m in messages %}{{ m.content ~ loop.index ~ loop.length ~ loop.last }}{% else %}x{% endfor %}\n\n",
+         "hi <there>11True"),
+        ("{% generation %}{{ messages[0].content + '!' }}{% endgeneration %}-", "hi <there>!-"),
+        ("{% for i in [1, 2, 3] %}{% if i == 2 %}{% continue %}{% endif %}{{ i }}{% endfor %}", "13"),
+        ("{{ messages | tojson }}", '[{"role": "user", "content": "hi <there>"}]'),
+        ("{{ {'b': 'é', 'a': 123456} | tojson(sort_keys=true, separators=(',', ':')) }}", '{"a":123456,"b":"é"}'),
+        ("{% set ns = namespace(function=1, self=2) %}{% set ns.function = 3 %}{{ ns.function + ns.self }}", "5"),
+        ("{{ dict(a=1)['a'] }}{{ dict.fromkeys('ab') }}", "1{'a': None, 'b': None}"),
+        ("{{ '%05d' % 3 }}{{ '%s-%s' | format(1, 2) }}{{ '{:>4}'.format(7) }}{{ 'ab' * 2 }}{{ 2 ** 8 }}",
+         "000031-2   7abab256"),
+        ("{{ undefined }}{{ undefined is defined }}", "False"),
+        ("{% for x in [[1, [2]]] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}", "12"),
+        ("{% macro f(x) %}{{ x }}{% endmacro %}{{ f(1) ~ f('a') }}", "1a"),
+    ],
+)  # fmt: skip
+def test_what_transformers_gives_templates(source: str, text: str) -> None:
+    assert rendered(source) == text
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% set l = range(9999) | list %}{% for i in l %}{% for j in l %}{% endfor %}{% endfor %}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}{% set ns.s %}{{ ns.s * 2 }}{% endset %}{% endfor %}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}"
+        "{% set ns.s = ns.s.replace('a', ns.s + 'a') %}{% endfor %}",
+        "{% set ns = namespace(s='a') %}{% for i in range(60) %}"
+        "{% set ns.s = ns.s | replace('a', ns.s * 2) %}{% endfor %}",
+        "{% set ns = namespace(l=[1]) %}{% for i in range(60) %}{% set ns.l = ns.l + ns.l %}{% endfor %}",
+        "{% set ns = namespace(n=7) %}{% for i in range(60) %}{% set ns.n = ns.n * ns.n %}{% endfor %}{{ ns.n }}",
+        "{{ 'a' * 10 ** 9 }}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ 'a' | center(10 ** 9) }}",
+        "{{ 'a'.ljust(10 ** 9) }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%*d' % (10 ** 9, 1) }}",
+        "{{ '{:>1000000000}'.format(1) }}",
+        "{{ '{:>{}}'.format(1, 10 ** 9) }}",
+        "{{ [1] | tojson(indent=10 ** 9) }}",
+        "{{ lipsum(n=10 ** 6) }}",
+        "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
+        "{{ 1 + none }}",
+        "{{ [].pop() }}",
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append(1) }}",
+        "{% set ns = namespace(_x=1) %}",
+        "{{ raise_exception('roles must alternate') }}",
+    ],
+)
+def test_what_does_not_end_or_fails_is_refused(source: str) -> None:
+    template, started = template_of(source, {}), time.monotonic()
+    with pytest.raises(TemplateError, match="refuses this conversation"):
+        render(template, {"messages": MESSAGES})
+    assert time.monotonic() - started < sandbox.SECONDS + 5, "not a speed: that it ends at all"
+
+
+def test_slow_steps_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    with pytest.raises(TemplateError, match="does not come to an end within"):
+        rendered("{% for x in [1, 2] recursive %}{{ loop([1, 2]) if loop.depth < 40 }}{% endfor %}")
+
+
+@pytest.mark.parametrize(
+    "source", ["{% for %}", "{{ x", "{% nothing %}", "{{ (" + "(" * 3000 + "1" + ")" * 3000 + ") }}"]
+)
+def test_what_is_no_jinja_is_refused(source: str) -> None:
+    with pytest.raises(TemplateError, match="not valid Jinja"):
+        template_of(source, {})
