@@ -1,9 +1,10 @@
-"""Small checkpoints made after public reports of wrong scores, with the values of transformers, peft and bitsandbytes."""
+"""Small checkpoints made after public reports of wrong scores, with the values of their own libraries."""
 
 from __future__ import annotations
 
 import json
 import os
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,15 @@ def test_a_reported_case_is_right_or_refused(case: dict) -> None:
     options = {"scheme": "fp32", "device": "cpu"} | case["load"]
     if case["base"]:
         options["base"] = str(FOLDER / case["base"])
-    try:
-        found = lightrm.load(FOLDER / case["name"], **options).score(case["prompt"], case["responses"])
-    except lightrm.LightRMError as error:
-        assert case["refused"] is not False, error
+
+    def score() -> np.ndarray:
+        return lightrm.load(FOLDER / case["name"], **options).score(case["prompt"], case["responses"])
+
+    if case["refused"]:
+        with pytest.raises(lightrm.LightRMError):
+            score()
         return
-    assert not case["refused"], f"scored {found}"
-    if case["scores"] is not None:
-        assert np.abs(found - case["scores"]).max() < 2e-3
+    with nullcontext() if case["refused"] is False else suppress(lightrm.LightRMError):  # None: either is right
+        found = score()
+        if case["scores"] is not None:
+            assert np.abs(found - case["scores"]).max() < 2e-3
