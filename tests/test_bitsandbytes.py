@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import lightrm
 from lightrm import dispatch, errors, products
-from lightrm.checkpoints.detect import open_checkpoint, said_to_hold
+from lightrm.checkpoints.detect import open_checkpoint
+from lightrm.checkpoints.quantized import said_to_hold
 from lightrm.kernels import reference
 from lightrm.plan import Room, choose_scheme, weight_bytes
 from lightrm.schemes.int8 import quantize_rows
@@ -186,7 +187,7 @@ def test_a_quantized_head_is_widened(tmp_path: Path) -> None:
 def test_auto_knows_what_a_file_holds(foreign: dict) -> None:
     for name, scheme in (("nf4", "nf4"), ("int8", "bnb-int8"), ("plain", None)):
         checkpoint = open_checkpoint(foreign["nf4"][0].parent / name)
-        assert checkpoint.holds == said_to_hold(checkpoint.config) == scheme
+        assert checkpoint.holds == said_to_hold(checkpoint.config, checkpoint.folder) == scheme
         chosen = choose_scheme("auto", CPU, checkpoint.architecture, Room(2**30, "1 GiB"), 128, checkpoint.holds)
         assert chosen.name == (scheme or "fp32")
     assert json.loads((foreign["nf4"][0] / "config.json").read_text())["quantization_config"]["load_in_4bit"]
