@@ -213,8 +213,8 @@ def test_any_value_of_any_field_loads_or_is_refused(name: str, value: object, fa
     (shared_folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": family, name: value}))
     try:
         checkpoint = open_checkpoint(shared_folder)
-    except lightrm.LightRMError as error:
-        assert str(error)
+    except lightrm.LightRMError:
+        pass  # refused: a traceback of anything else fails this test
     else:
         assert checkpoint.architecture.layers >= 1
 

@@ -74,7 +74,7 @@ def test_other_heads_give_one_output_too(head: str, tmp_path: Path) -> None:
 
 def test_an_mlps_last_layer_counts(tmp_path: Path) -> None:
     mlp = {"score__0__weight": rows(8), "score__2__weight": torch.ones(2, 8)}
-    with pytest.raises(errors.UnsupportedModelError, match="score.2.weight has 2 rows"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"score\.2\.weight has 2 rows"):
         opened(tmp_path, LLAMA_CONFIG, **mlp)
 
 

@@ -3,8 +3,9 @@
     merged = base + scale * B @ A,   scale = alpha / r, or alpha / sqrt(r) for rank-stabilized LoRA
 
 (arXiv 2106.09685, 2312.03732), in float32, one tensor at a time while loading. Other tensors of the adapter file
-(a trained `score` head, biases) replace the base's. Two ways of initialization take their first factors off the base,
-when training starts and again when peft loads the adapter, so they are taken off here too:
+(a trained `score` head, biases, some rows of an embedding) replace the base's. Weight-decomposed LoRA (use_dora, arXiv
+2402.09353) gives each row of the merged weight a length of its own. Two ways of initialization take their first factors
+off the base, when training starts and again when peft loads the adapter, so they are taken off here too:
 
     pissa    the first r singular triples of the base (arXiv 2404.02948)
     olora    scale * Q_r @ R_r of its QR decomposition (arXiv 2406.01775)
@@ -31,9 +32,11 @@ WRAPPER = "base_model.model."
 LOW_RANK = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
 EMBEDDED = re.compile(r"(.+)\.lora_embedding_(A|B)(?:\.default)?(?:\.weight)?")
 SHIFT = re.compile(r"(.+)\.lora_B(?:\.default)?\.bias")
+TOKENS = re.compile(r"(.+)\.token_adapter\.trainable_tokens_delta(?:\.default)?")
+LENGTH = re.compile(r"(.+)\.lora_magnitude_vector(?:\.default)?(?:\.weight)?")
 READ_NAMES = """
     peft_type task_type r lora_alpha rank_pattern alpha_pattern use_rslora init_lora_weights base_model_name_or_path
-    revision bias lora_bias
+    revision bias lora_bias use_dora trainable_token_indices
 """
 # What was trained, which the tensors tell; how it was trained; what belongs to an initialization that is over.
 HARMLESS_NAMES = """
@@ -53,7 +56,8 @@ class Adapter:
 
     The rest goes by the name of the tensor that is changed, in the base or, where it is replaced, in the adapter file.
     pairs: names of its A (r, I) and B (O, r), with their scale; shifts: of a bias, the one that is added with its
-    scale; transposed: embeddings, whose pairs lie the other way round. taken_off: what initialization took off the
+    scale; rows: that are replaced, which and by what; lengths: of the rows, where DoRA gives them; transposed: embeddings, whose pairs lie the other way round.
+    taken_off: what initialization took off the
     base, if anything; base, revision: where the base model was.
     """
 
@@ -63,6 +67,8 @@ class Adapter:
     replaced: dict[str, str]
     base: str | None
     shifts: dict[str, str] = field(default_factory=dict)
+    rows: dict[str, tuple[tuple[int, ...], str]] = field(default_factory=dict)
+    lengths: dict[str, str] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     taken_off: str | None = None
     revision: str | None = None
@@ -77,6 +83,15 @@ class Adapter:
                 )
             shifted: torch.Tensor = tensor.float() + self.scale[name] * shift
             return shifted
+        if name in self.rows:
+            which, stored = self.rows[name]
+            new = self.source.read(stored).float()
+            if new.shape != (len(which), *tensor.shape[1:]) or not all(0 <= row < len(tensor) for row in which):
+                raise TensorMismatchError(
+                    f"trained tokens of {name!r}: {tuple(new.shape)} for {len(which)} indices do not fit the base's "
+                    f"{tuple(tensor.shape)}"
+                )
+            tensor = tensor.float().index_copy(0, torch.tensor(which), new)
         if name not in self.pairs:
             return tensor
         low, high = (self.source.read(part).float() for part in self.pairs[name])
@@ -92,6 +107,11 @@ class Adapter:
                 raise NumericsError(f"{name} of the adapter's base holds NaN or Inf values")
             weight_OI = weight_OI - first_factors(weight_OI, low.shape[0], self.taken_off, self.scale[name])
         merged: torch.Tensor = weight_OI + self.scale[name] * (high @ low)
+        if name in self.lengths:
+            length_O = self.source.read(self.lengths[name]).float().view(-1)
+            if len(length_O) != len(merged):
+                raise TensorMismatchError(f"DoRA of {name!r}: {len(length_O)} lengths for {len(merged)} rows")
+            merged = merged * (length_O / merged.norm(dim=1)).view(-1, 1)
         return merged.T.contiguous() if across else merged
 
 
@@ -128,6 +148,8 @@ def read_adapter(folder: Path) -> Adapter:
     halves: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
     shifts: dict[str, str] = {}
+    lengths: dict[str, str] = {}
+    rows: dict[str, str] = {}
     transposed: set[str] = set()
     for name in source.names:
         plain = name.removeprefix(WRAPPER).replace(".base_layer.", ".")
@@ -138,6 +160,10 @@ def read_adapter(folder: Path) -> Adapter:
                 transposed.add(weight)
         elif match := SHIFT.fullmatch(plain):
             shifts[f"{match[1]}.bias"] = name
+        elif match := LENGTH.fullmatch(plain):
+            lengths[f"{match[1]}.weight"] = name
+        elif match := TOKENS.fullmatch(plain):
+            rows[f"{match[1]}.weight"] = name
         elif "lora_" in plain or "trainable_tokens" in plain:
             raise UnsupportedModelError(f"{path}: {name!r} is not a plain LoRA pair; {MERGE}")
         else:
@@ -145,15 +171,21 @@ def read_adapter(folder: Path) -> Adapter:
     alone = [name for name, half in halves.items() if len(half) != 2]
     if alone:
         raise TensorMismatchError(f"{path}: {alone[0]!r} has only one half of its LoRA pair")
-    lonely = [bias for bias in shifts if f"{stem_of(bias)}.weight" not in halves]
+    lonely = [name for name in (*shifts, *lengths) if f"{stem_of(name)}.weight" not in halves]
     if lonely:
         raise TensorMismatchError(f"{path}: {lonely[0]!r} is changed, but its layer has no LoRA pair")
+    if config.flag("use_dora") != bool(lengths) or (lengths and lengths.keys() != halves.keys()):
+        raise TensorMismatchError(
+            f"{path}: {len(lengths)} of {len(halves)} pairs have DoRA's lengths, {CONFIG} says use_dora "
+            f"{config.flag('use_dora')}"
+        )
     taken_off = initialization(config)
-    if taken_off is not None and transposed:
-        raise UnsupportedModelError(f"{config.path}: init_lora_weights {taken_off!r} of an embedding; {MERGE}")
+    if transposed and (taken_off is not None or lengths):
+        kind = "use_dora" if lengths else f"init_lora_weights {taken_off!r}"
+        raise UnsupportedModelError(f"{config.path}: {kind} of an embedding; {MERGE}")
     scale = {name: scale_of(config, name, source.shape(half["A"])) for name, half in halves.items()}
     scale |= {bias: scale[f"{stem_of(bias)}.weight"] for bias in shifts}
-    at = {name: replaced.get(name, name) for name in scale}
+    at = {name: replaced.get(name, name) for name in (*scale, *rows)}
     base, revision = config.raw.get("base_model_name_or_path"), config.raw.get("revision")
     return Adapter(
         source=source,
@@ -162,6 +194,8 @@ def read_adapter(folder: Path) -> Adapter:
         replaced=replaced,
         base=base if isinstance(base, str) and base else None,
         shifts={at[bias]: name for bias, name in shifts.items()},
+        rows={at[name]: (token_indices(config, name), stored) for name, stored in rows.items()},
+        lengths={at[name]: stored for name, stored in lengths.items()},
         transposed=frozenset(at[name] for name in transposed),
         taken_off=taken_off,
         revision=revision if isinstance(revision, str) and revision else None,
@@ -184,6 +218,16 @@ def check_settings(config: Config) -> None:
         off = value is None or value is False or value in ({}, [], "")
         if name not in READ | HARMLESS and not off and not name.startswith("_"):
             raise UnsupportedModelError(f"{config.path}: {name} {shown(value)} is not supported; {MERGE}")
+
+
+def token_indices(config: Config, name: str) -> tuple[int, ...]:
+    """Which rows of an embedding were trained. Raises ConfigError where the config does not say."""
+    said = config.raw.get("trainable_token_indices")
+    if isinstance(said, dict):
+        said = next((value for key, value in said.items() if f".{name}".endswith(f".{key}.weight")), None)
+    if not isinstance(said, list) or not all(isinstance(i, int) and not isinstance(i, bool) for i in said):
+        raise ConfigError(f"{config.path}: trainable_token_indices {shown(said)} does not say the rows of {name}")
+    return tuple(said)
 
 
 def initialization(config: Config) -> str | None:

@@ -52,8 +52,9 @@ HARMLESS_NAMES = """
 # Names that this decoder has no use for at these values, and at no other.
 AT_DEFAULT: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1,), "rotary_pct": (1,), "rope_interleaved": (False,), "is_causal": (True,),
-    "is_encoder_decoder": (False,), "add_cross_attention": (False,), "tie_last_hidden_states": (True,), "attention_bias": (False,),
-    "qkv_bias": (False,), "attention_out_bias": (False,), "use_rope": (True,), "score_dim": (1,),
+    "is_encoder_decoder": (False,), "add_cross_attention": (False,), "tie_last_hidden_states": (True,),
+    "attention_bias": (False,), "qkv_bias": (False,), "attention_out_bias": (False,), "use_rope": (True,),
+    "score_dim": (1,),
     "embedding_multiplier": (1,), "residual_multiplier": (1,), "norm_type": ("rmsnorm", "rms_norm", "RMSNorm"),
 }  # fmt: skip
 READ, HARMLESS = frozenset(READ_NAMES.split()), frozenset(HARMLESS_NAMES.split())
