@@ -29,7 +29,7 @@ def rename(name: str) -> str | None:
 def reading(config: Config) -> Reading:
     pad = config.token_id("pad_token_id")
     if pad is None:
-        return reads_last("for config.json has no pad_token_id")
+        return reads_last("as config.json has no pad_token_id")
     return Reading("last but pad", "as DeepSpeed-Chat reads: before the pads behind the answer", pad)
 
 

@@ -39,7 +39,7 @@ def rename(name: str) -> str | None:
 def reading(config: Config) -> Reading:
     pad, classes = config.token_id("pad_token_id"), config.classes
     if pad is None:
-        return reads_last("for config.json has no pad_token_id")
+        return reads_last("as config.json has no pad_token_id")
     if FIRST_PAD.search(classes):
         return Reading("before pad", f"as {classes} reads", pad)
     known = bool(OWN_CLASSES.fullmatch(classes))
