@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -171,7 +172,9 @@ def text_side(
             f"layout {checkpoint.layout.name} does not say how its prompts look: pass template=... to load",
         )
     try:
-        return tokens, tokens.own_template() if name == "chat" else find_template(name), ""
+        if name == "chat":
+            return tokens, replace(tokens.own_template(), whole=checkpoint.layout.whole), ""
+        return tokens, find_template(name), ""
     except TemplateError as error:
         if template is not None:
             raise

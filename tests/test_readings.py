@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 from click.testing import CliRunner
@@ -135,6 +136,32 @@ def test_athene_is_read_at_its_last_cls(athene: Path) -> None:
     np.testing.assert_allclose(rm.score_ids(ids), expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(lightrm.InputError, match="read at its token 128003, which the sequence does not hold"):
         rm.score_ids([[5, 6]])
+
+
+CHAT = "{{ bos_token }}{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
+
+
+def test_athenes_text_is_its_pipelines(athene: Path, tmp_path: Path) -> None:
+    """tokenizer(apply_chat_template(...) + cls_token): the second BOS, and the token at the end."""
+    words = {word: k for k, word in enumerate(["<s>", "user", "assistant", "hello", "there", "<unk>"])} | {
+        "<|cls|>": 128003
+    }
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens(["<s>", "<|cls|>"])
+    made.post_processor = tokenizers.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", cls_token="<|cls|>")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(tmp_path)
+    for name in ("model.safetensors", "config.json"):
+        (tmp_path / name).symlink_to(athene / name)
+    turns = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "there hello"}]
+    text = tokenizer.apply_chat_template(turns, tokenize=False) + tokenizer.cls_token
+    expected = tokenizer(text)["input_ids"]
+    assert expected == [0, 0, 1, 3, 2, 4, 3, 128003]
+    rm = lightrm.load(tmp_path, scheme="fp32")
+    assert rm.encode(["hello"], ["there hello"]) == [expected]
+    np.testing.assert_array_equal(rm.score("hello", ["there hello"]), rm.score_ids([expected]))
 
 
 @pytest.mark.parametrize(

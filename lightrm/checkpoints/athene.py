@@ -1,8 +1,7 @@
 """Nexusflow/Athene-RM: a LLaMA-3 backbone, `v_head.weight`, read at the token `<|cls|>` that its code appends.
 
-Its pipeline puts the tokenizer's cls token, id 128003, behind the rendered chat, and its class reads the last token of
-that id. The rendered chat is then tokenized as a text is, which gives it a second BOS: `template` says that no template
-of ours repeats that, so texts need one by name, and ids are scored as they are.
+Its pipeline puts the tokenizer's cls token, id 128003, behind the rendered chat, tokenizes that as any text, which gives it
+a second BOS, and its class reads the last token of that id.
 """
 
 from __future__ import annotations
@@ -44,7 +43,8 @@ LAYOUT = Layout(
     describes="Athene-RM: v_head at the appended <|cls|>",
     matches=matches,
     rename=rename,
-    template=lambda config: None,
+    template=lambda config: "chat",
+    whole=True,
     appended=appended,
     reading=lambda config: Reading("last of kind", "as Athene-RM's class reads", appended(config)),
 )

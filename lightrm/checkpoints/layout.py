@@ -66,6 +66,7 @@ class Layout:
     ending: what the trainer puts at the end of every text, by the names of `templates.Ending`.
     regroup: turns the file's fused qkv weight into query, key, value rows; None where it is so already.
     reading: where its own code reads the score. appended: the id of the token that its code puts behind every text.
+    whole: whether its code tokenizes the rendered chat as any text, with the BOS that the tokenizer adds.
     head_stem: what the head is called, where the config says it.
     averages: whether its own code takes the mean of several outputs; elsewhere they are another kind of model.
     fields: of config.json, read by this layout alone.
@@ -81,6 +82,7 @@ class Layout:
     ending: Literal["none", "eos", "openrlhf"] = "none"
     reading: Callable[[Config], Reading] = lambda config: reads_last()
     appended: Callable[[Config], int] | None = None
+    whole: bool = False
     head_stem: Callable[[Config], str] | None = None
     averages: bool = False
     fields: frozenset[str] = frozenset()
