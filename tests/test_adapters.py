@@ -215,6 +215,17 @@ def test_tensors_that_do_not_fit(change: Callable, says: str, adapter: Path, bas
         lightrm.load(folder, base=base)
 
 
+def test_an_adapters_own_config_describes_its_base(adapter: Path, base: Path, tmp_path: Path) -> None:
+    own = json.loads((base / "config.json").read_text())
+    folder = changed(adapter, tmp_path / "a")
+    (folder / "config.json").write_text(json.dumps(own))
+    expected = lightrm.load(adapter, base=base).score_ids(IDS)
+    np.testing.assert_array_equal(lightrm.load(folder, base=base).score_ids(IDS), expected)
+    (folder / "config.json").write_text(json.dumps({**own, "rms_norm_eps": 1e-3}))
+    with pytest.raises(errors.ConfigError, match="one of them is another model's"):
+        lightrm.load(folder, base=base)
+
+
 def test_inspect_tells_what_is_taken_off(base: Path, tmp_path: Path) -> None:
     from lightrm.cli.looking import describe
 

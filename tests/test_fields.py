@@ -250,8 +250,8 @@ def test_rope_settings_that_people_publish(scaling: dict) -> None:
 
 
 def test_a_stated_alibi_is_one_of_two(tmp_path: Path) -> None:
-    with pytest.raises(lightrm.InputError, match="alibi must be 'relative' or 'absolute', found 'absolut'"):
-        lightrm.load(folder_of(tmp_path), alibi="absolut")  # type: ignore[arg-type]
+    with pytest.raises(lightrm.InputError, match="alibi must be 'relative' or 'absolute', found 'exact'"):
+        lightrm.load(folder_of(tmp_path), alibi="exact")  # type: ignore[arg-type]
 
 
 def test_time_is_bounded(tmp_path: Path) -> None:

@@ -270,6 +270,11 @@ def test_plan_says_what_load_does(tmp_path: Path) -> None:
     assert "fp8" in refused.output
     tokens = json.loads((plain / "config.json").read_text()) | {"architectures": ["LlamaForTokenClassification"]}
     (plain / "config.json").write_text(json.dumps(tokens))
+    (plain / "config.json").write_text(json.dumps({**CONFIG, "partial_rotary_factor": 0.5}))
+    assert "partial_rotary_factor" in CliRunner().invoke(main, ["plan", str(plain)]).output
+    (plain / "config.json").write_text(json.dumps({**CONFIG, "num_labels": 5}))
+    assert "has 5 outputs" in " ".join(CliRunner().invoke(main, ["plan", str(plain)]).output.split())
+    (plain / "config.json").write_text(json.dumps(tokens))
     assert "labels every token" in CliRunner().invoke(main, ["plan", str(plain)]).output
 
 

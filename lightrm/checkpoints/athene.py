@@ -1,7 +1,7 @@
 """Nexusflow/Athene-RM: a LLaMA-3 backbone, `v_head.weight`, read at the token `<|cls|>` that its code appends.
 
-Its pipeline puts the tokenizer's cls token, id 128003, behind the rendered chat, tokenizes that as any text, which gives it
-a second BOS, and its class reads the last token of that id.
+Its pipeline puts the tokenizer's cls token, id 128003, behind the rendered chat, and tokenizes that as any text, which
+gives it a second BOS. Its class reads the last token of that id.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -30,7 +30,7 @@ from lightrm.checkpoints.quantized import seen_through
 from lightrm.checkpoints.reading import Reading
 from lightrm.checkpoints.source import PackedSource, TensorSource, check_index, main_files
 from lightrm.checkpoints.stored import check_finished
-from lightrm.errors import CheckpointError, MissingHeadError, TensorMismatchError
+from lightrm.errors import CheckpointError, ConfigError, MissingHeadError, TensorMismatchError
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int8 import Rowwise
@@ -141,7 +141,9 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     config = read_config(folder if (folder / "config.json").is_file() else base_folder)
     architecture = read_architecture(config)
     check_kind(config)
-    main = main_source(base_folder, config if base_folder == folder else read_config(base_folder))
+    base_config = config if base_folder == folder else read_config(base_folder)
+    check_same(architecture, config, base_config)
+    main = main_source(base_folder, base_config)
     sources = [main]
     names = {name: (main, name) for name in main.names}
     for place in dict.fromkeys((base_folder, folder)):
@@ -187,6 +189,21 @@ def main_source(folder: Path, config: Config) -> TensorSource:
     source = TensorSource(main_files(folder))
     check_index(folder, source)
     return seen_through(source, config, folder)
+
+
+def check_same(architecture: Architecture, config: Config, base: Config) -> None:
+    """Raises ConfigError if an adapter's own config.json describes another decoder than its base's does."""
+    theirs = replace(read_architecture(base), vocabulary=architecture.vocabulary)
+    if theirs != architecture:
+        raise ConfigError(
+            f"{config.path} describes {architecture}, its base's {base.path} {theirs}: one of them is another model's"
+        )
+
+
+def check_promises(config: Config) -> None:
+    """What can be told by config.json alone of whether `load` takes a model. Raises as `Checkpoint.check_config`."""
+    check_fields(config, frozenset().union(*(layout.fields for layout in LAYOUTS)))
+    check_outputs(config, "the head", None, averages=False)
 
 
 def said_to_store(config: Config) -> torch.dtype | None:

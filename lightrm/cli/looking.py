@@ -88,9 +88,8 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
     """Say how each scheme would run the model at PATH, and what 'auto' takes, without its weights."""
     from lightrm import native
     from lightrm.checkpoints.config import read_architecture, read_config
-    from lightrm.checkpoints.detect import said_to_store
+    from lightrm.checkpoints.detect import check_promises, said_to_store
     from lightrm.checkpoints.hub import resolve_config
-    from lightrm.checkpoints.outputs import check_kind
     from lightrm.checkpoints.quantized import said_to_hold
     from lightrm.errors import SchemeError
     from lightrm.opening import PLANNED_TOKENS, choose_device, free_bytes
@@ -102,7 +101,7 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
     folder = resolve_config(path, revision)
     config = read_config(folder)
     a = read_architecture(config)
-    check_kind(config)
+    check_promises(config)
     manifest = native.read_manifest(folder) if native.is_native(folder) else None
     room = room_for(place, None if memory is None else parse_size(memory), free_bytes(place))
     least = token_budget or LEAST_TOKENS
