@@ -85,6 +85,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True, "target_modules": ["q_proj", "down_proj"]},
     "dora, rslora, biases": {"use_dora": True, "use_rslora": True, "bias": "all", "target_modules": ["v_proj"]},
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
+    "output layer": {"target_modules": ["q_proj", "score"]},
     "tokens": {"trainable_token_indices": [2, 5, 60]},
     "tokens of a module": {"trainable_token_indices": {"embed_tokens": [9, 33]}, "bias": "all"},
     "modules_to_save": {"modules_to_save": ["score", "embed_tokens", "norm"]},

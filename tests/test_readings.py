@@ -78,7 +78,7 @@ def test_the_mask_of_other_layouts_knows_no_pad(tmp_path: Path) -> None:
     """OpenRLHF, Ziya and the others read the last token that is attended to, whatever its id."""
     last = lightrm.load(folder_of(tmp_path / "last", classifier(None))).score_ids(IDS)
     masked = lightrm.load(folder_of(tmp_path / "masked", {**classifier(PAD), "value_head_prefix": "score"}))
-    assert "the last of the mask, as OpenRLHF reads" in repr(masked)
+    assert "the last token, as OpenRLHF reads: the last of the mask" in repr(masked)
     np.testing.assert_array_equal(masked.score_ids(IDS), last)
 
 

@@ -51,7 +51,7 @@ LAYOUT = Layout(
     rename=rename,
     template=lambda config: "beaver",
     post=post,
-    reading=lambda config: reads_last("the last of the mask, as safe-rlhf reads"),
+    reading=lambda config: reads_last("as safe-rlhf reads: the last of the mask"),
     fields=frozenset(
         {
             "score_type",

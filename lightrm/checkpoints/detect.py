@@ -173,8 +173,8 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
             "is this another architecture, or are its files mixed with another model's?"
         )
     if adapter is not None:
-        changed = (*adapter.pairs, *adapter.shifts, *adapter.rows)
-        strays = [name for name in changed if name not in names and name not in adapter.source.names]
+        changed = {*adapter.pairs, *adapter.shifts, *adapter.rows} - names.keys() - adapter.source.names.keys()
+        strays = sorted(name for name in changed if layout.ours(name, config) != IGNORED)  # such as the output layer
         if strays:
             raise TensorMismatchError(f"{folder}: the adapter changes {listed(strays)}, which the base does not have")
     found = Checkpoint(

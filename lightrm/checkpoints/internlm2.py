@@ -57,7 +57,7 @@ LAYOUT = Layout(
     rename=rename,
     template=lambda config: "chat",
     regroup=regroup,
-    reading=lambda config: reads_last("the appended reward token of a text, as InternLM2's class reads"),
+    reading=lambda config: reads_last("as InternLM2's class reads: the reward token that ends a text"),
     appended=lambda config: config.integer("reward_token_id"),
     fields=frozenset({"reward_token_id"}),
 )

@@ -28,7 +28,7 @@ import torch
 
 from lightrm.architecture import Architecture
 from lightrm.checkpoints.config import Config
-from lightrm.checkpoints.reading import Reading, reads_last
+from lightrm.checkpoints.reading import Reading
 from lightrm.heads import PostStep
 
 IGNORED = ""
@@ -77,10 +77,10 @@ class Layout:
     matches: Callable[[Config, Collection[str]], bool]
     rename: Rename
     template: Callable[[Config], str | None]
+    reading: Callable[[Config], Reading]
     post: Post = no_post
     regroup: Callable[[torch.Tensor, Architecture], torch.Tensor] | None = None
     ending: Literal["none", "eos", "openrlhf"] = "none"
-    reading: Callable[[Config], Reading] = lambda config: reads_last()
     appended: Callable[[Config], int] | None = None
     whole: bool = False
     head_stem: Callable[[Config], str] | None = None

@@ -53,7 +53,7 @@ LAYOUT = Layout(
     template=lambda config: "chat",
     post=post,
     ending="openrlhf",
-    reading=lambda config: reads_last("the last of the mask, as OpenRLHF reads"),
+    reading=lambda config: reads_last("as OpenRLHF reads: the last of the mask"),
     head_stem=stem,
     fields=frozenset({"value_head_prefix", "normalize_reward", "mean", "std"}),
 )

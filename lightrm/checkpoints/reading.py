@@ -61,5 +61,5 @@ class Reading:
         return f"{where[self.rule]}, {self.why}"
 
 
-def reads_last(why: str = "the last that its code attends to") -> Reading:
+def reads_last(why: str) -> Reading:
     return Reading("last", why)

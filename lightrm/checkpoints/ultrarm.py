@@ -23,5 +23,5 @@ LAYOUT = Layout(
     matches=matches,
     rename=rename,
     template=lambda config: "eurus" if config.raw.get("model_type") == "mistral" else "ultrarm",
-    reading=lambda config: reads_last("the last of the mask, as UltraRM's class reads"),
+    reading=lambda config: reads_last("as UltraRM's class reads: the last of the mask"),
 )

@@ -42,5 +42,5 @@ LAYOUT = Layout(
     matches=matches,
     rename=rename,
     template=template,
-    reading=lambda config: reads_last("the last of the mask, as the trainer reads"),
+    reading=lambda config: reads_last("as the trainer reads: the last of the mask"),
 )

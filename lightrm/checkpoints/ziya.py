@@ -26,6 +26,6 @@ LAYOUT = Layout(
     matches=matches,
     rename=rename,
     template=lambda config: "ziya",
-    reading=lambda config: reads_last("the last of the mask, as Ziya's class reads"),
+    reading=lambda config: reads_last("as Ziya's class reads: the last of the mask"),
     averages=True,
 )
