@@ -85,7 +85,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "dora": {"use_dora": True, "target_modules": ["q_proj", "down_proj"]},
     "dora, rslora, biases": {"use_dora": True, "use_rslora": True, "bias": "all", "target_modules": ["v_proj"]},
     "embedding": {"target_modules": ["embed_tokens", "q_proj"]},
-    "output layer": {"target_modules": ["q_proj", "score"]},
+    "head": {"target_modules": ["q_proj", "score"]},
     "tokens": {"trainable_token_indices": [2, 5, 60]},
     "tokens of a module": {"trainable_token_indices": {"embed_tokens": [9, 33]}, "bias": "all"},
     "modules_to_save": {"modules_to_save": ["score", "embed_tokens", "norm"]},
@@ -214,6 +214,17 @@ def test_tensors_that_do_not_fit(change: Callable, says: str, adapter: Path, bas
     save_file({name: tensor for name, tensor in named.items() if name is not None}, path)
     with pytest.raises(errors.CheckpointError, match=says):
         lightrm.load(folder, base=base)
+
+
+def test_a_pair_of_an_output_layer_that_a_scorer_leaves_out(adapter: Path, base: Path, tmp_path: Path) -> None:
+    """target_modules of everything, on a base whose output layer is tied and in no file."""
+    folder = changed(adapter, tmp_path / "a")
+    path = folder / "adapter_model.safetensors"
+    pair = {"lora_A": torch.ones(4, 32), "lora_B": torch.ones(96, 4)}
+    more = {f"base_model.model.lm_head.{part}.weight": tensor for part, tensor in pair.items()}
+    save_file(load_file(path) | more, path)
+    expected = lightrm.load(adapter, base=base).score_ids(IDS)
+    np.testing.assert_array_equal(lightrm.load(folder, base=base).score_ids(IDS), expected)
 
 
 def test_an_adapters_own_config_describes_its_base(adapter: Path, base: Path, tmp_path: Path) -> None:
