@@ -74,7 +74,7 @@ def export_gptq(
         )
     group = common_group(checkpoint.architecture, wanted.group)
     tokens, form, no_text = text_side(checkpoint, template, parse_specials=False)
-    packs = calibration_packs(tokens, form, no_text, calibration, None)
+    packs = calibration_packs(tokens, form, no_text, calibration, None, checkpoint.reading)
     decoder, _, report = GptqLoader(checkpoint, wanted, place, packs, group).load()
     write(destination, checkpoint, decoder, group)
     return report

@@ -193,7 +193,9 @@ def open_native(folder: Path) -> tuple[Manifest, Checkpoint]:
         raise CorruptFileError(f"{folder}: no layout {manifest.layout!r}: update lightrm")
     config = read_config(folder)
     own = replace(layout, template=lambda config: manifest.template)
-    return manifest, Checkpoint(folder, folder, config, read_architecture(config), own, {}, ())
+    checkpoint = Checkpoint(folder, folder, config, read_architecture(config), own, {}, ())
+    checkpoint.check_config()
+    return manifest, checkpoint
 
 
 def chosen_scheme(manifest: Manifest, text: str, device: torch.device) -> Scheme:
@@ -224,6 +226,7 @@ def restore(
     started = time.perf_counter()
     tensors = Tensors(manifest, device, streamed)
     head = head_of(tensors, manifest.post)
+    checkpoint.check_config(len(head.weights[-1]) if head.weights else None)
     embedding, shared = held_once(tensors["embedding"], None if twin is None else twin.embedding_VD)
     a = replace(checkpoint.architecture, vocabulary=len(embedding))
     if isinstance(a.positions, Alibi):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import psutil
 import torch
@@ -15,7 +16,8 @@ from lightrm import native
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
-from lightrm.checkpoints.inventory import real_architecture
+from lightrm.checkpoints.inventory import check_tensors, real_architecture
+from lightrm.checkpoints.reading import Reading
 from lightrm.compensating import loader_for
 from lightrm.conversation import Prompt, responses_of, turns_of
 from lightrm.engine import Engine
@@ -29,6 +31,7 @@ from lightrm.scorer import RewardModel
 from lightrm.templates import AnyTemplate, find_template
 from lightrm.tokens import Tokens, read_tokens
 
+Table = Literal["relative", "absolute"]
 PLANNED_TOKENS = 2048  # computed at once where nothing else is said: enough to fill the units
 
 
@@ -45,7 +48,7 @@ def load(
     max_length: int | None = None,
     strict: bool = False,
     parse_specials: bool = False,
-    alibi: Literal["relative", "absolute"] = "relative",
+    alibi: Table = "relative",
     revision: str | None = None,
     base: str | os.PathLike[str] | None = None,
     token_budget: int | None = None,
@@ -73,6 +76,8 @@ def load(
 
     Raises a CheckpointError for the files, SchemeError for scheme, device or memory, TemplateError for the template.
     """
+    if alibi not in get_args(Table):
+        raise InputError(f"alibi must be {' or '.join(map(repr, get_args(Table)))}, found {alibi!r}")
     folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
     place = choose_device(device)
     if token_budget is not None and token_budget < 1:
@@ -95,13 +100,16 @@ def load(
         )
     else:
         checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
+        check_tensors(checkpoint)
         a = real_architecture(checkpoint)
-        chosen = choose_scheme(scheme, place, a, room, token_budget or PLANNED_TOKENS, checkpoint.holds)
+        chosen = choose_scheme(
+            scheme, place, a, room, token_budget or PLANNED_TOKENS, checkpoint.holds, checkpoint.stored
+        )
         residence = choose_residence(a, chosen, place, room, token_budget, held)
         if residence.streamed and calibration:
             raise InputError(f"calibration needs the whole model in memory: {residence}")
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
-        packs = calibration_packs(tokens, form, no_text, calibration, max_length)
+        packs = calibration_packs(tokens, form, no_text, calibration, max_length, checkpoint.reading)
         loader = loader_for(checkpoint, chosen, place, Alibi(alibi), packs, twin)
         decoder, head, report = loader.load(residence.streamed)
     if report.kernels.slow:
@@ -129,6 +137,7 @@ def calibration_packs(
     no_text: str,
     calibration: Sequence[tuple[Prompt, str]] | None,
     max_length: int | None,
+    reading: Reading,
 ) -> list[PackedBatch]:
     """Calibration text in the model's own template, packed as scoring would pack it."""
     if not calibration:
@@ -137,7 +146,7 @@ def calibration_packs(
         raise TokenizerError(f"calibration needs text: {no_text}")
     longest = max_length or template.max_length or tokens.max_length or PLANNED_TOKENS
     ids = [tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids for p, r in calibration]
-    return [batch for _, batch in packs(ids, PLANNED_TOKENS, ALONE)]
+    return [batch for _, batch in packs([reading.cut(one) for one in ids], PLANNED_TOKENS, ALONE)]
 
 
 def text_side(
@@ -163,7 +172,9 @@ def text_side(
             f"layout {checkpoint.layout.name} does not say how its prompts look: pass template=... to load",
         )
     try:
-        return tokens, tokens.own_template() if name == "chat" else find_template(name), ""
+        if name == "chat":
+            return tokens, replace(tokens.own_template(), whole=checkpoint.layout.whole), ""
+        return tokens, find_template(name), ""
     except TemplateError as error:
         if template is not None:
             raise

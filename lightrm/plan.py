@@ -100,12 +100,18 @@ def schemes_of(device: torch.device) -> list[Scheme]:
 
 
 def choose_scheme(
-    text: str, device: torch.device, a: Architecture, room: Room, tokens: int, holds: str | None = None
+    text: str,
+    device: torch.device,
+    a: Architecture,
+    room: Room,
+    tokens: int,
+    holds: str | None = None,
+    stored: torch.dtype | None = None,
 ) -> Scheme:
     """Parse a scheme; "auto" takes the first that fits of a list that depends on the device, and says why; where none
-    does, the published half precision, whose layers are streamed.
+    does, half precision, whose layers are streamed.
 
-    tokens: of a pack; holds: the scheme that keeps a quantized file's own values.
+    tokens: of a pack; holds: the scheme that keeps a quantized file's own values; stored: dtype of its full weights.
     Raises SchemeError on an unknown scheme.
     """
     if text != "auto":
@@ -118,23 +124,35 @@ def choose_scheme(
         if kernels_for(device, kept.path).runs:
             return kept
     tried: list[str] = []
-    for name, why in preferred(a, device):
+    for name, why in preferred(a, device, stored):
         scheme = parse_scheme(name, device)
         need = weight_bytes(a, scheme) + activation_bytes(a, scheme, tokens)
         if need <= room.bytes:
             before = f"; {', '.join(tried)} would not fit" if tried else ""
             return parse_scheme(name, device, f"{why}: {size_text(need)} of {room.of}{before}")
         tried.append(f"{name} ({size_text(need)})")
-    half = "fp16" if device.type == "cuda" else "bf16"
-    why = f"{', '.join(tried)} would not fit into {room.of}: layers are streamed, in the precision they are stored in"
+    half, reason = half_for(device, stored)
+    why = f"{', '.join(tried)} would not fit into {room.of}: layers are streamed; {reason}"
     return parse_scheme(half, device, why)
 
 
-def preferred(a: Architecture, device: torch.device) -> list[tuple[str, str]]:
+def half_for(device: torch.device, stored: torch.dtype | None) -> tuple[str, str]:
+    """The half precision for weights that are stored in some dtype, with the reason.
+
+    What is stored in a half precision is kept in it: bf16 has numbers that fp16 has not, and the other way round.
+    """
+    if stored == torch.bfloat16:
+        return "bf16", "the dtype they are stored in"
+    if device.type != "cuda":
+        return "bf16", "the half precision of CPUs"
+    return "fp16", "the dtype they are stored in" if stored == torch.float16 else "the finer half precision"
+
+
+def preferred(a: Architecture, device: torch.device, stored: torch.dtype | None) -> list[tuple[str, str]]:
     """Schemes that "auto" tries, with the reason for each."""
     small = [("w8a8", "8 bits, the most that fits"), ("w4a8", "4 bits, the most that fits")]
     if device.type == "cuda":
-        return [("fp16", "as published"), *small]
+        return [half_for(device, stored), *small]
     if a.parameters <= SMALL:
         return [("fp32", "exact, and small enough to be quick"), *small]
     if kernels_for(device, "integer").slow_products:

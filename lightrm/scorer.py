@@ -77,6 +77,7 @@ class RewardModel:
         self.checkpoint, self.engine, self.report = checkpoint, engine, report
         self.decoder, self.head, self.device = engine.decoder, engine.head, engine.device
         self.tokens, self.template, self.no_text, self.strict = tokens, template, no_text, strict
+        self.reading = checkpoint.reading
         self.max_length = self.limit(max_length)
         self.open_reference = reference
         self.opened_reference: RewardModel | None = None
@@ -166,7 +167,7 @@ class RewardModel:
         counts = [len(responses_of(some)) for some in responses]
         known = self.bound_of(bound, confidence) if exact else None
         repeated = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
-        ids = self.encode(repeated, [text for some in responses for text in some])
+        ids = self.read(self.encode(repeated, [text for some in responses for text in some]))
         starts = np.cumsum([0, *counts])
         scores = self.shown(ids, progress)
         quick = [scores[start : start + n] for start, n in zip(starts, counts, strict=False)]
@@ -261,18 +262,26 @@ class RewardModel:
 
     def stream(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Iterator[tuple[int, float]]:
         """As `score_batch`, but position and score of each response as soon as its pack is done, in no order."""
-        for group, found in self.engine.scores(self.encode(prompts, responses)):
+        for group, found in self.engine.scores(self.read(self.encode(prompts, responses))):
             yield from zip(group, found.tolist(), strict=True)
 
     def shown(self, sequences: Sequence[list[int]], progress: bool) -> np.ndarray:
         """`run`, with a progress bar where one is wanted."""
+        sequences = self.read(sequences)
         with token_progress(sum(len(ids) for ids in sequences), progress) as advance:
             return self.run(sequences, advance)
+
+    def read(self, sequences: Sequence[list[int]]) -> list[list[int]]:
+        """Each sequence up to the token that the score is read at: what stands behind it changes nothing.
+
+        Raises InputError if a sequence lacks a token that it has to be read at.
+        """
+        return [self.reading.cut(ids) for ids in sequences]
 
     def run(self, sequences: Sequence[list[int]], advance: Advance = ignored) -> np.ndarray:
         """Scores of all sequences, input order restored."""
         scores = np.empty(len(sequences), dtype=np.float32)
-        for group, found in self.engine.scores(sequences, advance):
+        for group, found in self.engine.scores(self.read(sequences), advance):
             scores[group] = found
         return scores
 
@@ -282,7 +291,7 @@ class RewardModel:
         fidelity = f" · {self.report.fidelity.summary}" if self.report.fidelity else ""
         return (
             f"RewardModel({self.checkpoint.layout.name} · {self.decoder.architecture} · head {self.head} · "
-            f"template {template} · {self.report.scheme}, {self.report.scheme.reason} · "
+            f"read at {self.reading} · template {template} · {self.report.scheme}, {self.report.scheme.reason} · "
             f"{size_text(self.report.bytes)}{shared} on {self.device} · {self.engine.residence} · "
             f"kernels: {self.report.kernels}{fidelity})"
         )

@@ -97,7 +97,7 @@ def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueH
     """Scores of `exact` with other layers in the place of its own; float64, one for each of ids."""
     decoder = Decoder(exact.architecture, exact.embedding_VD, layers, None, exact.dtype)
     found = np.empty(len(ids))
-    for group, some in Engine(decoder, head, rm.report.scheme, rm.engine.residence).scores(ids):
+    for group, some in Engine(decoder, head, rm.report.scheme, rm.engine.residence).scores(rm.read(ids)):
         found[group] = some
     return found
 

@@ -211,9 +211,9 @@ def test_schemes_and_devices(scheme: str, device: str, says: str, tmp_path: Path
         lightrm.load(write(tmp_path), scheme=scheme, device=device)
 
 
-@pytest.mark.parametrize("change", [{"use_dora": True}, {"peft_type": "IA3"}])
+@pytest.mark.parametrize("change", [{"fan_in_fan_out": True}, {"peft_type": "IA3"}])
 def test_adapters_that_are_not_plain_lora(change: dict, tmp_path: Path) -> None:
     config = {"lora_alpha": 8, "base_model_name_or_path": "base", **change}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
-    with pytest.raises(errors.UnsupportedModelError, match=r"use_dora|IA3"):
+    with pytest.raises(errors.UnsupportedModelError, match=r"fan_in_fan_out|IA3"):
         lightrm.load(tmp_path)

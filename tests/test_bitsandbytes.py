@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import lightrm
 from lightrm import dispatch, errors, products
-from lightrm.checkpoints.detect import open_checkpoint, said_to_hold
+from lightrm.checkpoints.detect import open_checkpoint
+from lightrm.checkpoints.quantized import said_to_hold
 from lightrm.kernels import reference
 from lightrm.plan import Room, choose_scheme, weight_bytes
 from lightrm.schemes.int8 import quantize_rows
@@ -42,6 +43,8 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, n
         "nf4 nested": BitsAndBytesConfig(**four, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True),
         "nf4": BitsAndBytesConfig(**four, bnb_4bit_quant_type="nf4"),
         "fp4": BitsAndBytesConfig(**four, bnb_4bit_quant_type="fp4"),
+        "nf4 as bfloat16": BitsAndBytesConfig(**four, bnb_4bit_quant_type="nf4", bnb_4bit_quant_storage="bfloat16"),
+        "fp4 as float32": BitsAndBytesConfig(**four, bnb_4bit_quant_type="fp4", bnb_4bit_quant_storage="float32"),
         "int8": BitsAndBytesConfig(load_in_8bit=True),
     }
     found = {}
@@ -65,13 +68,20 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, n
     return found
 
 
-@pytest.mark.parametrize("name", ["nf4 nested", "nf4", "fp4", "int8"])
+@pytest.mark.parametrize("name", ["nf4 nested", "nf4", "fp4", "nf4 as bfloat16", "fp4 as float32", "int8"])
 def test_widened_files_score_as_transformers_scores_them(foreign: dict, name: str) -> None:
     folder, scores = foreign[name]
     np.testing.assert_allclose(lightrm.load(folder, scheme="fp32").score_ids(IDS), scores, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["nf4 nested", "nf4", "fp4"])
+def test_the_stored_dtype_of_the_bytes_is_the_trainers(foreign: dict) -> None:
+    """bnb_4bit_quant_storage, which FSDP asks for."""
+    for name, dtype in (("nf4", torch.uint8), ("nf4 as bfloat16", torch.bfloat16), ("fp4 as float32", torch.float32)):
+        stored = load_file(foreign[name][0] / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+        assert stored.dtype == dtype
+
+
+@pytest.mark.parametrize("name", ["nf4 nested", "nf4", "fp4", "nf4 as bfloat16"])
 def test_four_bit_values_stay_packed(foreign: dict, name: str) -> None:
     """They compute what bf16 computes from the widened weights, bit for bit."""
     folder, scores = foreign[name]
@@ -186,7 +196,7 @@ def test_a_quantized_head_is_widened(tmp_path: Path) -> None:
 def test_auto_knows_what_a_file_holds(foreign: dict) -> None:
     for name, scheme in (("nf4", "nf4"), ("int8", "bnb-int8"), ("plain", None)):
         checkpoint = open_checkpoint(foreign["nf4"][0].parent / name)
-        assert checkpoint.holds == said_to_hold(checkpoint.config) == scheme
+        assert checkpoint.holds == said_to_hold(checkpoint.config, checkpoint.folder) == scheme
         chosen = choose_scheme("auto", CPU, checkpoint.architecture, Room(2**30, "1 GiB"), 128, checkpoint.holds)
         assert chosen.name == (scheme or "fp32")
     assert json.loads((foreign["nf4"][0] / "config.json").read_text())["quantization_config"]["load_in_4bit"]

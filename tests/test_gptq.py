@@ -125,7 +125,7 @@ def test_every_variant_scores_like_its_widened_weights(
             files[f"{stem}.g_idx"] = parts["g_idx"]
     head = {"value_head.weight": HEAD_WEIGHT}
     says = {1: "gptq", 2: "gptq_v2"}[3 - version if style == "lying metadata" else version]
-    settings = {"bits": bits, "group_size": 8, "checkpoint_format": says}
+    settings = {"bits": bits, "group_size": -1 if style == "one group" else 8, "checkpoint_format": says}
     in_config = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "gptq", **settings}}
     beside = Specimen({"model.safetensors": files | head}, LLAMA_CONFIG, extra={"quantize_config.json": settings})
     expected = lightrm.load(Specimen({"model.safetensors": plain | head}, LLAMA_CONFIG).write(tmp_path / "plain"))

@@ -10,7 +10,17 @@ import pytest
 import torch
 
 import lightrm
-from lightrm.checkpoints import beaver, deepspeed_chat, internlm2, layout, openrlhf, value_head, ziya
+from lightrm.checkpoints import (
+    beaver,
+    deepspeed_chat,
+    internlm2,
+    layout,
+    openrlhf,
+    sequence_classification,
+    value_head,
+    ziya,
+)  # fmt: skip
+from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.detect import open_checkpoint
 from tests.zoo import (
     HEAD_BIAS,
@@ -160,8 +170,10 @@ def test_openrlhf_normalizes_where_the_config_asks(tmp_path: Path, raw_scores: n
 
 def test_internlm2_appends_its_reward_token(tmp_path: Path) -> None:
     specimen = SPECIMENS["internlm2"]
-    folder = Specimen(specimen.files, {**specimen.config, "reward_token_id": 77}).write(tmp_path)
-    assert open_checkpoint(folder).reward_id == 77
+    assert open_checkpoint(specimen.write(tmp_path / "with")).reward_id == 77
+    without = {name: value for name, value in specimen.config.items() if name != "reward_token_id"}
+    with pytest.raises(lightrm.CheckpointError, match="reward_token_id"):
+        lightrm.load(Specimen(specimen.files, without).write(tmp_path / "without"))
 
 
 def test_baichuan_golden_scores() -> None:
@@ -201,7 +213,11 @@ def test_renaming_on_strings() -> None:
     assert value_head.rename("summary.weight") == value_head.rename("v_head.summary.weight") == "head.0.weight"
     assert value_head.rename("v_head.summary.2.bias") == "head.1.bias"
     assert value_head.rename("default_head_weight") == layout.IGNORED
-    assert openrlhf.rename("score.weight") == openrlhf.rename("value_head.weight") == "head.0.weight"
+    named = Config({"value_head_prefix": "reward_head"}, Path("config.json"))
+    assert openrlhf.LAYOUT.ours("reward_head.weight", named) == "head.0.weight"
+    assert openrlhf.LAYOUT.ours("score.weight", named) is None
+    assert sequence_classification.rename("score.modules_to_save.default.weight") == "head.0.weight"
+    assert sequence_classification.rename("score.original_module.weight") == layout.IGNORED
     assert beaver.rename("normalizer.count") == layout.IGNORED
     assert internlm2.rename("model.layers.0.feed_forward.w3.weight") == "layers.0.up.weight"
     assert internlm2.rename("output.weight") == layout.IGNORED

@@ -144,7 +144,7 @@ def specimens() -> dict[str, Specimen]:
     wrapper = prefixed(body | lm_head, "pretrained_model.") | v_summary | {"reward_head_weight": HEAD_WEIGHT}
     classify = {**LLAMA_CONFIG, "architectures": ["LlamaForSequenceClassification"]}
     rlhf = body | {"score.weight": HEAD_WEIGHT}
-    internlm2 = {**LLAMA_CONFIG, "model_type": "internlm2", "bias": False}
+    internlm2 = {**LLAMA_CONFIG, "model_type": "internlm2", "bias": False, "reward_token_id": 77}
     beaver = {**LLAMA_CONFIG, "score_type": "reward", "do_normalize": False}
     return {
         "ziya": Specimen({"pytorch_model.bin": ziya}, LLAMA_CONFIG, bias=True),

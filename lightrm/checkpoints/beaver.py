@@ -12,6 +12,7 @@ import torch
 
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import IGNORED, Layout, backbone, linear_head
+from lightrm.checkpoints.reading import reads_last
 from lightrm.errors import ConfigError
 from lightrm.heads import PostStep
 
@@ -50,4 +51,18 @@ LAYOUT = Layout(
     rename=rename,
     template=lambda config: "beaver",
     post=post,
+    reading=lambda config: reads_last("as safe-rlhf reads: the last of the mask"),
+    fields=frozenset(
+        {
+            "score_type",
+            "do_normalize",
+            "normalizer_type",
+            "momentum",
+            "mean",
+            "var",
+            "bias",
+            "score_bias",
+            "score_dim",
+        }
+    ),
 )

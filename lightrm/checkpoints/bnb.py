@@ -2,7 +2,8 @@
 
 For each linear layer X of O x I:
 
-    4 bits   X.weight                  uint8 (O * I / 2, 1)     see `schemes.blockwise`
+    4 bits   X.weight                  bytes (O * I / 2, 1)     see `schemes.blockwise`; under another dtype than
+                                       uint8 where a trainer asked for it (bnb_4bit_quant_storage)
              X.weight.absmax           float32, or uint8 under double quantization
              X.weight.quant_map        float32 (16,)
              X.weight.nested_absmax, .nested_quant_map          under double quantization
@@ -74,12 +75,13 @@ class FourBitSource(PackedSource):
         if name not in self.kinds:
             return None
         state, read = self.state(name), self.stored.read
-        packed, maximum, level = read(name).view(-1), read(name + ".absmax"), read(name + ".quant_map")
+        stored, maximum, level = read(name), read(name + ".absmax"), read(name + ".quant_map")
+        packed = stored.contiguous().view(-1).view(torch.uint8)
         count = math.prod(state["shape"])
-        fits = packed.dtype == torch.uint8 and len(packed) == (count + 1) // 2 and level.shape == (16,)
+        fits = len(packed) == (count + 1) // 2 and level.shape == (16,)
         if not fits or len(maximum) != -(-count // state["blocksize"]):
             raise TensorMismatchError(
-                f"bitsandbytes layer {name!r}: {len(packed)} packed {packed.dtype} and {len(maximum)} maxima do not "
+                f"bitsandbytes layer {name!r}: {len(packed)} bytes of {stored.dtype} and {len(maximum)} maxima do not "
                 f"fit a weight of {state['shape']} in blocks of {state['blocksize']}"
             )
         nested = None

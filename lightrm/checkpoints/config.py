@@ -1,8 +1,12 @@
-"""config.json -> Architecture, field by field, with types. A missing field names itself; a foreign model too."""
+"""config.json -> Architecture, field by field, with types and bounds. A bad field names itself; a foreign model too.
+
+Which other fields a config may have, and at which values, is in `fields`.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,9 @@ from lightrm.errors import ConfigError, UnsupportedModelError
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
 SUPPORTED = (*LLAMA_LIKE, "internlm2", "baichuan")
+LARGEST = 2**31 - 1  # of a count: no published model is near it, and what follows from it stays a number
+MISTRAL_WINDOW = QWEN2_WINDOW = 4096  # transformers' defaults, where config.json is silent
+QWEN2_FIRST_WINDOWS = 28
 
 
 class Config:
@@ -19,27 +26,56 @@ class Config:
     def __init__(self, raw: dict[str, Any], path: Path) -> None:
         self.raw, self.path = raw, path
 
-    def number(self, name: str, default: float | None = None) -> float:
-        value = self.raw.get(name, default)
+    def number(self, name: str, default: float | None = None, positive: bool = False) -> float:
+        """Raises ConfigError unless it is finite, and above 0 where it has to be."""
+        value = self.raw.get(name)
+        value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{self.path}: field {name!r} must be a number, found {value!r}")
-        return float(value)
+            raise ConfigError(f"{self.path}: field {name!r} must be a number, found {shown(value)}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number) or (positive and number <= 0):
+            kind = "a finite number above 0" if positive else "a finite number"
+            raise ConfigError(f"{self.path}: field {name!r} must be {kind}, found {shown(value)}")
+        return number
 
     def integer(self, name: str, default: int | None = None) -> int:
         value = self.raw.get(name)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
-            raise ConfigError(f"{self.path}: field {name!r} must be a positive whole number, found {value!r}")
+            raise ConfigError(f"{self.path}: field {name!r} must be a positive whole number, found {shown(value)}")
+        if value > LARGEST:
+            raise ConfigError(f"{self.path}: field {name!r} is {shown(value)}, more than any model has: is it damaged?")
         return value
 
-    def flag(self, name: str) -> bool:
-        return bool(self.raw.get(name, False))
+    def token_id(self, name: str) -> int | None:
+        """None where there is none; old conversions write -1 for that."""
+        value = self.raw.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ConfigError(f"{self.path}: field {name!r} must be a token id or null, found {shown(value)}")
+        return value if value is not None and value >= 0 else None
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        value = self.raw.get(name)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.path}: field {name!r} must be true or false, found {shown(value)}")
+        return value
 
     def text(self, name: str) -> str:
         value = self.raw.get(name)
         if not isinstance(value, str):
-            raise ConfigError(f"{self.path}: field {name!r} must be a string, found {value!r}")
+            raise ConfigError(f"{self.path}: field {name!r} must be a string, found {shown(value)}")
         return value
+
+    def entries(self, name: str) -> dict[str, Any]:
+        """An object; an empty one where there is none."""
+        value = self.raw.get(name)
+        if value is not None and not isinstance(value, dict):
+            raise ConfigError(f"{self.path}: field {name!r} must be an object, found {shown(value)}")
+        return value or {}
 
     def has(self, name: str) -> bool:
         return self.raw.get(name) is not None
@@ -47,7 +83,16 @@ class Config:
     @property
     def classes(self) -> str:
         """The `architectures` entry as one string."""
-        return " ".join(map(str, self.raw.get("architectures") or ()))
+        names = self.raw.get("architectures") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"{self.path}: field 'architectures' must be a list of class names, found {shown(names)}")
+        return " ".join(names)
+
+
+def shown(value: object) -> str:
+    """A value in a message, which may be a number of a thousand digits."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def read_config(folder: Path, name: str = "config.json") -> Config:
@@ -57,7 +102,7 @@ def read_config(folder: Path, name: str = "config.json") -> Config:
         raise ConfigError(f"{folder} has no {name}: a checkpoint folder needs one beside its weights")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
@@ -74,7 +119,7 @@ def read_architecture(config: Config) -> Architecture:
         )
     activation = config.raw.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
-        raise UnsupportedModelError(f"{config.path}: hidden_act {activation!r} is not supported, expected 'silu'")
+        raise UnsupportedModelError(f"{config.path}: hidden_act {shown(activation)} is not supported, expected 'silu'")
     if config.flag("mlp_bias"):
         raise UnsupportedModelError(f"{config.path}: mlp_bias is not supported")
     width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
@@ -83,8 +128,13 @@ def read_architecture(config: Config) -> Architecture:
         raise ConfigError(f"{config.path}: {heads} attention heads cannot share {kv_heads} key/value heads evenly")
     if not config.has("head_dim") and width % heads:
         raise ConfigError(f"{config.path}: hidden_size {width} is not a multiple of {heads} attention heads")
+    head_width = config.integer("head_dim", width // heads)
     positions = read_positions(config, family)
-    llama_bias = config.flag("attention_bias") or (family == "internlm2" and config.flag("bias"))
+    if isinstance(positions, Rope) and head_width % 2:
+        raise ConfigError(f"{config.path}: RoPE turns pairs of numbers, found attention heads of {head_width}")
+    # Only these two ask for it: Qwen2 always has query, key and value biases, Mistral none.
+    biased = {"llama": "attention_bias", "internlm2": "bias"}.get(family)
+    llama_bias = biased is not None and config.flag(biased)
     return Architecture(
         family=family,
         layers=config.integer("num_hidden_layers"),
@@ -92,9 +142,9 @@ def read_architecture(config: Config) -> Architecture:
         ffn_width=config.integer("intermediate_size"),
         query_heads=heads,
         kv_heads=kv_heads,
-        head_width=config.integer("head_dim", width // heads),
+        head_width=head_width,
         vocabulary=config.integer("vocab_size"),
-        norm_eps=config.number("rms_norm_eps"),
+        norm_eps=config.number("rms_norm_eps", positive=True),
         positions=positions,
         max_positions=read_max_positions(config, family),
         qkv_bias=family == "qwen2" or llama_bias,
@@ -104,10 +154,31 @@ def read_architecture(config: Config) -> Architecture:
 
 def read_max_positions(config: Config, family: str) -> int:
     longest = config.integer("max_position_embeddings" if config.has("max_position_embeddings") else "model_max_length")
-    window = config.raw.get("sliding_window")
-    if isinstance(window, int) and (family == "mistral" or config.flag("use_sliding_window")):
-        longest = min(longest, window)  # inside one window, sliding attention is plain attention
-    return longest
+    window = read_window(config, family)
+    return longest if window is None else min(longest, window)  # inside one window, it is plain attention
+
+
+def read_window(config: Config, family: str) -> int | None:
+    """Positions that a layer attends to, where any layer has such a limit."""
+    if family == "mistral":
+        absent = "sliding_window" not in config.raw
+        return config.integer("sliding_window", MISTRAL_WINDOW) if absent or config.has("sliding_window") else None
+    if family != "qwen2":
+        return None
+    types = config.raw.get("layer_types")
+    if types is None:
+        first = config.raw.get("max_window_layers")
+        first = QWEN2_FIRST_WINDOWS if first is None else first
+        if isinstance(first, bool) or not isinstance(first, int):
+            raise ConfigError(f"{config.path}: field 'max_window_layers' must be a whole number, found {shown(first)}")
+        slides = config.flag("use_sliding_window") and first < config.integer("num_hidden_layers")
+    elif not isinstance(types, list) or not set(map(str, types)) <= {"full_attention", "sliding_attention"}:
+        raise UnsupportedModelError(
+            f"{config.path}: layer_types {shown(types)}: lightrm runs full_attention and sliding_attention"
+        )
+    else:
+        slides = "sliding_attention" in types
+    return config.integer("sliding_window", QWEN2_WINDOW) if slides else None
 
 
 def read_positions(config: Config, family: str) -> Rope | Alibi:
@@ -123,28 +194,44 @@ def read_positions(config: Config, family: str) -> Rope | Alibi:
     return read_rope(config)
 
 
+ROPE_FIELDS = {
+    "default": (), "dynamic": ("factor",), "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}  # fmt: skip
+ROPE_NOTES = ("rope_type", "type", "rope_theta", "finetuned", "partial_rotary_factor")
+
+
 def read_rope(config: Config) -> Rope:
     """Both spellings: rope_theta + rope_scaling (transformers 4) and rope_parameters (transformers 5)."""
-    scaling = config.raw.get("rope_parameters") or config.raw.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        raise ConfigError(f"{config.path}: rope_scaling must be an object, found {scaling!r}")
+    found = [rope_of(config, name) for name in ("rope_scaling", "rope_parameters") if config.entries(name)]
+    if len(found) == 2 and found[0] != found[1]:
+        raise ConfigError(f"{config.path}: rope_scaling says {found[0]}, rope_parameters says {found[1]}: which is it?")
+    return found[0] if found else rope_of(config, "rope_parameters")
+
+
+def rope_of(config: Config, spelling: str) -> Rope:
+    scaling = config.entries(spelling)
     values = Config(scaling, config.path)
-    theta = values.number("rope_theta", config.number("rope_theta", 10000.0))
+    theta = values.number("rope_theta", config.number("rope_theta", 10000.0, positive=True), positive=True)
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
-    if kind in ("default", "dynamic"):
-        return Rope(theta)  # dynamic NTK scaling acts beyond max_position_embeddings only, where lightrm does not go
-    if kind == "linear":
-        return Rope(theta, "linear", values.number("factor"))
-    if kind == "llama3":
-        return Rope(
-            theta,
-            "llama3",
-            values.number("factor"),
-            values.number("low_freq_factor"),
-            values.number("high_freq_factor"),
-            values.integer("original_max_position_embeddings"),
+    if not isinstance(kind, str) or kind not in ROPE_FIELDS:
+        raise UnsupportedModelError(
+            f"{config.path}: RoPE scaling {shown(kind)} is not supported; lightrm runs default, linear, llama3 and, "
+            "within max_position_embeddings, dynamic"
         )
-    raise UnsupportedModelError(
-        f"{config.path}: RoPE scaling {kind!r} is not supported; lightrm runs default, linear, llama3 and, within "
-        "max_position_embeddings, dynamic"
-    )
+    known = (*ROPE_NOTES, *(name for names in ROPE_FIELDS.values() for name in names))
+    for name, value in scaling.items():
+        if (name not in known and value is not None) or (name == "partial_rotary_factor" and value not in (None, 1)):
+            raise UnsupportedModelError(
+                f"{config.path}: {spelling} has {name} {shown(value)}, which lightrm does not run; of RoPE "
+                f"{kind!r} it reads {', '.join(('rope_theta', *ROPE_FIELDS[kind]))}"
+            )
+    if kind == "linear":
+        return Rope(theta, "linear", values.number("factor", positive=True))
+    if kind == "llama3":
+        low, high = (values.number(f"{end}_freq_factor", positive=True) for end in ("low", "high"))
+        if low >= high:
+            raise ConfigError(f"{config.path}: low_freq_factor {low:g} must be below high_freq_factor {high:g}")
+        original = values.integer("original_max_position_embeddings")
+        return Rope(theta, "llama3", values.number("factor", positive=True), low, high, original)
+    return Rope(theta)  # dynamic NTK scaling acts beyond max_position_embeddings only, where lightrm does not go

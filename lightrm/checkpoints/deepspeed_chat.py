@@ -1,6 +1,7 @@
 """DeepSpeed-Chat reward models (`rwtransformer.*`, also misspelt) and Starling-RM (`transformer.*`): `v_head.weight`.
 
-Their prompts are whatever the trainer's data set had, so no template goes with them.
+Their prompts are whatever the trainer's data set had, so no template goes with them. They are read before the first
+pad token behind the prompt; in a sequence without padding, those are the pad tokens that end it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from collections.abc import Collection
 
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import Layout, backbone, linear_head
+from lightrm.checkpoints.reading import Reading, reads_last
 
 PREFIXES = (
     "rwtransformer.model.", "rwtransformer.", "rwtranrsformer.model.", "rwtranrsformer.",
@@ -24,10 +26,18 @@ def rename(name: str) -> str | None:
     return linear_head(name, "v_head") or backbone(name, PREFIXES)
 
 
+def reading(config: Config) -> Reading:
+    pad = config.token_id("pad_token_id")
+    if pad is None:
+        return reads_last("as config.json has no pad_token_id")
+    return Reading("last but pad", "as DeepSpeed-Chat reads: before the pads behind the answer", pad)
+
+
 LAYOUT = Layout(
     name="deepspeed_chat",
     describes="DeepSpeed-Chat, Starling-RM: v_head",
     matches=matches,
     rename=rename,
     template=lambda config: None,
+    reading=reading,
 )

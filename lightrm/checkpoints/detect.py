@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from lightrm.architecture import Architecture
 from lightrm.checkpoints import (
+    athene,
     beaver,
     deepspeed_chat,
     internlm2,
@@ -20,14 +21,16 @@ from lightrm.checkpoints import (
     ziya,
 )  # fmt: skip
 from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
-from lightrm.checkpoints.bnb import EightBitSource, FourBitSource, bitsandbytes_source
 from lightrm.checkpoints.config import Config, read_architecture, read_config
-from lightrm.checkpoints.gptq import GptqSource, format_version, is_gptq
+from lightrm.checkpoints.fields import Fields, check_fields
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
+from lightrm.checkpoints.outputs import check_kind, check_outputs
+from lightrm.checkpoints.quantized import seen_through
+from lightrm.checkpoints.reading import Reading
 from lightrm.checkpoints.source import PackedSource, TensorSource, check_index, main_files
 from lightrm.checkpoints.stored import check_finished
-from lightrm.errors import CheckpointError, MissingHeadError, TensorMismatchError, UnsupportedModelError
+from lightrm.errors import CheckpointError, ConfigError, MissingHeadError, TensorMismatchError
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int8 import Rowwise
@@ -35,8 +38,10 @@ from lightrm.schemes.int8 import Rowwise
 # The first that matches wins: the more particular ones come first.
 LAYOUTS: tuple[Layout, ...] = tuple(
     module.LAYOUT
-    for module in (openrlhf, ziya, internlm2, value_head, ultrarm, beaver, sequence_classification, deepspeed_chat)
-)
+    for module in (
+        openrlhf, ziya, internlm2, value_head, ultrarm, beaver, sequence_classification, athene, deepspeed_chat,
+    )
+)  # fmt: skip
 HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 
 
@@ -58,7 +63,7 @@ class Checkpoint:
         """One tensor under our name, LoRA merged, in the file's dtype."""
         source, foreign = self.tensors[ours]
         tensor = source.read(foreign)
-        if self.adapter is not None and source is not self.adapter.source:
+        if self.adapter is not None:
             tensor = self.adapter.merge(foreign, tensor)
         if ours.endswith(".qkv.weight") and self.layout.regroup is not None:
             tensor = self.layout.regroup(tensor, self.architecture)
@@ -86,7 +91,35 @@ class Checkpoint:
 
     @property
     def reward_id(self) -> int | None:
-        return self.config.integer("reward_token_id") if self.config.has("reward_token_id") else None
+        """The token that the model's own code puts behind every text."""
+        return None if self.layout.appended is None else self.layout.appended(self.config)
+
+    @property
+    def reading(self) -> Reading:
+        """Where in a sequence the score is read."""
+        return self.layout.reading(self.config)
+
+    @property
+    def fields(self) -> Fields:
+        """Raises UnsupportedModelError on a field of config.json that may change the model."""
+        return check_fields(self.config, self.layout.fields)
+
+    @property
+    def stored(self) -> torch.dtype | None:
+        """Of the layers' matrices in the file; None where they are packed."""
+        for ours, (source, foreign) in self.tensors.items():
+            if ours.endswith(".down.weight"):
+                return None if isinstance(source, PackedSource) else source.dtype(foreign)
+        return None
+
+    def check_config(self, rows: int | None = None) -> None:
+        """Whether config.json says nothing that is not understood, and speaks of one output; rows: of the head, where
+        it lies in no tensor here. Raises UnsupportedModelError, ConfigError or TensorMismatchError."""
+        heads = sorted(name for name in self.tensors if name.startswith("head.") and name.endswith(".weight"))
+        last = self.tensors[heads[-1]][1] if heads else "the head"
+        rows = self.shape(heads[-1])[0] if heads and self.shape(heads[-1]) else rows
+        check_outputs(self.config, last, rows, self.layout.averages)
+        _ = self.fields, self.reading, self.reward_id
 
     def tokenizer_folder(self) -> Path:
         """The adapter's folder if it carries a tokenizer, else the base's."""
@@ -107,7 +140,10 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     base_folder = folder if adapter is None else base_of(folder, adapter, base)
     config = read_config(folder if (folder / "config.json").is_file() else base_folder)
     architecture = read_architecture(config)
-    main = main_source(base_folder, config)
+    check_kind(config)
+    base_config = config if base_folder == folder else read_config(base_folder)
+    check_same(architecture, config, base_config)
+    main = main_source(base_folder, base_config)
     sources = [main]
     names = {name: (main, name) for name in main.names}
     for place in dict.fromkeys((base_folder, folder)):
@@ -122,7 +158,7 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     tensors: dict[str, tuple[TensorSource, str]] = {}
     ignored, unexpected = [], []
     for name, place_of in names.items():
-        ours = layout.rename(name)
+        ours = layout.ours(name, config)
         if ours is None:
             unexpected.append(name)
         elif ours == IGNORED:
@@ -137,41 +173,43 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
             "is this another architecture, or are its files mixed with another model's?"
         )
     if adapter is not None:
-        strays = [name for name in adapter.pairs if name not in main.names]
+        changed = {*adapter.pairs, *adapter.shifts, *adapter.rows} - names.keys() - adapter.source.names.keys()
+        strays = sorted(name for name in changed if layout.ours(name, config) != IGNORED)  # such as the output layer
         if strays:
             raise TensorMismatchError(f"{folder}: the adapter changes {listed(strays)}, which the base does not have")
-    return Checkpoint(
+    found = Checkpoint(
         folder, base_folder, config, architecture, layout, tensors, tuple(sources), adapter, tuple(ignored)
     )
+    found.check_config()
+    return found
 
 
 def main_source(folder: Path, config: Config) -> TensorSource:
     """The model's own weights, seen through a quantized format. Raises UnsupportedModelError on one it cannot read."""
     source = TensorSource(main_files(folder))
     check_index(folder, source)
-    if is_gptq(source):
-        return GptqSource(source, format_version(config, folder))
-    packed = bitsandbytes_source(source)
-    if packed is not None:
-        return packed
-    settings = config.raw.get("quantization_config")
-    if isinstance(settings, dict):
-        method = settings.get("quant_method", "unnamed")
-        raise UnsupportedModelError(
-            f"{config.path}: weights quantized by {method!r}, stored in a way that is not supported; lightrm reads "
-            "gptq and bitsandbytes"
+    return seen_through(source, config, folder)
+
+
+def check_same(architecture: Architecture, config: Config, base: Config) -> None:
+    """Raises ConfigError if an adapter's own config.json describes another decoder than its base's does."""
+    theirs = replace(read_architecture(base), vocabulary=architecture.vocabulary)
+    if theirs != architecture:
+        raise ConfigError(
+            f"{config.path} describes {architecture}, its base's {base.path} {theirs}: one of them is another model's"
         )
-    return source
 
 
-def said_to_hold(config: Config) -> str | None:
-    """The scheme that would keep a quantized file's own values, by config.json alone; None for any other."""
-    settings = config.raw.get("quantization_config")
-    if not isinstance(settings, dict):
-        return None
-    if settings.get("quant_method") == "bitsandbytes":
-        return FourBitSource.holds if settings.get("load_in_4bit") else EightBitSource.holds
-    return GptqSource.holds if settings.get("quant_method") == "gptq" else None
+def check_promises(config: Config) -> None:
+    """What can be told by config.json alone of whether `load` takes a model. Raises as `Checkpoint.check_config`."""
+    check_fields(config, frozenset().union(*(layout.fields for layout in LAYOUTS)))
+    check_outputs(config, "the head", None, averages=False)
+
+
+def said_to_store(config: Config) -> torch.dtype | None:
+    """The dtype of the weights by config.json alone, under either spelling; None where it says none."""
+    found = getattr(torch, str(config.raw.get("dtype") or config.raw.get("torch_dtype")).removeprefix("torch."), None)
+    return found if isinstance(found, torch.dtype) else None
 
 
 def same(a: tuple[TensorSource, str], b: tuple[TensorSource, str]) -> bool:
@@ -181,10 +219,11 @@ def same(a: tuple[TensorSource, str], b: tuple[TensorSource, str]) -> bool:
 def base_of(folder: Path, adapter: Adapter, asked: str | Path | None) -> Path:
     """The folder of an adapter's base model; one named by a relative path is looked for beside the adapter too."""
     base = asked or adapter.base
+    revision = adapter.revision if asked is None else None
     if base is None:
         raise CheckpointError(f"{folder}: its adapter_config.json names no base model: pass base=... to load")
     beside = folder.parent / base
-    return resolve(beside if not Path(base).is_dir() and beside.is_dir() else base)
+    return resolve(beside if not Path(base).is_dir() and beside.is_dir() else base, revision)
 
 
 def choose(config: Config, names: Iterable[str]) -> Layout:

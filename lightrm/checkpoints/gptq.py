@@ -9,6 +9,9 @@ For each linear layer X of O x I, with G groups along I (the format is auto-gptq
 
     weight[o, i] = scales[g_idx[i], o] * (q[i, o] - zero[g_idx[i], o])
 
+Which version, and whether a grid is symmetric, is what a config says (`Terms`, from `quantized`); tensors that
+contradict it are refused. A symmetric grid tells its version itself: its zero is 2^(bits-1).
+
 The product is rounded to the dtype of the scales, as those tools' own layers do: fp16 files give fp16 weights, and
 scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. `read` widens one tensor at a time; `packed` gives the
 values as they are, for w4a16.
@@ -16,17 +19,33 @@ values as they are, for w4a16.
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 
-from lightrm.checkpoints.config import Config, read_config
 from lightrm.checkpoints.source import PackedSource, TensorSource
 from lightrm.errors import TensorMismatchError, UnsupportedModelError
-from lightrm.schemes.grouped import WORD, Grouped, unpack, zero_points
+from lightrm.schemes.grouped import WORD, Grouped, unpack
 
 MARK, WEIGHT = ".qweight", ".weight"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a config says of the packed layers; None: nothing.
+
+    version: of the zero points. bits, group (-1: all inputs), symmetric: of the grids. ordered: whether channels are
+    spread over groups by activation order. uniform: whether all this holds for every layer. where: who says it.
+    """
+
+    where: str
+    version: int | None = None
+    bits: int | None = None
+    group: int | None = None
+    symmetric: bool | None = None
+    ordered: bool = False
+    uniform: bool = True
 
 
 class GptqSource(PackedSource):
@@ -34,9 +53,9 @@ class GptqSource(PackedSource):
 
     holds = "w4a16"
 
-    def __init__(self, stored: TensorSource, version: int) -> None:
+    def __init__(self, stored: TensorSource, terms: Terms) -> None:
         super().__init__(stored)
-        self.version = version
+        self.terms = terms
         for name in stored.names:
             if name.endswith(MARK):
                 self.hide(name.removesuffix(MARK))
@@ -49,6 +68,7 @@ class GptqSource(PackedSource):
         absent = [part for part in PARTS[:3] if f"{stem}.{part}" not in self.stored.names]
         if absent:
             raise TensorMismatchError(f"GPTQ layer {stem!r} lacks {', '.join(absent)}")
+        self.check(stem)
         for part in PARTS:
             self.names.pop(f"{stem}.{part}", None)
         bias = f"{stem}.bias"
@@ -56,14 +76,43 @@ class GptqSource(PackedSource):
             del self.names[bias]
         self.names[stem + WEIGHT] = self.stored.names[stem + MARK]
 
+    def check(self, stem: str) -> None:
+        """Shapes against each other and against the config. Raises TensorMismatchError or UnsupportedModelError."""
+        packed, zeros, scales = (self.stored.shape(f"{stem}.{part}") for part in PARTS[:3])
+        terms, bits = self.terms, self.bits(stem)
+        inputs, groups = packed[0] * WORD // bits, scales[0]
+        if scales != (zeros[0], packed[1]) or not 0 < groups <= inputs:
+            raise TensorMismatchError(
+                f"GPTQ layer {stem!r}: qweight {packed}, qzeros {zeros} and scales {scales} do not fit each other"
+            )
+        if not terms.uniform:
+            return
+        if terms.bits is not None and terms.bits != bits:
+            raise TensorMismatchError(
+                f"GPTQ layer {stem!r} has {bits} bits, {terms.where} says {terms.bits}: are they of one model?"
+            )
+        if terms.group is not None and groups != (1 if terms.group < 1 else -(-inputs // terms.group)):
+            raise TensorMismatchError(
+                f"GPTQ layer {stem!r} has {groups} groups of its {inputs} inputs, {terms.where} says groups of "
+                f"{terms.group}: are they of one model?"
+            )
+        if terms.ordered and groups > 1 and f"{stem}.g_idx" not in self.stored.names:
+            raise TensorMismatchError(
+                f"GPTQ layer {stem!r} lacks g_idx, and {terms.where} says desc_act: its groups are not known"
+            )
+
     def packed(self, name: str) -> Grouped | None:
         if not self.packs(name):
             return None
         stem = name.removesuffix(WEIGHT)
         packed, zeros, scales = (self.stored.read(f"{stem}.{part}") for part in PARTS[:3])
+        if packed.dtype != torch.int32 or zeros.dtype != torch.int32:
+            raise UnsupportedModelError(
+                f"GPTQ layer {stem!r} is packed in {packed.dtype} and {zeros.dtype}; lightrm reads int32"
+            )
         bits = self.bits(stem)
         group = self.groups(stem, packed.shape[0] * WORD // bits, scales.shape[0])
-        zero_GO = zero_points(unpack(zeros, bits), bits, self.version)
+        zero_GO = self.zero_points(stem, unpack(zeros, bits), bits)
         return Grouped(packed, zero_GO.to(torch.int16), scales, group, bits)
 
     def packed_shape(self, name: str) -> tuple[int, int] | None:
@@ -74,9 +123,17 @@ class GptqSource(PackedSource):
         return outputs, rows * WORD // self.bits(stem)
 
     def bits(self, stem: str) -> int:
-        """From the shapes: metadata is often wrong. Raises UnsupportedModelError unless 4 or 8."""
-        outputs = self.stored.shape(stem + MARK)[1]
-        bits = self.stored.shape(f"{stem}.qzeros")[1] * WORD / outputs
+        """From the shapes. Raises UnsupportedModelError unless 4 or 8."""
+        shapes = [self.stored.shape(f"{stem}.{part}") for part in PARTS[:3]]
+        if any(len(shape) != 2 or 0 in shape for shape in shapes):
+            raise TensorMismatchError(f"GPTQ layer {stem!r} has parts of shapes {shapes}, expected matrices")
+        outputs, words = shapes[0][1], shapes[1][1]
+        if outputs == words:
+            raise UnsupportedModelError(
+                f"layer {stem!r} is packed along its outputs, as AWQ packs: lightrm does not read AWQ; take the "
+                "model's GPTQ or full-precision files"
+            )
+        bits = words * WORD / outputs
         if bits not in (4, 8):
             raise UnsupportedModelError(f"GPTQ layer {stem!r} has {bits:g}-bit weights; lightrm reads 4 and 8 bits")
         return int(bits)
@@ -93,15 +150,24 @@ class GptqSource(PackedSource):
             )
         return group
 
+    def zero_points(self, stem: str, stored_GO: torch.Tensor, bits: int) -> torch.Tensor:
+        """Stored zero points -> real ones. Raises TensorMismatchError if the config calls them symmetric, and they are
+        not, UnsupportedModelError if nothing tells their version."""
+        terms, middle = self.terms, 2 ** (bits - 1)
+        known = terms.symmetric if terms.uniform else None
+        told = next((version for version in (1, 2) if bool((stored_GO == middle - 2 + version).all())), None)
+        if known and told is None:
+            raise TensorMismatchError(
+                f"GPTQ layer {stem!r} has zero points {int(stored_GO.min())} to {int(stored_GO.max())}, "
+                f"{terms.where} says that its grid is symmetric"
+            )
+        version = terms.version if known is False or told is None else told
+        if version is None:
+            raise UnsupportedModelError(
+                f"GPTQ layer {stem!r}: {terms.where} does not say how its zero points are stored (packing_format)"
+            )
+        return stored_GO + int(version == 1)
+
 
 def is_gptq(source: TensorSource) -> bool:
     return any(name.endswith(MARK) for name in source.names)
-
-
-def format_version(config: Config, folder: Path) -> int:
-    """1 or 2, from `checkpoint_format` in config.json or quantize_config.json; 1 where neither says."""
-    settings = config.raw.get("quantization_config")
-    if not isinstance(settings, dict) and (folder / "quantize_config.json").is_file():
-        settings = read_config(folder, "quantize_config.json").raw
-    settings = settings if isinstance(settings, dict) else {}
-    return 2 if settings.get("checkpoint_format") == "gptq_v2" else 1

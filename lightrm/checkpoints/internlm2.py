@@ -13,6 +13,7 @@ import torch
 from lightrm.architecture import Architecture
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import BLOCK, IGNORED, Layout, linear_head
+from lightrm.checkpoints.reading import reads_last
 
 BLOCKS = {
     "attention_norm": "attention_norm",
@@ -56,4 +57,7 @@ LAYOUT = Layout(
     rename=rename,
     template=lambda config: "chat",
     regroup=regroup,
+    reading=lambda config: reads_last("as InternLM2's class reads: the reward token that ends a text"),
+    appended=lambda config: config.integer("reward_token_id"),
+    fields=frozenset({"reward_token_id"}),
 )

@@ -5,6 +5,7 @@ A wrong folder fails in a second, and names what is wrong with it.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from lightrm.architecture import Architecture
@@ -45,6 +46,13 @@ def real_architecture(checkpoint: Checkpoint) -> Architecture:
 def check_tensors(checkpoint: Checkpoint) -> None:
     """Raises TensorMismatchError on missing, unexpected or misshapen tensors, MissingHeadError without a head."""
     a = real_architecture(checkpoint)
+    blocks = (re.match(r"layers\.(\d{1,9})\.", ours) for ours in checkpoint.tensors)
+    held = 1 + max((int(block[1]) for block in blocks if block is not None), default=-1)
+    if a.layers > held:  # before anything is counted up to what config.json says
+        raise TensorMismatchError(
+            f"{checkpoint.config.path}: num_hidden_layers is {a.layers}, the weights hold {held} layers; a shard is "
+            "missing, or config.json belongs to another model"
+        )
     expected = expected_shapes(a)
     rows = part_rows(a)
     for ours in checkpoint.tensors:

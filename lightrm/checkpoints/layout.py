@@ -28,6 +28,7 @@ import torch
 
 from lightrm.architecture import Architecture
 from lightrm.checkpoints.config import Config
+from lightrm.checkpoints.reading import Reading
 from lightrm.heads import PostStep
 
 IGNORED = ""
@@ -64,6 +65,11 @@ class Layout:
     template: name of the prompt template that goes with it, "chat" for the checkpoint's own, None if unknown.
     ending: what the trainer puts at the end of every text, by the names of `templates.Ending`.
     regroup: turns the file's fused qkv weight into query, key, value rows; None where it is so already.
+    reading: where its own code reads the score. appended: the id of the token that its code puts behind every text.
+    whole: whether its code tokenizes the rendered chat as any text, with the BOS that the tokenizer adds.
+    head_stem: what the head is called, where the config says it.
+    averages: whether its own code takes the mean of several outputs; elsewhere they are another kind of model.
+    fields: of config.json, read by this layout alone.
     """
 
     name: str
@@ -71,9 +77,20 @@ class Layout:
     matches: Callable[[Config, Collection[str]], bool]
     rename: Rename
     template: Callable[[Config], str | None]
+    reading: Callable[[Config], Reading]
     post: Post = no_post
     regroup: Callable[[torch.Tensor, Architecture], torch.Tensor] | None = None
     ending: Literal["none", "eos", "openrlhf"] = "none"
+    appended: Callable[[Config], int] | None = None
+    whole: bool = False
+    head_stem: Callable[[Config], str] | None = None
+    averages: bool = False
+    fields: frozenset[str] = frozenset()
+
+    def ours(self, name: str, config: Config) -> str | None:
+        """Our name of a tensor, as `rename` gives it, in a checkpoint whose config may name the head."""
+        head = None if self.head_stem is None else linear_head(name, self.head_stem(config))
+        return self.rename(name) if head is None else head
 
 
 def backbone(name: str, prefixes: tuple[str, ...] = ("model.",)) -> str | None:

@@ -1,4 +1,8 @@
-"""OpenRLHF reward models: the head's name is in the config (`value_head_prefix`), with an optional mean and std."""
+"""OpenRLHF reward models: the config names the head (`value_head_prefix`), with an optional mean and std.
+
+Any name may be given when training; the default was `value_head`, and is `score` since December 2024. They are read at
+the last token of the mask, whatever it is.
+"""
 
 from __future__ import annotations
 
@@ -7,22 +11,30 @@ from collections.abc import Collection
 import torch
 
 from lightrm.checkpoints.config import Config
-from lightrm.checkpoints.layout import Layout, backbone, linear_head
+from lightrm.checkpoints.layout import Layout, backbone
+from lightrm.checkpoints.reading import reads_last
+from lightrm.errors import MissingHeadError
 from lightrm.heads import PostStep
-
-STEMS = ("value_head", "score")  # the default changed from the first to the second in December 2024
 
 
 def matches(config: Config, names: Collection[str]) -> bool:
-    prefix = config.raw.get("value_head_prefix")
-    return isinstance(prefix, str) and prefix in STEMS and f"{prefix}.weight" in names
+    """Raises MissingHeadError where the config names a head that is not there: the trainer makes a random one then."""
+    if not config.has("value_head_prefix"):
+        return False
+    if f"{stem(config)}.weight" not in names:
+        heads = sorted(name for name in names if "layers." not in name)
+        raise MissingHeadError(
+            f"{config.path}: value_head_prefix names the value head {stem(config)!r}, but there is no "
+            f"{stem(config)}.weight beside {', '.join(heads[:6])}"
+        )
+    return True
+
+
+def stem(config: Config) -> str:
+    return config.text("value_head_prefix")
 
 
 def rename(name: str) -> str | None:
-    for stem in STEMS:
-        head = linear_head(name, stem)
-        if head is not None:
-            return head
     return backbone(name)
 
 
@@ -30,15 +42,18 @@ def post(config: Config, buffers: dict[str, torch.Tensor]) -> PostStep:
     """The trainer stores the scores' mean and std; they are applied where `normalize_reward` asks for it."""
     if not config.flag("normalize_reward"):
         return PostStep()
-    return PostStep(mean=config.number("mean"), std=config.number("std"))
+    return PostStep(mean=config.number("mean", 0.0), std=config.number("std", 1.0, positive=True))
 
 
 LAYOUT = Layout(
     name="openrlhf",
-    describes="OpenRLHF: value_head or score, named in config.value_head_prefix",
+    describes="OpenRLHF: the head that config.value_head_prefix names",
     matches=matches,
     rename=rename,
     template=lambda config: "chat",
     post=post,
     ending="openrlhf",
+    reading=lambda config: reads_last("as OpenRLHF reads: the last of the mask"),
+    head_stem=stem,
+    fields=frozenset({"value_head_prefix", "normalize_reward", "mean", "std"}),
 )

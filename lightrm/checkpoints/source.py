@@ -112,6 +112,13 @@ class TensorSource:
             return tuple(self.opened[path][name].shape)
         return tuple(self.opened[path].get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        """Of a tensor in its file; None for one that PyTorch has no name for here."""
+        path = self.names[name]
+        if path.suffix in PICKLES:
+            return self.opened[path][name].dtype  # type: ignore[no-any-return]
+        return SAFETENSORS_DTYPES.get(self.header(path)[name][1]["dtype"])
+
     def bytes(self) -> int:
         return sum(path.stat().st_size for path in self.opened)
 

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import Layout, backbone, linear_head
+from lightrm.checkpoints.reading import reads_last
 
 
 def matches(config: Config, names: Collection[str]) -> bool:
@@ -22,4 +23,5 @@ LAYOUT = Layout(
     matches=matches,
     rename=rename,
     template=lambda config: "eurus" if config.raw.get("model_type") == "mistral" else "ultrarm",
+    reading=lambda config: reads_last("as UltraRM's class reads: the last of the mask"),
 )

@@ -9,10 +9,11 @@ from collections.abc import Collection
 
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import Layout, backbone, linear_head
+from lightrm.checkpoints.reading import reads_last
 
 
 def matches(config: Config, names: Collection[str]) -> bool:
-    return "value_head.weight" in names and not config.has("value_head_prefix")
+    return "value_head.weight" in names
 
 
 def rename(name: str) -> str | None:
@@ -25,4 +26,6 @@ LAYOUT = Layout(
     matches=matches,
     rename=rename,
     template=lambda config: "ziya",
+    reading=lambda config: reads_last("as Ziya's class reads: the last of the mask"),
+    averages=True,
 )

@@ -30,6 +30,7 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     from lightrm.checkpoints.detect import listed, open_checkpoint
     from lightrm.checkpoints.hub import resolve
     from lightrm.checkpoints.inventory import check_tensors
+    from lightrm.errors import LightRMError
     from lightrm.opening import text_side
     from lightrm.plan import schemes_of, weight_bytes
     from lightrm.schemes.grammar import size_text
@@ -44,16 +45,21 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
         if checkpoint.holds is not None:
             yield "quantized", f"its own values run under {checkpoint.holds}"
     a = checkpoint.architecture
-    tokens, template, no_text = text_side(checkpoint, None, parse_specials=False)
+    try:
+        tokens, template, no_text = text_side(checkpoint, None, parse_specials=False)
+    except LightRMError as error:  # of a text nobody gave
+        tokens, template, no_text = None, None, str(error)
     heads = {name: checkpoint.shape(name) for name in checkpoint.tensors if name.startswith("head.")}
     yield "folder", str(checkpoint.folder)
     yield "layout", f"{checkpoint.layout.name} ({checkpoint.layout.describes})"
     if checkpoint.adapter is not None:
-        yield "adapter", f"LoRA on {len(checkpoint.adapter.pairs)} weights of {checkpoint.base_folder}"
+        taken = f", whose {checkpoint.adapter.taken_off} factors are taken off" if checkpoint.adapter.taken_off else ""
+        yield "adapter", f"LoRA on {len(checkpoint.adapter.pairs)} weights of {checkpoint.base_folder}{taken}"
     yield "architecture", str(a)
     yield "positions", f"{a.positions}, at most {a.max_positions}"
     if heads:
         yield "head", ", ".join(f"{checkpoint.tensors[name][1]} {shape}" for name, shape in heads.items())
+    yield "read at", str(checkpoint.reading)
     yield "template", template.name if template is not None else f"none: {no_text}"
     if tokens is not None:
         yield (
@@ -67,6 +73,9 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     yield "in memory", ", ".join(f"{scheme} {size_text(weight_bytes(a, scheme))}" for scheme in planned)
     if checkpoint.ignored:
         yield "ignored", listed(checkpoint.ignored)
+    yield "config read", ", ".join(checkpoint.fields.read)
+    if checkpoint.fields.harmless:
+        yield "config ignored", ", ".join(checkpoint.fields.harmless)
 
 
 @click.command()
@@ -76,10 +85,12 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
 @click.option("--device", default="auto", show_default=True)
 @click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
 def plan(path: str, memory: str | None, token_budget: int | None, device: str, revision: str | None) -> None:
-    """Say how each scheme would run the model at PATH, and what 'auto' takes, by its config.json alone."""
+    """Say how each scheme would run the model at PATH, and what 'auto' takes, without its weights."""
+    from lightrm import native
     from lightrm.checkpoints.config import read_architecture, read_config
-    from lightrm.checkpoints.detect import said_to_hold
+    from lightrm.checkpoints.detect import check_promises, said_to_store
     from lightrm.checkpoints.hub import resolve_config
+    from lightrm.checkpoints.quantized import said_to_hold
     from lightrm.errors import SchemeError
     from lightrm.opening import PLANNED_TOKENS, choose_device, free_bytes
     from lightrm.plan import choose_scheme, room_for, schemes_of, weight_bytes
@@ -87,8 +98,11 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
     from lightrm.schemes.grammar import parse_size, size_text
 
     place = choose_device(device)
-    config = read_config(resolve_config(path, revision))
+    folder = resolve_config(path, revision)
+    config = read_config(folder)
     a = read_architecture(config)
+    check_promises(config)
+    manifest = native.read_manifest(folder) if native.is_native(folder) else None
     room = room_for(place, None if memory is None else parse_size(memory), free_bytes(place))
     least = token_budget or LEAST_TOKENS
     table = Table(title=f"{a}, {room.of} on {place}", title_justify="left")
@@ -97,6 +111,8 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
     for scheme in schemes_of(place):
         needs = resident_bytes(a, scheme, least), streamed_bytes(a, scheme, least, least)
         try:
+            if manifest is not None:
+                native.chosen_scheme(manifest, scheme.name, place)
             found = choose_residence(a, scheme, place, room, token_budget)
             packs = f"packs of {found.tokens}"
             runs = f"streamed, {found.window} tokens in {packs}" if found.streamed else f"resident, {packs}"
@@ -105,7 +121,11 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
             runs, bound = "no", "-"
         table.add_row(str(scheme), *map(size_text, (weight_bytes(a, scheme), *needs)), runs, bound)
     Console().print(table)
-    chosen = choose_scheme("auto", place, a, room, token_budget or PLANNED_TOKENS, said_to_hold(config))
+    if manifest is not None:
+        chosen = native.chosen_scheme(manifest, "auto", place)
+    else:
+        tokens, holds, stored = token_budget or PLANNED_TOKENS, said_to_hold(config, folder), said_to_store(config)
+        chosen = choose_scheme("auto", place, a, room, tokens, holds, stored)
     click.echo(f"auto takes {chosen}: {chosen.reason}")
 
 

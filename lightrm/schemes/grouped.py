@@ -124,16 +124,3 @@ def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=words.device)
     values: torch.Tensor = (words.to(torch.int32)[:, :, None] >> shifts) & (2**bits - 1)
     return values.flatten(1)
-
-
-def zero_points(stored_GO: torch.Tensor, bits: int, version: int) -> torch.Tensor:
-    """Stored zero points -> real ones. Symmetric files give themselves away, whatever their metadata says.
-
-    Symmetric quantization has its zero at 2^(bits-1): version 1 stores one less, version 2 that value.
-    """
-    middle = 2 ** (bits - 1)
-    if bool((stored_GO == middle).all()):
-        version = 2
-    elif bool((stored_GO == middle - 1).all()):
-        version = 1
-    return stored_GO + int(version == 1)

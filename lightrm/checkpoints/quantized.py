@@ -1,0 +1,170 @@
+"""Which tool quantized the weights, by what config.json says, and the tensors seen through its format.
+
+    quant_method   packing_format, checkpoint_format     read as
+    gptq           gptq, or nothing                      GPTQ, zero points stored minus one
+    gptq           gptq_v2                               GPTQ, zero points as they are
+    auto-round     auto_round:auto_gptq, or nothing      GPTQ, zero points stored minus one
+    auto-round     auto_round, auto_round:gptqmodel      GPTQ, zero points as they are
+    bitsandbytes                                         nf4, fp4, LLM.int8
+
+All others are refused by name. Tensors that are not what the config says are refused too. Where it says nothing, the
+tensors' names decide.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightrm.checkpoints.bnb import EightBitSource, FourBitSource, bitsandbytes_source
+from lightrm.checkpoints.config import Config, read_config, shown
+from lightrm.checkpoints.gptq import GptqSource, Terms, is_gptq
+from lightrm.checkpoints.source import PackedSource, TensorSource
+from lightrm.errors import TensorMismatchError, UnsupportedModelError
+
+GPTQ_VERSIONS = {"gptq": 1, "gptq_v2": 2}
+AUTO_ROUND = ("auto-round", "intel/auto-round", "autoround")
+AUTO_ROUND_VERSIONS = {"auto_round:auto_gptq": 1, "auto_round": 2, "auto_round:gptqmodel": 2}
+BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # files of auto-gptq and AutoAWQ, older than it
+ELSEWHERE = {"quantization": "mlx", "compression_config": "compressed-tensors"}  # fields of other tools
+READS = "lightrm reads gptq, auto-round packed as gptq, and bitsandbytes"
+CURE = "take the model's full-precision files, or those of a format that lightrm reads"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """method: of quantizing, in small letters; raw: what goes with it; where: who says so."""
+
+    method: str
+    raw: Config
+    where: str
+
+    @property
+    def packs_as_gptq(self) -> bool:
+        return self.method == "gptq" or self.method in AUTO_ROUND
+
+
+def settings_of(config: Config, folder: Path) -> Settings | None:
+    """What config.json says, or a file beside it; None where the weights are not said to be quantized."""
+    if raw := config.entries("quantization_config"):
+        return read_settings(raw, config.path, f"{config.path}, quantization_config,", "unnamed")
+    for field, method in ELSEWHERE.items():
+        if raw := config.entries(field):
+            return read_settings(raw, config.path, f"{config.path}, {field},", method)
+    for name, method in BESIDE.items():
+        if (folder / name).is_file():
+            beside = read_config(folder, name)
+            return read_settings(beside.raw, beside.path, str(beside.path), method)
+    return None
+
+
+def read_settings(raw: dict[str, Any], path: Path, where: str, method: str) -> Settings:
+    values = Config(raw, path)
+    named = values.text("quant_method") if values.has("quant_method") else method
+    if named == "unnamed" and (values.flag("load_in_4bit") or values.flag("load_in_8bit")):
+        named = "bitsandbytes"  # from before the field was there
+    return Settings(named.lower(), values, where)
+
+
+def check_method(settings: Settings) -> None:
+    """Raises UnsupportedModelError on a tool, or a format of it, that is not read."""
+    if settings.method == "bitsandbytes":
+        return
+    if not settings.packs_as_gptq:
+        raise UnsupportedModelError(
+            f"{settings.where} says that the weights are quantized by {settings.method!r}, stored in a way that is not "
+            f"supported; {READS}: {CURE}"
+        )
+    terms_of(settings)
+
+
+def terms_of(settings: Settings) -> Terms:
+    """What the config says of weights packed as GPTQ packs them. Raises UnsupportedModelError on another packing."""
+    values = settings.raw
+    fields: tuple[str, ...]
+    assumed: int | None
+    if settings.method in AUTO_ROUND:
+        table, fields, varied = AUTO_ROUND_VERSIONS, ("packing_format",), "extra_config"
+        # Before there was the field, kernels' names stood in `backend`, which do not tell.
+        assumed = None if values.has("backend") else 1
+        usual: dict[str, tuple[object, ...]] = {"data_type": ("int",), "act_bits": (16, 32)}
+    else:
+        table, fields, varied, assumed = GPTQ_VERSIONS, ("checkpoint_format", "format"), "dynamic", 1
+        usual = {"is_marlin_format": (False,), "pack_dtype": ("int32", "torch.int32")}
+    for name, allowed in usual.items():
+        if values.has(name) and values.raw[name] not in allowed:
+            raise UnsupportedModelError(f"{settings.where} says {name} {shown(values.raw[name])}; {READS}: {CURE}")
+    found = {values.raw[name] if isinstance(values.raw[name], str) else shown(values.raw[name])
+             for name in fields if values.has(name)}  # fmt: skip
+    unread = sorted(name for name in found if name not in table)
+    if unread or len(found) > 1:
+        raise UnsupportedModelError(
+            f"{settings.where} says that {settings.method} stored the weights as {', '.join(sorted(found))}; lightrm "
+            f"reads one of {', '.join(table)}: {CURE}"
+        )
+    group = values.raw.get("group_size")
+    return Terms(
+        where=settings.where,
+        version=table[found.pop()] if found else assumed,
+        bits=values.integer("bits") if values.has("bits") else None,
+        group=group if isinstance(group, int) and not isinstance(group, bool) else None,
+        symmetric=values.flag("sym") if values.has("sym") else None,
+        ordered=values.flag("desc_act"),
+        uniform=not values.entries(varied),
+    )
+
+
+def seen_through(source: TensorSource, config: Config, folder: Path) -> TensorSource:
+    """The model's own weights, through the format that they are said to have, or show.
+
+    Raises UnsupportedModelError on one that is not read, TensorMismatchError where config and tensors disagree.
+    """
+    settings = settings_of(config, folder)
+    if settings is not None:
+        check_method(settings)
+    if is_gptq(source):
+        if settings is not None and not settings.packs_as_gptq:
+            raise differs(settings, "packed as GPTQ packs (qweight)")
+        return GptqSource(source, terms_of(settings) if settings is not None else Terms("no config", version=1))
+    packed = bitsandbytes_source(source)
+    if packed is not None:
+        if settings is not None and settings.method != "bitsandbytes":
+            raise differs(settings, f"bitsandbytes' {packed.holds}")
+        if settings is not None:
+            check_bitsandbytes(settings, packed)
+        return packed
+    if settings is not None:
+        raise differs(settings, "not packed: if they are full weights, take the field out of a copy of config.json")
+    return source
+
+
+def check_bitsandbytes(settings: Settings, packed: PackedSource) -> None:
+    """Raises TensorMismatchError."""
+    values, four = settings.raw, isinstance(packed, FourBitSource)
+    if values.has("load_in_4bit") and values.flag("load_in_4bit") != four:
+        raise differs(settings, f"{packed.holds} weights")
+    kind = values.raw.get("bnb_4bit_quant_type") if four else None
+    found = set(packed.kinds.values()) if isinstance(packed, FourBitSource) else set()
+    if kind is not None and found - {kind}:
+        raise differs(settings, f"of kind {', '.join(sorted(found))}")
+
+
+def differs(settings: Settings, found: str) -> TensorMismatchError:
+    return TensorMismatchError(
+        f"{settings.where} says that the weights are quantized by {settings.method!r}, but they are {found}"
+    )
+
+
+def said_to_hold(config: Config, folder: Path) -> str | None:
+    """The scheme that keeps a quantized file's own values, by what the config says; None for any other.
+
+    Raises UnsupportedModelError on a format that is not read.
+    """
+    settings = settings_of(config, folder)
+    if settings is None:
+        return None
+    check_method(settings)
+    if settings.method == "bitsandbytes":
+        return FourBitSource.holds if settings.raw.flag("load_in_4bit") else EightBitSource.holds
+    return GptqSource.holds
