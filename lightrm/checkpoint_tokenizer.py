@@ -19,7 +19,7 @@ import sentencepiece
 import tokenizers
 
 from lightrm.errors import TokenizerError
-from lightrm.guard import Aliased, Span, aliased, overlaps, pattern_of, steers, unused
+from lightrm.guard import Aliased, Span, aliased, made_at, overlaps, pattern_of, steers, unused
 from lightrm.tokenizer_files import DESCRIBED, MODEL
 from lightrm.vocabulary import marks_of
 
@@ -122,6 +122,7 @@ class CheckpointTokenizer:
         if self.backend is None:
             return self.apart(text, kept)
         with self.lock, raised(self.folder):
+            kept = made_at(self.backend, text, kept, self.steering)
             alphabet = unused(text, len(self.steering))
             if alphabet not in self.aliases:
                 self.aliases[alphabet] = aliased(self.backend, self.steering, alphabet)

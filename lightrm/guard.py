@@ -56,36 +56,34 @@ def overlaps(start: int, end: int, spans: Iterable[Span]) -> bool:
     return any(start < b and a < end for a, b in spans)
 
 
+def made_at(backend: tokenizers.Tokenizer, text: str, spans: Sequence[Span], ids: Mapping[str, int]) -> list[Span]:
+    """Those spans where the tokenizer makes the token that stands there. It may not: `single_word`, `normalized`."""
+    found = backend.encode(text, add_special_tokens=False)
+    by_place = {k: i for i, (a, b) in zip(found.ids, found.offsets, strict=True) for k in range(a, b)}
+    return [(a, b) for a, b in spans if any(by_place.get(k, -1) == ids.get(text[a:b]) for k in range(a, b))]
+
+
 @dataclass(frozen=True, slots=True)
 class Aliased:
-    """tokenizer: the second one; spellings: the ids that the first one has for them; alias: of each; ids: the first
-    one's by the second one's."""
+    """tokenizer: the second one; alias: of each spelling; ids: of each alias in the second one; back: and in the first."""
 
     tokenizer: tokenizers.Tokenizer
-    spellings: Mapping[str, int]
     alias: Mapping[str, str]
-    ids: Mapping[int, int]
+    ids: Mapping[str, int]
+    back: Mapping[int, int]
 
     def encode(self, text: str, matches: Sequence[Span]) -> list[int]:
-        """Ids of a text in which the tokens at `matches`, in order, are meant and no others.
-
-        A token of which the tokenizer makes none where it stands (`single_word` beside a letter) is text there.
-        """
-        parts, places, at = [], [], 0
+        """Ids of a text in which the tokens at `matches`, in order, are meant and no others."""
+        written, places, at = "", [], 0
         for start, end in matches:
-            parts += [text[at:start], self.alias[text[start:end]]]
-            places.append(sum(map(len, parts)) - 1)
+            written += text[at:start] + self.alias[text[start:end]]
+            places.append((len(written) - 1, len(written)))
             at = end
-        found = self.tokenizer.encode("".join(parts) + text[at:], add_special_tokens=False)
-        by_place = {k: i for i, (a, b) in zip(found.ids, found.offsets, strict=True) for k in range(a, b)}
-        made = [
-            (start, end)
-            for (start, end), place in zip(matches, places, strict=True)
-            if self.ids.get(by_place.get(place, -1)) == self.spellings[text[start:end]]
-        ]
-        if len(made) < len(matches):
-            return self.encode(text, made)
-        return [self.ids.get(i, i) for i in found.ids]
+        written += text[at:]
+        made = set(made_at(self.tokenizer, written, places, self.ids))
+        if len(made) < len(places):  # what is none is text
+            return self.encode(text, [match for match, place in zip(matches, places, strict=True) if place in made])
+        return [self.back.get(i, i) for i in self.tokenizer.encode(written, add_special_tokens=False).ids]
 
 
 def unused(text: str, count: int) -> int:
@@ -119,8 +117,8 @@ def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], alphabe
     second.encode_special_tokens = backend.encode_special_tokens
     second.no_truncation()
     second.no_padding()
-    own = {second.token_to_id(alias[spelling]): i for spelling, i in spellings.items()}
-    return Aliased(second, spellings, alias, {mine: theirs for mine, theirs in own.items() if mine is not None})
+    ids = {name: int(i) for name in alias.values() if (i := second.token_to_id(name)) is not None}
+    return Aliased(second, alias, ids, {ids[alias[spelling]]: i for spelling, i in spellings.items() if alias[spelling] in ids})
 
 
 def rename(model: dict[str, Any], alias: Mapping[str, str]) -> None:

@@ -10,10 +10,13 @@ import pytest
 
 import lightrm
 
-# What a checkpoint is, and where it is read.
 NAMES = (
+    # What a checkpoint is, and where it is read.
     "two-labels", "math-prm", "pad-is-eot", "lora-pissa", "autoround-gptqmodel", "awq-gemm", "lora-bias-all",
     "token-classification", "nf4-storage-bf16", "value-head-prefix",
+    # How a text becomes ids.
+    "generation-tag", "think-split", "openrlhf-eos", "legacy-false", "added-tokens-rstrip", "bos-null",
+    "template-pad-token", "template-bos-undefined", "added-tokens-in-config", "date-in-template", "trl-eos",
 )  # fmt: skip
 
 
