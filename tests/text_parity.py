@@ -23,7 +23,7 @@ from lightrm.errors import LightRMError
 from lightrm.templates import find_template
 from lightrm.tokens import Encoded, Tokens, read_tokens
 from tests.chat_draws import Message, conversations, texts
-from tests.tokenizer_draws import MAY_BE_REFUSED, Folder
+from tests.tokenizer_draws import MAY_BE_REFUSED, PLAIN, Folder
 
 ENDLESS = 10**6
 UNKNOWN = ("<unk>", "[UNK]")  # made of any character that a vocabulary lacks, too
@@ -135,11 +135,12 @@ class Theirs:
         except Exception:
             return []
 
-    def controls(self, declared: Sequence[str]) -> dict[int, str]:
-        """Tokens that steer a model, by id: the special ones, and those that the folder declares as marks."""
-        found = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+    def controls(self, user_defined: Sequence[str]) -> dict[int, str]:
+        """Tokens that steer a model, by id: added ones but for those that are words, and marks of a sentencepiece."""
+        added = self.tokenizer.added_tokens_decoder
+        found = {i: token.content for i, token in added.items() if token.special or token.content not in PLAIN}
         vocabulary = self.tokenizer.get_vocab()
-        found |= {vocabulary[name]: name for name in declared if name in vocabulary}
+        found |= {vocabulary[name]: name for name in user_defined if name in vocabulary}
         return {i: name for i, name in found.items() if name not in HARMLESS}
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
@@ -181,7 +182,7 @@ def protected(folder: Folder, path: Path, draw: Draw) -> Iterator[Finding]:
     theirs, ours = Theirs(path), Ours(path, parse_specials=False)
     if not theirs.loaded:
         return
-    controls = theirs.controls(folder.controls)
+    controls = theirs.controls(folder.user_defined)
     messages = draw(conversations())
     wanted = theirs.chat(messages)
     if not holds(controls, theirs, [message["content"] for message in messages]):
