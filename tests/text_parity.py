@@ -252,8 +252,11 @@ def kept_apart(
         return equal_ids(ours, whole)
     if ours.text != whole.text:
         return f"another text: {ours.text!r} for {whole.text!r}"
-    if other is None:
-        return None
+    return None if other is None else beside(ours, other, theirs, controls)
+
+
+def beside(ours: Made, other: Made, theirs: Theirs, controls: Mapping[int, str]) -> str | None:
+    """None if the control tokens are those of the neutral conversation, and the runs that hold no word of it equal."""
     steering = {i for i, spelling in controls.items() if spelling not in UNKNOWN}
     marks, runs = sections(ours.ids, steering)
     wanted_marks, wanted_runs = sections(other.ids, steering)
