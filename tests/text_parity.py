@@ -27,7 +27,7 @@ from tests.tokenizer_draws import MAY_BE_REFUSED, PLAIN, Folder
 
 ENDLESS = 10**6
 UNKNOWN = ("<unk>", "[UNK]")  # made of any character that a vocabulary lacks, too
-HARMLESS = ("<think>", "</think>")  # a model's own reasoning
+HARMLESS = ("<think>", "</think>", "<p>")  # a model's own reasoning, and HTML
 
 
 @dataclass(frozen=True, slots=True)
