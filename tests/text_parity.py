@@ -23,11 +23,11 @@ from lightrm.errors import LightRMError
 from lightrm.templates import find_template
 from lightrm.tokens import Encoded, Tokens, read_tokens
 from tests.chat_draws import Message, conversations, texts
-from tests.tokenizer_draws import MAY_BE_REFUSED, Folder
+from tests.tokenizer_draws import MAY_BE_REFUSED, PLAIN, Folder
 
 ENDLESS = 10**6
 UNKNOWN = ("<unk>", "[UNK]")  # made of any character that a vocabulary lacks, too
-HARMLESS = ("", "<think>", "</think>")  # a model's own reasoning
+HARMLESS = ("<think>", "</think>", "<p>")  # a model's own reasoning, and HTML
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,12 +135,13 @@ class Theirs:
         except Exception:
             return []
 
-    def controls(self, declared: Sequence[str]) -> dict[int, str]:
-        """Tokens that steer a model, by id: the special ones, and those that the folder declares as marks."""
-        found = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+    def controls(self, user_defined: Sequence[str]) -> dict[int, str]:
+        """Tokens that steer a model, by id: added ones but for those that are words, and marks of a sentencepiece."""
+        added = self.tokenizer.added_tokens_decoder
+        found = {i: token.content for i, token in added.items() if token.special or token.content not in PLAIN}
         vocabulary = self.tokenizer.get_vocab()
-        found |= {vocabulary[name]: name for name in declared if name in vocabulary}
-        return {i: name for i, name in found.items() if name not in HARMLESS}
+        found |= {vocabulary[name]: name for name in user_defined if name in vocabulary}
+        return {i: name for i, name in found.items() if name.strip() and name not in HARMLESS}
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -181,7 +182,7 @@ def protected(folder: Folder, path: Path, draw: Draw) -> Iterator[Finding]:
     theirs, ours = Theirs(path), Ours(path, parse_specials=False)
     if not theirs.loaded:
         return
-    controls = theirs.controls(folder.controls)
+    controls = theirs.controls(folder.user_defined)
     messages = draw(conversations())
     wanted = theirs.chat(messages)
     if not holds(controls, theirs, [message["content"] for message in messages]):
@@ -244,13 +245,18 @@ def kept_apart(
     are the template's own, and what lies between two of them does not depend on the rest.
     """
     whole = theirs.chat(messages)
+    other = neutral(theirs, controls, messages, whole.text or "") if isinstance(whole, Made) else None
+    if isinstance(ours, Refused) and not ours.raw and other is None:
+        return None  # the template looks at what is replaced: lightrm may say that it cannot tell whose a token is
     if isinstance(ours, Refused) or isinstance(whole, Refused):
         return equal_ids(ours, whole)
     if ours.text != whole.text:
         return f"another text: {ours.text!r} for {whole.text!r}"
-    other = neutral(theirs, controls, messages, whole.text or "")
-    if other is None:
-        return None
+    return None if other is None else beside(ours, other, theirs, controls)
+
+
+def beside(ours: Made, other: Made, theirs: Theirs, controls: Mapping[int, str]) -> str | None:
+    """None if the control tokens are those of the neutral conversation, and the runs that hold no word of it equal."""
     steering = {i for i, spelling in controls.items() if spelling not in UNKNOWN}
     marks, runs = sections(ours.ids, steering)
     wanted_marks, wanted_runs = sections(other.ids, steering)

@@ -63,9 +63,12 @@ class Folder:
     class_name: str | None
 
     @property
-    def controls(self) -> tuple[str, ...]:
-        """What it declares as steering the model."""
-        return tuple(name for name in self.added if name not in PLAIN)
+    def user_defined(self) -> tuple[str, ...]:
+        """Marks that a tokenizer.model has among its user-defined pieces, where no tokenizer.json hides it."""
+        if "tokenizer.json" in self.files:
+            return ()
+        found = pieces(self.files["tokenizer.model"], USER_DEFINED)
+        return tuple(name for name in found if name in self.family.specials)
 
     def __repr__(self) -> str:
         """What tells it from others: all but vocabularies."""
@@ -90,6 +93,7 @@ class Folder:
 
 
 ABSENT = object()
+CONTROL, USER_DEFINED = 3, 4  # SentencePiece.Type in sentencepiece_model.proto
 
 
 def seldom(*options: Any) -> SearchStrategy[Any]:
@@ -97,11 +101,17 @@ def seldom(*options: Any) -> SearchStrategy[Any]:
     return pick(ABSENT, *[ABSENT] * (2 * len(options)), *options)
 
 
+def pieces(model: bytes, kind: int) -> list[str]:
+    from sentencepiece import sentencepiece_model_pb2
+
+    return [piece.piece for piece in sentencepiece_model_pb2.ModelProto.FromString(model).pieces if piece.type == kind]
+
+
 def about_model(content: bytes) -> str:
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto.FromString(content)
-    kinds = {kind: [p.piece for p in model.pieces if p.type == k] for k, kind in ((3, "control"), (4, "user-defined"))}
+    kinds = {"control": pieces(content, CONTROL), "user-defined": pieces(content, USER_DEFINED)}
     trainer, normalizer = model.trainer_spec, model.normalizer_spec
     return (
         f"{'unigram' if trainer.model_type == 1 else 'bpe'}, {kinds}, byte_fallback={trainer.byte_fallback}, "
@@ -264,7 +274,7 @@ def folders(draw: DrawFn, *, templates: bool = True) -> Folder:
     if draw(pick(True, False, False)):
         files["special_tokens_map.json"] = draw(named_tokens(family, in_map=True))
     model_type = draw(pick(*MODEL_TYPES))
-    settings |= draw(options(group, model_type, tuple(declared)))
+    settings |= draw(options(group, model_type, tuple(name for name in declared if name not in PLAIN)))
     if templates:
         place_templates(files, settings, draw(sources(family)), draw(pick(*PLACES)))
     if not draw(pick(*[False] * 15, True)) or "chat_template" in settings:
