@@ -65,7 +65,7 @@ def made_at(backend: tokenizers.Tokenizer, text: str, spans: Sequence[Span], ids
 
 @dataclass(frozen=True, slots=True)
 class Aliased:
-    """tokenizer: the second one; alias: of each spelling; ids: of each alias in the second one; back: and in the first."""
+    """tokenizer: the second one; alias: of each spelling; ids: of the aliases there; back: the first one's."""
 
     tokenizer: tokenizers.Tokenizer
     alias: Mapping[str, str]
@@ -118,7 +118,9 @@ def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], alphabe
     second.no_truncation()
     second.no_padding()
     ids = {name: int(i) for name in alias.values() if (i := second.token_to_id(name)) is not None}
-    return Aliased(second, alias, ids, {ids[alias[spelling]]: i for spelling, i in spellings.items() if alias[spelling] in ids})
+    return Aliased(
+        second, alias, ids, {ids[alias[spelling]]: i for spelling, i in spellings.items() if alias[spelling] in ids}
+    )
 
 
 def rename(model: dict[str, Any], alias: Mapping[str, str]) -> None:
