@@ -64,7 +64,7 @@ HARMLESS: dict[str, Any] = {
     "problem_type": "regression", "pruned_heads": {}, "is_decoder": False, "tie_encoder_decoder": False,
     "add_cross_attention": False, "output_hidden_states": True, "max_length": 20, "temperature": 0.6, "label2id": {},
     "tie_word_embeddings": True, "bad_words_ids": None, "gradient_checkpointing": True, "use_something": False,
-    "max_sequence_length": 2048, "rope_scaling": None, "attention_bias": False, "sep_token_id": 3,
+    "use_mrope": False, "use_parallel_residual": False, "no_such_bias": False, "max_sequence_length": 2048, "rope_scaling": None, "attention_bias": False, "sep_token_id": 3,
 }  # fmt: skip
 
 
@@ -261,3 +261,102 @@ def test_time_is_bounded(tmp_path: Path) -> None:
         lightrm.load(folder_of(tmp_path, num_hidden_layers=2 * 10**9))
     assert time.monotonic() - started < 30
     assert torch.get_default_dtype() == torch.float32
+
+
+# The keys and values of configs as they are published, sizes left to the tiny model.
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "a Llama-3.1 reward model": {
+        "_name_or_path": "models/llama",
+        "architectures": ["LlamaForSequenceClassification"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 1,
+        "eos_token_id": [2, 3],
+        "head_dim": 8,
+        "id2label": {"0": "LABEL_0"},
+        "initializer_range": 0.02,
+        "label2id": {"LABEL_0": 0},
+        "mlp_bias": False,
+        "pad_token_id": 4,
+        "pretraining_tp": 1,
+        "rope_scaling": {
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 64,
+            "rope_type": "llama3",
+        },
+        "rope_theta": 500000.0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.45.2",
+        "use_cache": False,
+    },
+    "a Llama-1 conversion": {
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "initializer_range": 0.02,
+        "max_sequence_length": 2048,
+        "pad_token_id": -1,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "transformers_version": "4.27.0.dev0",
+        "use_cache": True,
+    },
+    "a Mistral reward model": {
+        "model_type": "mistral",
+        "architectures": ["MistralForSequenceClassification"],
+        "attention_dropout": 0.0,
+        "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0},
+        "rope_theta": 10000.0,
+        "sliding_window": 4096,
+        "pad_token_id": 2,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "use_cache": True,
+    },
+    "a Qwen2.5 reward model": {
+        "model_type": "qwen2",
+        "architectures": ["Qwen2ForRewardModel"],
+        "attention_dropout": 0.0,
+        "auto_map": {"AutoModel": "modeling_qwen2_rm.Qwen2ForRewardModel"},
+        "max_window_layers": 2,
+        "num_labels": 1,
+        "rope_theta": 10000,
+        "sliding_window": 4096,
+        "tie_word_embeddings": False,
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.42.0.dev0",
+        "use_cache": True,
+        "use_mrope": False,
+        "use_sliding_window": False,
+    },
+    "saved by unsloth": {
+        "unsloth_fixed": True,
+        "unsloth_version": "2025.3",
+        "model_name": "unsloth/llama-3-8b-bnb-4bit",
+    },
+    "saved by transformers 5": {
+        "dtype": "float32",
+        "rope_parameters": {"rope_theta": 10000.0, "rope_type": "default"},
+        "layer_types": None,
+        "chunk_size_feed_forward": 0,
+        "is_encoder_decoder": False,
+        "output_attentions": False,
+        "problem_type": None,
+    },
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configs_as_they_are_published(name: str, tmp_path: Path) -> None:
+    config = {**CONFIG, **PUBLISHED[name]}
+    biases = {"q": 32, "k": 16, "v": 16} if config["model_type"] == "qwen2" else {}
+    more = {
+        f"model.layers.{i}.self_attn.{part}_proj.bias": torch.zeros(size)
+        for i in range(2)
+        for part, size in biases.items()
+    }
+    rm = lightrm.load(Specimen({"model.safetensors": WEIGHTS | more}, config).write(tmp_path))
+    assert rm.score_ids([[5, 9, 33]]).shape == (1,)

@@ -54,13 +54,15 @@ AT_DEFAULT: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (1,), "rotary_pct": (1,), "rope_interleaved": (False,), "is_causal": (True,),
     "is_encoder_decoder": (False,), "add_cross_attention": (False,), "tie_last_hidden_states": (True,),
     "attention_bias": (False,), "qkv_bias": (False,), "attention_out_bias": (False,), "use_rope": (True,),
-    "score_dim": (1,),
+    "score_dim": (1,), "use_mrope": (False,), "use_dynamic_ntk": (False,), "use_logn_attn": (False,),
+    "qk_norm": (False,), "use_qk_norm": (False,), "qk_layernorm": (False,), "use_parallel_residual": (False,),
+    "parallel_residual": (False,),
     "embedding_multiplier": (1,), "residual_multiplier": (1,), "norm_type": ("rmsnorm", "rms_norm", "RMSNorm"),
 }  # fmt: skip
 READ, HARMLESS = frozenset(READ_NAMES.split()), frozenset(HARMLESS_NAMES.split())
 DROPOUT = re.compile(r"(.*_)?(dropout|pdrop|drop_rate|dropout_prob|dropout_p|dropout_rate)")
 # A switch that is off is a part that is not there; but what every one of these decoders has may be switched off too.
-ALWAYS_ON = re.compile(r"causal|rope|rotary|norm|residual|atten|attn|position|gate|bias|embed|scale|mask")
+ALWAYS_ON = re.compile(r"causal|rope|rotary|norm|residual|attention$|attn$|position|gate|mask")
 
 
 @dataclass(frozen=True, slots=True)
