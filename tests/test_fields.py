@@ -64,7 +64,8 @@ HARMLESS: dict[str, Any] = {
     "problem_type": "regression", "pruned_heads": {}, "is_decoder": False, "tie_encoder_decoder": False,
     "add_cross_attention": False, "output_hidden_states": True, "max_length": 20, "temperature": 0.6, "label2id": {},
     "tie_word_embeddings": True, "bad_words_ids": None, "gradient_checkpointing": True, "use_something": False,
-    "use_mrope": False, "use_parallel_residual": False, "no_such_bias": False, "max_sequence_length": 2048, "rope_scaling": None, "attention_bias": False, "sep_token_id": 3,
+    "use_mrope": False, "use_parallel_residual": False, "no_such_bias": False, "max_sequence_length": 2048,
+    "rope_scaling": None, "attention_bias": False, "sep_token_id": 3,
 }  # fmt: skip
 
 
