@@ -7,10 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 import lightrm
@@ -191,6 +193,29 @@ def test_awq_is_never_taken_for_gptq(said: str, tmp_path: Path) -> None:
     ).write(tmp_path)
     with pytest.raises(errors.UnsupportedModelError, match=r"[Aa][Ww][Qq]"):
         lightrm.load(folder)
+
+
+ODD = st.sampled_from([None, True, -1, 0, 8, 0.5, 10**400, "", "x", [], [1], {}, {"a": 1}, float("nan")])
+SETTINGS = ("bits", "group_size", "sym", "desc_act", "checkpoint_format", "format", "quant_method", "packing_format",
+            "data_type", "act_bits", "dynamic", "extra_config", "backend", "load_in_4bit", "bnb_4bit_quant_type")  # fmt: skip
+
+
+@hypothesis.given(name=st.sampled_from(SETTINGS), value=ODD, base=st.sampled_from([AUTO, GPTQ]))
+@hypothesis.settings(max_examples=100, deadline=None)
+def test_any_value_of_any_setting_loads_or_is_refused(
+    name: str, value: object, base: dict, packed_folder: Path
+) -> None:
+    config = {**CONFIG, "quantization_config": {**base, name: value}}
+    (packed_folder / "config.json").write_text(json.dumps(config))
+    try:
+        open_checkpoint(packed_folder).read("layers.0.down.weight")
+    except lightrm.LightRMError:
+        pass  # refused: a traceback of anything else fails this test
+
+
+@pytest.fixture(scope="module")
+def packed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("any"), GPTQ)
 
 
 def test_fields_of_other_tools(tmp_path: Path) -> None:

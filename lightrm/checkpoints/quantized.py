@@ -144,7 +144,7 @@ def check_bitsandbytes(settings: Settings, packed: PackedSource) -> None:
     values, four = settings.raw, isinstance(packed, FourBitSource)
     if values.has("load_in_4bit") and values.flag("load_in_4bit") != four:
         raise differs(settings, f"{packed.holds} weights")
-    kind = values.raw.get("bnb_4bit_quant_type") if four else None
+    kind = values.text("bnb_4bit_quant_type") if four and values.has("bnb_4bit_quant_type") else None
     found = set(packed.kinds.values()) if isinstance(packed, FourBitSource) else set()
     if kind is not None and found - {kind}:
         raise differs(settings, f"of kind {', '.join(sorted(found))}")
