@@ -1,4 +1,4 @@
-"""A guaranteed ranking: the full-precision order, whatever the errors within the bound, without all of its work."""
+"""The full-precision order, whatever the errors within the bound, without all of its work; and how sure it is."""
 
 from __future__ import annotations
 
