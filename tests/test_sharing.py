@@ -15,7 +15,7 @@ from lightrm.packing import ROOT, PackedBatch, views
 from lightrm.positions import alibi_slopes
 from lightrm.prefixes import ALONE, LEAST_SHARED, pack, packs
 from tests.conftest import DATA
-from tests.test_kernels import assert_twice, exact_attention, flat, forest_of, rows
+from tests.test_kernels import assert_within, bounded_attention, flat, forest_of, rows
 
 cpu = pytest.importorskip("lightrm.kernels.cpu")
 
@@ -93,8 +93,7 @@ def test_compiled_attention(lengths, heads, kv_heads, width, alibi, poisoned) ->
     q, k, v = rows(tokens, heads, width), rows(tokens, kv_heads, width, seed=1), rows(tokens, kv_heads, width, seed=2)
     slopes = alibi_slopes(heads) if alibi else None
     found = cpu.attention(q, k, v, cpu.paths(flat(lengths), None), slopes)
-    slow = reference.attention(q, k, v, flat(lengths), slopes)
-    assert_twice(found, slow, exact_attention(q, k, v, flat(lengths), slopes))
+    assert_within(found, bounded_attention(q, k, v, flat(lengths), slopes))
 
 
 NODES = st.lists(st.tuples(st.integers(1, 90), st.integers(0, 3)), min_size=1, max_size=6)
@@ -109,13 +108,13 @@ def test_attention_does_not_see_who_shares(nodes: list[tuple[int, int]], alibi: 
     q, k, v = rows(tokens, 4, 24, seed=4), rows(tokens, 2, 24, seed=5), rows(tokens, 2, 24, seed=6)
     slopes = alibi_slopes(4) if alibi else None
     shared = cpu.attention(q, k, v, cpu.paths(segments, None), slopes)
-    exact = exact_attention(q, k, v, segments, slopes)
-    torch.testing.assert_close(shared.double(), exact, atol=1e-6, rtol=1e-5)
+    bound = bounded_attention(q, k, v, segments, slopes)
+    assert_within(shared, bound)
     picked = [segment.end - 1 for segment in segments][::-1]
     assert torch.equal(cpu.attention(q[picked], k, v, cpu.paths(segments, picked), slopes), shared[picked])
     for slow in (library, reference):
         found = slow.attention(q[picked], k, v, segments, slopes, picked=picked)
-        torch.testing.assert_close(found.double(), exact[picked], atol=1e-6, rtol=1e-5)
+        assert_within(found, bound[picked], factor=0)
     for start, end, ranges in views(segments):
         along = [token for first, last in ranges for token in range(first, last)]
         alone = cpu.attention(q[along], k[along], v[along], cpu.paths(flat((len(along),)), None), slopes)
@@ -126,8 +125,7 @@ def test_attention_keeps_far_and_large_scores_apart() -> None:
     """Scores far below the largest vanish, those of hidden tokens count for nothing, NaN stays NaN."""
     q, k, v = (rows(70, 1, 16, seed=s) * 30 for s in (1, 2, 3))
     found = cpu.attention(q, k, v, cpu.paths(flat((70,)), None), None)
-    slow = reference.attention(q, k, v, flat((70,)), None)
-    assert_twice(found, slow, exact_attention(q, k, v, flat((70,)), None))
+    assert_within(found, bounded_attention(q, k, v, flat((70,)), None), factor=1.01)  # far scores are large sums
     k[40] = float("nan")
     found = cpu.attention(q, k, v, cpu.paths(flat((70,)), None), None)
     assert bool(found[:40].isfinite().all())
