@@ -168,7 +168,8 @@ def attention(
         ahead = Bounded.of((place[None, :] - place[:, None])[None])
         score = score + (Bounded.of(slopes[:, None, None]) * ahead).rounded(bias_dtype)
     below = score.exact.masked_fill(~seen, float("-inf"))
-    below = below - below.amax(-1, keepdim=True)
+    if len(q):
+        below = below - below.amax(-1, keepdim=True)
     distance = below.abs().masked_fill(~seen, 0)
     own = U * (3 * distance + (EXP + 1) * blocks)
     weight = below.exp()
