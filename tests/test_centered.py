@@ -24,6 +24,7 @@ from lightrm.weights import Int8Weight
 from tests.test_integer_kernels import normal, product_of
 from tests.test_kernels import assert_rows_within, assert_within
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 TEXT = [(prompt, text) for prompt, answers in EXAMPLES for _, text in answers]
 
 

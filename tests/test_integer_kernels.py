@@ -19,6 +19,7 @@ from lightrm.schemes.hadamard import hadamard
 from lightrm.schemes.int4 import Int4
 from tests.test_kernels import assert_rows_within, assert_within
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 TOKENS = (1, 2, 17, 65)
 
 

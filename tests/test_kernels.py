@@ -4,6 +4,7 @@ a kernel that is wrong by a factor in one column does not pass them."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,11 +12,14 @@ from hypothesis import strategies as st
 
 from benchmarks import rounding
 from benchmarks.rounding import Bounded
-from lightrm import ops, products
-from lightrm.kernels import library, reference
+from lightrm import arena, ops, products
+from lightrm.arena import LEAST, PAGE, Arena
+from lightrm.kernels import integer, library, reference
 from lightrm.packing import ROOT, Segment
 from lightrm.positions import alibi_slopes
+from tests.conftest import UNCLEARED
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 DTYPES = (torch.float32, torch.bfloat16)
 LENGTHS = ((1,), (5, 1, 3), (63, 65), (127, 128, 129), (1, 260, 2))
 
@@ -175,3 +179,83 @@ def test_alibi_slopes() -> None:
     assert float(forty[31]) == 0.00390625
     assert abs(float(forty[32]) - 0.9170) < 1e-4
     assert abs(float(forty[39]) - 0.27263) < 1e-4
+
+
+@pytest.mark.parametrize(("holder", "name"), [(holder, name) for holder, name in UNCLEARED], ids=lambda x: str(x)[-30:])
+def test_memory_that_is_not_written_shows(holder: object, name: str) -> None:
+    """Whichever way a kernel takes it, from the arena too."""
+    given = torch.zeros(2, 3)
+    ways = {
+        "empty": ((2, 3),), "empty_like": (given.numpy() if holder is np else given,), "new_empty": (given, (2, 3)),
+        "empty_strided": ((2, 3), (3, 1)), "new_empty_strided": (given, (2, 3), (3, 1)),
+    }  # fmt: skip
+    arguments = (Arena(PAGE), (2, 3), torch.float32) if holder is Arena else ways[name]
+    made = torch.as_tensor(getattr(holder, name)(*arguments))
+    assert made.shape == (2, 3)
+    assert made.isnan().all()
+    with arena.used(Arena(4 * LEAST)):
+        assert (arena.empty(LEAST, dtype=torch.int8) == 99).all()
+    assert arena.empty(LEAST, dtype=torch.float32).isnan().all()
+
+
+def column_of_ones(width: int, at: int, factor: float) -> torch.Tensor:
+    found = torch.ones(width)
+    found[at] = factor
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["attention", "norm", "gate", "product", "scales", "heads", "value head"])
+def test_a_column_that_is_wrong_by_a_factor_fails(kind: str, dtype: torch.dtype) -> None:
+    """Of every kind of kernel: right as it is; a column 0.1 % off in float32, 1 % in half precision, is found, and so is
+    one that is not written."""
+    x, weight = rows(65, 40, dtype=dtype), rows(24, 40, seed=2, dtype=dtype)
+    q, k, v = (rows(65, 2, 16, seed=seed, dtype=dtype) for seed in range(3))
+    acc, scale_T, scale, bias = (rows(65, 40) * 1e6).int(), rows(65, seed=1).abs(), rows(40, seed=2) * 1e-5, rows(40)
+    turn = (rows(65, 10, seed=6).cos(), rows(65, 10, seed=6).sin())
+    flat_heads = reference.rotate(x.view(65, 2, 20), *turn)
+    made = {
+        "attention": lambda: (
+            reference.attention(q, k, v, flat((63, 2)), None), bounded_attention(q, k, v, flat((63, 2)), None)
+        ),
+        "norm": lambda: (reference.rms_norm(x, None, 1e-6), rounding.norm(Bounded.of(x), 1e-6)),
+        "gate": lambda: (reference.silu_mul(x), rounding.gated(Bounded.of(x))),
+        "product": lambda: (reference.linear(x, weight, None), Bounded.of(x).product(Bounded.of(weight.T))),
+        "scales": lambda: (
+            integer.dequantize(acc, scale_T, scale, bias).to(dtype), rounding.scaled(acc, scale_T, scale, bias)
+        ),
+        "heads": lambda: (flat_heads, rounding.turned(Bounded.of(x.view(65, 2, 20)), *turn)),
+        "value head": lambda: (ops.value_head(x, weight.float(), None).to(dtype), Bounded.of(x).product(Bounded.of(weight.T))),
+    }  # fmt: skip
+    found, bound = made[kind]()
+    assert_within(found, bound)
+    width = found.shape[-1]
+    for at in (0, width // 2, width - 1):
+        for wrong in (rounding.FACTORS[dtype], 2 - rounding.FACTORS[dtype], float("nan")):
+            planted = (found.double() * column_of_ones(width, at, wrong)).to(dtype)
+            with pytest.raises(AssertionError, match="times what its sum allows"):
+                assert_within(planted, bound)
+
+
+@pytest.mark.parametrize("wrong", [1.03, 0.97, -1.0])
+def test_a_wrong_column_of_int8_rows_fails(wrong: float) -> None:
+    """Half a step of 127 hides little: 3 % in one column of what is rounded."""
+    x = rows(65, 40)
+    values, scale = integer.quantize(x)
+    assert_rows_within(values, scale, Bounded.of(x))
+    for at in (0, 39):
+        planted, _ = integer.quantize(x * column_of_ones(40, at, wrong))
+        with pytest.raises(AssertionError):
+            assert_rows_within(planted, scale, Bounded.of(x))
+    with pytest.raises(AssertionError):
+        assert_rows_within(values, scale * 1.0001, Bounded.of(x))
+
+
+def test_any_order_of_whole_numbers_gives_the_same_sum() -> None:
+    """A bound grows with the sum's length. Sums that float32 holds exactly show a wrong factor at any length."""
+    generator = torch.Generator().manual_seed(3)
+    x, weight = (torch.randint(-15, 16, shape, generator=generator).float() for shape in ((9, 13696), (5, 13696)))
+    exact = (x.double() @ weight.double().T).float()
+    assert torch.equal(library.linear(x, weight, None), exact)
+    assert torch.equal(reference.linear(x, weight, None), exact)
+    assert torch.equal(ops.value_head(x, weight, None), exact)

@@ -32,6 +32,7 @@ from lightrm.transformer import Decoder
 from tests.conftest import DATA
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, Weights, llama_weights, normal
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
 THIRTEEN = Architecture("baichuan", 40, 5120, 13696, 40, 40, 128, 64000, 1e-6, Alibi(), 4096)
 SEVEN = Architecture("llama", 32, 4096, 11008, 32, 32, 128, 32000, 1e-6, Rope(), 4096)

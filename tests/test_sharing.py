@@ -18,6 +18,7 @@ from tests.conftest import DATA
 from tests.test_kernels import assert_within, bounded_attention, flat, forest_of, rows
 
 cpu = pytest.importorskip("lightrm.kernels.cpu")
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def path(batch: PackedBatch, last: int) -> list[int]:
@@ -88,7 +89,7 @@ def test_many_nested_sequences() -> None:
 @pytest.mark.parametrize("lengths", [(1,), (5, 1, 3), (63, 65), (127, 128, 129), (1, 260, 2)])
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (6, 2, 16), (5, 5, 80), (2, 1, 100), (2, 2, 128)])
 @pytest.mark.parametrize("alibi", [False, True])
-def test_compiled_attention(lengths, heads, kv_heads, width, alibi, poisoned) -> None:
+def test_compiled_attention(lengths, heads, kv_heads, width, alibi) -> None:
     tokens = sum(lengths)
     q, k, v = rows(tokens, heads, width), rows(tokens, kv_heads, width, seed=1), rows(tokens, kv_heads, width, seed=2)
     slopes = alibi_slopes(heads) if alibi else None
