@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from lightrm import forks
+from lightrm.architecture import Architecture
 from lightrm.bounds import CONFIDENCE, Bound
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.conversation import Prompt, kind, responses_of, turns_of
@@ -90,7 +91,7 @@ class RewardModel:
         self.decoder, self.head, self.device = engine.decoder, engine.head, engine.device
         self.tokens, self.template, self.no_text, self.strict = tokens, template, no_text, strict
         self.reading = checkpoint.reading
-        self.max_length = self.limit(max_length)
+        self.max_length = length_limit(max_length, template, tokens, engine.decoder.architecture)
         self.open_reference = reference
         self.opened_reference: RewardModel | None = None
         self.forked()
@@ -120,17 +121,6 @@ class RewardModel:
     def window(self) -> int:
         """Tokens to pass at once, at least, where there are many: for two packs, or for all that are streamed."""
         return self.engine.residence.window or 2 * self.engine.tokens
-
-    def limit(self, asked: int | None) -> int:
-        """Longest sequence in tokens: what was asked for, else the template's, else the tokenizer's; never more
-        than the model has positions."""
-        own = self.template.max_length if self.template is not None else None
-        if own is None and self.tokens is not None:
-            own = self.tokens.max_length
-        longest = self.decoder.architecture.max_positions
-        if asked is not None and not 8 <= asked <= longest:
-            raise InputError(f"max_length must be between 8 and this model's {longest} positions, found {asked}")
-        return min(asked or own or longest, longest)
 
     def score(self, prompt: Prompt, responses: Sequence[str]) -> np.ndarray:
         """Score n responses to one prompt.
@@ -339,3 +329,19 @@ def positive(name: str, value: int) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} must be a positive whole number, found {value!r}")
     return int(value)
+
+
+def check_length(asked: int | None, a: Architecture) -> None:
+    """Raises InputError."""
+    if asked is not None and not 8 <= asked <= a.max_positions:
+        raise InputError(f"max_length must be between 8 and this model's {a.max_positions} positions, found {asked}")
+
+
+def length_limit(asked: int | None, template: AnyTemplate | None, tokens: Tokens | None, a: Architecture) -> int:
+    """Longest sequence in tokens: what was asked for, else the template's, else the tokenizer's; never more than the
+    model has positions. Raises InputError."""
+    check_length(asked, a)
+    own = template.max_length if template is not None else None
+    if own is None and tokens is not None:
+        own = tokens.max_length
+    return min(asked or own or a.max_positions, a.max_positions)

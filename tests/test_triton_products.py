@@ -35,7 +35,7 @@ def here(*tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 def cut(dtype: torch.dtype) -> bool:
-    """Whether a number that leaves in this dtype is cut off instead of rounded: by Triton's interpreter, in bfloat16."""
+    """Whether a number that leaves in this dtype is cut off, not rounded: in bfloat16, by Triton's interpreter."""
     return DEVICE.type == "cpu" and dtype == torch.bfloat16
 
 
