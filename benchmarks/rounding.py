@@ -192,7 +192,7 @@ def within(found: torch.Tensor, bound: Bounded, cut: bool = False) -> bool:
 
 
 def blind(found: torch.Tensor, bound: Bounded, factor: float | None = None, cut: bool = False) -> float:
-    """The share of columns in which a factor would not be seen, of those that hold anything: what the bound is worth."""
+    """The share of columns in which a factor would not be seen, of those that hold anything: a bound's worth."""
     wrong = (found.double() * (factor or FACTORS[found.dtype])).to(found.dtype)
     seen = (excess(wrong, bound, cut) > 1).flatten(0, -2).any(0)
     held = (bound.exact.abs() > 1e-20).flatten(0, -2).any(0)
@@ -201,7 +201,7 @@ def blind(found: torch.Tensor, bound: Bounded, factor: float | None = None, cut:
 
 def off_rows(values: torch.Tensor, scale_T: torch.Tensor, bound: Bounded) -> torch.Tensor:
     """Of int8 rows with a scale each, how far a value is from x / scale, in units of what it may be: half a step, which
-    is the rounding to whole numbers, and what x itself may be off by. 127 / peak and its product with x round thrice."""
+    is the rounding to whole numbers, and what x may be off by. 127 / peak and its product with x round thrice."""
     steps = bound.exact / scale_T.double()[:, None]
     allowed = 0.5 + bound.off / scale_T.double()[:, None] + 127 * gamma(6)
     return ((values.double() - steps).abs() / allowed).nan_to_num(nan=torch.inf)

@@ -32,6 +32,7 @@ from lightrm.files import write_json
 from lightrm.loading import Loader, LoadReport
 from lightrm.native import LINEARS, is_native
 from lightrm.opening import calibration_packs, choose_device, text_side
+from lightrm.scorer import length_limit
 from lightrm.packers import Packer, WholePacker
 from lightrm.packing import PackedBatch
 from lightrm.schemes import grouped
@@ -74,7 +75,8 @@ def export_gptq(
         )
     group = common_group(checkpoint.architecture, wanted.group)
     tokens, form, no_text = text_side(checkpoint, template, parse_specials=False)
-    packs = calibration_packs(tokens, form, no_text, calibration, None, checkpoint.reading)
+    longest = length_limit(None, form, tokens, checkpoint.architecture)
+    packs = calibration_packs(tokens, form, no_text, calibration, longest, checkpoint.reading)
     decoder, _, report = GptqLoader(checkpoint, wanted, place, packs, group).load()
     write(destination, checkpoint, decoder, group)
     return report

@@ -1,4 +1,4 @@
-"""Processes forked off one with a model: they score, by one thread, where OpenMP's threads would be waited for for ever."""
+"""Processes forked off one with a model score, by one thread, where OpenMP would wait for its threads for ever."""
 
 from __future__ import annotations
 

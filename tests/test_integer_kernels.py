@@ -124,7 +124,9 @@ def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: b
     rotation = (angle.cos(), angle.sin()) if rope else None
     found = cpu.split_heads(acc, row_scale, scale, bias, widths, rotation, width)
     slow = integer.split_heads(acc, row_scale, scale, bias, widths, rotation, width)
-    for *parts, bound in zip(found, slow, bounded_heads(acc, row_scale, scale, bias, widths, rotation, width)):
+    for *parts, bound in zip(
+        found, slow, bounded_heads(acc, row_scale, scale, bias, widths, rotation, width), strict=True
+    ):
         for part in parts:
             assert_within(part, bound)
 

@@ -30,7 +30,7 @@ SUMS = EXACT | {"fastmath": {"contract", "reassoc"}}
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """A loop over rows, compiled twice: shared by numba's threads, and as a plain loop for who has no threads (`forks`).
+    """A loop over rows, compiled twice: shared by numba's threads, and as a plain loop where there are none (`forks`).
     What is done to a row is the same code in both."""
 
     by_many: Callable[..., None]
