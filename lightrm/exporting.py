@@ -32,11 +32,11 @@ from lightrm.files import write_json
 from lightrm.loading import Loader, LoadReport
 from lightrm.native import LINEARS, is_native
 from lightrm.opening import calibration_packs, choose_device, text_side
-from lightrm.scorer import length_limit
 from lightrm.packers import Packer, WholePacker
 from lightrm.packing import PackedBatch
 from lightrm.schemes import grouped
 from lightrm.schemes.grammar import Scheme, parse_scheme
+from lightrm.scorer import length_limit
 from lightrm.transformer import Decoder, Layer
 from lightrm.weights import ForeignWeight, Held
 
