@@ -1,4 +1,4 @@
-"""What a guaranteed ranking costs: the order of float32 from quicker scores, on all held-out pairs and lists.
+"""What `rank(exact=True)` costs: the order of float32 from quicker scores, on all held-out pairs and lists.
 
     python -m benchmarks.exact DATA --work FOLDER [--reference FOLDER]
 
@@ -37,7 +37,7 @@ def split(scores: np.ndarray, questions: Sequence[Question]) -> list[np.ndarray]
     return [part.astype(np.float32) for part in np.split(scores, ends[:-1])]
 
 
-def guaranteed(path: str, report: FidelityReport, questions: list[Question]) -> dict[str, Any]:
+def orders_and_costs(path: str, report: FidelityReport, questions: list[Question]) -> dict[str, Any]:
     """For each kind of quick scores and each limit: orders and costs, in distinct tokens."""
     rm = lightrm.load(path, max_length=LONGEST)  # for its ids
     halves = halved(questions)
@@ -148,7 +148,7 @@ def main() -> None:
     models = {}
     for name, path in models_of(arguments.reference).items():
         report = measured(path, questions, [QUICK[0]], arguments.data, arguments.work / path.replace("/", "-"))
-        models[name] = guaranteed(path, report, questions)
+        models[name] = orders_and_costs(path, report, questions)
         print(models[name], flush=True)
     write_result("exact", {**provenance(("torch", "numpy", "numba", "scipy")), **this_cpu(), "models": models})
     quote("exact", table)

@@ -71,6 +71,11 @@ class Bound:
     gaps: tuple[tuple[float, int], ...]
     error: float
 
+    def __post_init__(self) -> None:
+        """Raises ValueError on what nobody can have measured."""
+        if not all(number >= 0 for number in (self.error, *(gap for gap, _ in self.gaps))):  # NaN is not
+            raise ValueError(f"a gap or an error is 0 or more, found {self}")
+
     def limit(self, answers: int = 2, confidence: float = CONFIDENCE) -> Limit:
         """The smallest gap of that confidence for a prompt with so many answers, or what the prompts can say."""
         measured = sum(count for n, count in self.prompts.items() if n >= answers)

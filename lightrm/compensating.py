@@ -48,7 +48,7 @@ def loader_for(
         return Loader(checkpoint, scheme, device, alibi, twin)
     if not scheme.folds or scheme.kind == checkpoint.holds:
         raise SchemeError(f"calibration compensates lightrm's own rounding: {scheme} has nothing to calibrate")
-    return CompensatingLoader(checkpoint, scheme, device, alibi, packs)
+    return CompensatingLoader(checkpoint, scheme, device, alibi, packs, twin)
 
 
 class CompensatingLoader(Loader):
@@ -60,9 +60,15 @@ class CompensatingLoader(Loader):
     corrects = True
 
     def __init__(
-        self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi, packs: Sequence[PackedBatch]
+        self,
+        checkpoint: Checkpoint,
+        scheme: Scheme,
+        device: torch.device,
+        alibi: Alibi,
+        packs: Sequence[PackedBatch],
+        twin: Decoder | None = None,
     ) -> None:
-        super().__init__(checkpoint, scheme, device, alibi)
+        super().__init__(checkpoint, scheme, device, alibi, twin)
         self.packs = [pack.to(device) for pack in packs]
 
     @torch.inference_mode()
@@ -74,7 +80,7 @@ class CompensatingLoader(Loader):
         with item_progress(self.architecture.layers, "layers rounded") as advance:
             for i in range(self.architecture.layers):
                 layer, sides = self.passed(decoder, i, sides)
-                layers.append(layer)
+                layers.append(self.once(layer, self.beside(i)))
                 advance(1)
         return layers
 

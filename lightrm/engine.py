@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from lightrm import arena
+from lightrm import arena, forks
 from lightrm.errors import MemoryLimitError, NumericsError
 from lightrm.heads import ValueHead
 from lightrm.packing import PackedBatch
@@ -38,14 +38,27 @@ def share(window: list[Run], sequences: Sequence[Sequence[int]], advance: Advanc
 
 
 class Engine:
-    """A model that scores ids. tokens: of one pack, lowered where memory ends; more than one thread may call."""
+    """A model that scores ids. tokens: of one pack, lowered where memory ends.
+
+    Any number of threads may call `scores` at a time. Windows of packs are computed one after the other, in the order
+    in which they get their turn: layers, arena and a lowered budget are touched only then.
+    """
 
     def __init__(self, decoder: Decoder, head: ValueHead, scheme: Scheme, residence: Residence) -> None:
         self.decoder, self.head, self.scheme, self.residence = decoder, head, scheme, residence
         self.device = decoder.embedding_VD.device
         self.tokens = residence.tokens
-        self.turn = threading.Lock()
         self.arena: arena.Arena | None = None
+        self.callers: set[object] = set()  # of `scores`, while the arena is kept for them
+        self.warned = False
+        self.forked()
+        forks.renew(self)
+
+    def forked(self) -> None:
+        """Nobody computes yet, in a new process as in a new engine."""
+        self.turn = threading.Lock()
+        self.callers.clear()
+        self.arena = None
 
     def scores(self, sequences: Sequence[Sequence[int]], advance: Advance = ignored) -> Iterator[Scored]:
         """Scores as they are ready, some sequences at a time, in no order; each sequence once.
@@ -54,6 +67,8 @@ class Engine:
         Raises NumericsError if a score is NaN or Inf, MemoryLimitError if a sequence does not fit even alone.
         """
         waiting = list(range(len(sequences)))
+        caller = object()
+        self.callers.add(caller)
         try:
             while waiting:
                 done: set[int] = set()
@@ -63,8 +78,10 @@ class Engine:
                     self.check_finite(positions, found, sequences)
                     yield positions, found
                 waiting = [i for k, i in enumerate(waiting) if k not in done]  # some, where memory ran out on the way
-        finally:
-            self.arena = None
+        finally:  # at any moment, and in any thread, where a caller let go of its results in the middle: no lock
+            self.callers.discard(caller)
+            if not self.callers:
+                self.arena = None
 
     def sweep(self, sequences: Sequence[Sequence[int]], advance: Advance) -> Iterator[Scored]:
         """One pack after the other; of a streamed model, a window of packs after the other. Ends where memory does."""
@@ -86,22 +103,26 @@ class Engine:
         """Nothing, where the memory did not suffice: the packs are smaller then."""
         for _, batch in window:
             self.check_room(batch)
-        with self.turn, arena.used(self.memory(window)):
-            found = self.tried(window, share(window, sequences, advance, len(self.decoder.layers)))
-        if found is None:
-            self.arena = None
-            self.halve(max(window, key=lambda run: len(run[1])))
-            return []
-        return found
+        largest = max((batch for _, batch in window), key=len)
+        with self.turn:
+            if self.warned and len(largest) > self.tokens and not is_path(largest):
+                return []  # another thread found out, while this one waited, that such packs do not fit
+            with arena.used(self.memory(largest)):
+                found = self.tried(window, share(window, sequences, advance, len(self.decoder.layers)))
+            if found is None:
+                self.arena = None
+                self.halve(largest)
+        return found or []
 
-    def memory(self, window: list[Run]) -> arena.Arena | None:
+    def memory(self, largest: PackedBatch) -> arena.Arena | None:
         """For what is between the layers, on a CPU; a card's allocator keeps its own."""
         if self.device.type != "cpu":
             return None
-        size = activation_bytes(self.decoder.architecture, self.scheme, max(len(batch) for _, batch in window))
-        if self.arena is None or self.arena.size < size:
-            self.arena = arena.reserved(size)
-        return self.arena
+        size = activation_bytes(self.decoder.architecture, self.scheme, len(largest))
+        kept = self.arena  # read once: the last of other callers may let go of it now
+        if kept is None or kept.size < size:
+            kept = self.arena = arena.reserved(size)
+        return kept
 
     def tried(self, window: list[Run], after: Callable[[], None]) -> list[Scored] | None:
         """None where memory ran out; by then, all that the attempt took is free again."""
@@ -129,24 +150,24 @@ class Engine:
                 "more memory"
             )
 
-    def halve(self, largest: Run) -> None:
-        """After packs that did not fit. Raises MemoryLimitError if the largest of them was a single sequence."""
+    def halve(self, batch: PackedBatch) -> None:
+        """After packs that did not fit, this one the largest. Raises MemoryLimitError if it was a single sequence."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        batch = largest[1]
-        if len(batch) == int(batch.position_ids_T[-1]) + 1:
+        if is_path(batch):
             raise MemoryLimitError(
                 f"{self.device} has no memory for a sequence of {len(batch)} tokens alone: set max_length lower, take "
                 "a smaller scheme, or pass memory=... to load, so that layers are streamed"
             )
-        if self.tokens == self.residence.tokens:
+        self.tokens = min(self.tokens, len(batch) // 2)
+        if not self.warned:
+            self.warned = True
             warnings.warn(
                 f"{self.device} ran out of memory at {len(batch)} tokens at once: packs are halved until they fit, and "
                 "stay so; scores are the same",
                 MemoryWarning,
                 stacklevel=2,
             )
-        self.tokens = len(batch) // 2
 
     def check_finite(self, positions: list[int], found: np.ndarray, sequences: Sequence[Sequence[int]]) -> None:
         """Raises NumericsError."""
@@ -167,6 +188,11 @@ class Engine:
         with self.turn:
             self.decoder.last_hidden(pack([sequence]).to(self.device), watch)
         return f"activations overflow in {found[0]}" if found else "the head overflows"
+
+
+def is_path(batch: PackedBatch) -> bool:
+    """Whether a pack is one sequence, which no smaller budget divides."""
+    return len(batch) == int(batch.position_ids_T[-1]) + 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -15,6 +15,7 @@ LightRMError
 ├── InputError (ValueError)    what the caller passed to a scoring call
 │   └── TooLongError           over the length limit in strict mode
 ├── MemoryLimitError           one sequence that the memory has no room for
+├── CopyError (TypeError)      a model in memory that was to be pickled or copied
 └── NumericsError              NaN or Inf in weights or scores
 """
 
@@ -79,6 +80,10 @@ class TooLongError(InputError):
 
 class MemoryLimitError(LightRMError):
     """One sequence needs more memory than there is, also alone."""
+
+
+class CopyError(LightRMError, TypeError):
+    """A model in memory cannot be pickled or copied: load it where it is needed."""
 
 
 class NumericsError(LightRMError):

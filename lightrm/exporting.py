@@ -36,6 +36,7 @@ from lightrm.packers import Packer, WholePacker
 from lightrm.packing import PackedBatch
 from lightrm.schemes import grouped
 from lightrm.schemes.grammar import Scheme, parse_scheme
+from lightrm.scorer import length_limit
 from lightrm.transformer import Decoder, Layer
 from lightrm.weights import ForeignWeight, Held
 
@@ -74,7 +75,8 @@ def export_gptq(
         )
     group = common_group(checkpoint.architecture, wanted.group)
     tokens, form, no_text = text_side(checkpoint, template, parse_specials=False)
-    packs = calibration_packs(tokens, form, no_text, calibration, None, checkpoint.reading)
+    longest = length_limit(None, form, tokens, checkpoint.architecture)
+    packs = calibration_packs(tokens, form, no_text, calibration, longest, checkpoint.reading)
     decoder, _, report = GptqLoader(checkpoint, wanted, place, packs, group).load()
     write(destination, checkpoint, decoder, group)
     return report

@@ -159,7 +159,11 @@ class Loader:
         self.measures = i not in self.checked
         made = self.made(i)
         self.checked.add(i)
-        return self.once(made, None if self.twin is None or i >= len(self.twin.layers) else self.twin.layers[i])
+        return self.once(made, self.beside(i))
+
+    def beside(self, i: int) -> Layer | None:
+        """The twin's layer in the same place."""
+        return None if self.twin is None or i >= len(self.twin.layers) else self.twin.layers[i]
 
     def once(self, part: Part, twin: Part | None) -> Part:
         held, saved = held_once(part, twin)

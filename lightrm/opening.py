@@ -13,7 +13,7 @@ import psutil
 import torch
 
 from lightrm import native
-from lightrm.architecture import Alibi
+from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import check_tensors, real_architecture
@@ -22,14 +22,16 @@ from lightrm.compensating import loader_for
 from lightrm.conversation import Prompt, responses_of, turns_of
 from lightrm.engine import Engine
 from lightrm.errors import InputError, SchemeError, TemplateError, TokenizerError
+from lightrm.loading import LoadReport
 from lightrm.packing import PackedBatch
 from lightrm.plan import choose_scheme, room_for
 from lightrm.prefixes import ALONE, packs
-from lightrm.residence import MOST_TOKENS, choose_residence
-from lightrm.schemes.grammar import parse_size
-from lightrm.scorer import RewardModel
+from lightrm.residence import MOST_TOKENS, Residence, choose_residence
+from lightrm.schemes.grammar import Scheme, parse_size, size_text
+from lightrm.scorer import RewardModel, check_length, length_limit
 from lightrm.templates import AnyTemplate, find_template
 from lightrm.tokens import Tokens, read_tokens
+from lightrm.transformer import Decoder
 
 Table = Literal["relative", "absolute"]
 PLANNED_TOKENS = 2048  # computed at once where nothing else is said: enough to fill the units
@@ -87,13 +89,15 @@ def load(
     if beside is not None and scheme == "auto":
         scheme = beside.report.scheme.name
     twin = None if beside is None or beside.engine.residence.streamed else beside.decoder
-    held = twin is not None and beside is not None and beside.report.scheme.name == scheme
     if native.is_native(folder):
         if calibration:
             raise InputError(f"{folder} is quantized already: pass calibration when loading its source")
         manifest, checkpoint = native.open_native(folder)
+        a = checkpoint.architecture
+        check_length(max_length, a)
         chosen = native.chosen_scheme(manifest, scheme, place)
-        residence = choose_residence(checkpoint.architecture, chosen, place, room, token_budget, held)
+        held = alike(beside, twin, a, chosen)
+        residence = choose_residence(a, chosen, place, room, token_budget, held)
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
         decoder, head, report = native.restore(
             manifest, checkpoint, chosen, place, Alibi(alibi), twin, residence.streamed
@@ -102,16 +106,22 @@ def load(
         checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
         check_tensors(checkpoint)
         a = real_architecture(checkpoint)
+        check_length(max_length, a)
         chosen = choose_scheme(
             scheme, place, a, room, token_budget or PLANNED_TOKENS, checkpoint.holds, checkpoint.stored
         )
+        held = 0 if calibration else alike(beside, twin, a, chosen)
         residence = choose_residence(a, chosen, place, room, token_budget, held)
         if residence.streamed and calibration:
             raise InputError(f"calibration needs the whole model in memory: {residence}")
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
-        packs = calibration_packs(tokens, form, no_text, calibration, max_length, checkpoint.reading)
+        packs = calibration_packs(
+            tokens, form, no_text, calibration, length_limit(max_length, form, tokens, a), checkpoint.reading
+        )
         loader = loader_for(checkpoint, chosen, place, Alibi(alibi), packs, twin)
         decoder, head, report = loader.load(residence.streamed)
+    if held > report.shared:
+        residence = without(held, report, choose_residence(a, chosen, place, room, token_budget, report.shared))
     if report.kernels.slow:
         warnings.warn(f"slow kernels: {report.kernels}", KernelWarning, stacklevel=2)
     engine = Engine(decoder, head, chosen, residence)
@@ -131,20 +141,41 @@ def load(
     return RewardModel(checkpoint, engine, report, tokens, form, no_text, max_length, strict, opened)
 
 
+def alike(beside: RewardModel | None, twin: Decoder | None, a: Architecture, scheme: Scheme) -> int:
+    """Bytes of a loaded model that this one may turn out to have too: same shape, same scheme. Which it has is seen by
+    comparing the tensors, as they are loaded."""
+    if beside is None or twin is None or beside.report.scheme.name != scheme.name:
+        return 0
+    other = twin.architecture
+    same = (a.layers, a.width, a.ffn_width, a.query_heads) == (
+        other.layers, other.width, other.ffn_width, other.query_heads,
+    )  # fmt: skip
+    return beside.report.bytes if same else 0
+
+
+def without(held: int, report: LoadReport, residence: Residence) -> Residence:
+    """What remains possible where less is shared than was hoped for. Raises SchemeError."""
+    if residence.streamed:
+        raise SchemeError(
+            f"beside= shares {size_text(report.shared)} of the {size_text(held)} that this model has room for only if "
+            f"they are shared: {residence.reason}; load it without beside="
+        )
+    return residence
+
+
 def calibration_packs(
     tokens: Tokens | None,
     template: AnyTemplate | None,
     no_text: str,
     calibration: Sequence[tuple[Prompt, str]] | None,
-    max_length: int | None,
+    longest: int,
     reading: Reading,
 ) -> list[PackedBatch]:
-    """Calibration text in the model's own template, packed as scoring would pack it."""
+    """Calibration text in the model's own template, cut and packed as scoring would cut and pack it."""
     if not calibration:
         return []
     if tokens is None or template is None:
         raise TokenizerError(f"calibration needs text: {no_text}")
-    longest = max_length or template.max_length or tokens.max_length or PLANNED_TOKENS
     ids = [tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids for p, r in calibration]
     return [batch for _, batch in packs([reading.cut(one) for one in ids], PLANNED_TOKENS, ALONE)]
 

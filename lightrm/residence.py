@@ -75,15 +75,15 @@ def tokens_within(a: Architecture, scheme: Scheme, room: int) -> int:
 
 
 def choose_residence(
-    a: Architecture, scheme: Scheme, device: torch.device, room: Room, tokens: int | None = None, held: bool = False
+    a: Architecture, scheme: Scheme, device: torch.device, room: Room, tokens: int | None = None, held: int = 0
 ) -> Residence:
     """Resident where it fits, with packs as large as pays; else streamed, with as large a window as fits.
 
-    tokens: of a pack, where the caller wants to say; held: most of the weights are in memory already. Raises
+    tokens: of a pack, where the caller wants to say; held: bytes of the weights that are in memory already. Raises
     SchemeError with the numbers where even streaming does not fit.
     """
     least, most = tokens or LEAST_TOKENS, tokens or MOST_TOKENS[device.type]
-    left = room.bytes - (activation_bytes(a, scheme, 0) if held else resident_bytes(a, scheme, 0))
+    left = room.bytes - activation_bytes(a, scheme, 0) - max(0, weight_bytes(a, scheme) - held)
     fit = tokens_within(a, scheme, left)
     if fit >= least:
         chosen = min(fit, most)

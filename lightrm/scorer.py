@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import html
+import math
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 import torch
 
+from lightrm import forks
+from lightrm.architecture import Architecture
 from lightrm.bounds import CONFIDENCE, Bound
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.conversation import Prompt, kind, responses_of, turns_of
 from lightrm.engine import Engine
-from lightrm.errors import InputError, TokenizerError
+from lightrm.errors import CopyError, InputError, TokenizerError
 from lightrm.loading import LoadReport
 from lightrm.progress import Advance, ignored, token_progress
 from lightrm.ranking import Effort, Ranking, Rankings, plain_ranking, ranking, settled
@@ -59,7 +64,15 @@ class Explanation:
 
 
 class RewardModel:
-    """A reward model in memory. Made by `lightrm.load`; scores are raw, float32, in input order."""
+    """A reward model in memory. Made by `lightrm.load`; scores are raw, float32, in input order.
+
+    Threads: any number of them may call any method of one model at the same time. Packs of tokens are computed one
+    after the other, so more threads are no quicker than one, and each gets the scores that it would get alone. A
+    lowered `token_budget` holds for all. One iterator of `stream` belongs to one thread.
+
+    Processes: a process that was forked off one with a model may score with it, by one thread (`forks`); pages of the
+    weights are shared. A model cannot be pickled or copied: a process that is spawned loads its own.
+    """
 
     def __init__(
         self,
@@ -78,9 +91,21 @@ class RewardModel:
         self.decoder, self.head, self.device = engine.decoder, engine.head, engine.device
         self.tokens, self.template, self.no_text, self.strict = tokens, template, no_text, strict
         self.reading = checkpoint.reading
-        self.max_length = self.limit(max_length)
+        self.max_length = length_limit(max_length, template, tokens, engine.decoder.architecture)
         self.open_reference = reference
         self.opened_reference: RewardModel | None = None
+        self.forked()
+        forks.renew(self)
+
+    def forked(self) -> None:
+        self.opening = threading.Lock()  # of the reference
+
+    def __reduce_ex__(self, protocol: object) -> str:
+        """Raises CopyError: for pickle, copy and deepcopy alike."""
+        raise CopyError(
+            "a RewardModel cannot be pickled or copied: pass its path and options to the other process and call "
+            "lightrm.load there; threads, and processes that are forked, may use this one"
+        )
 
     @property
     def token_budget(self) -> int:
@@ -89,23 +114,13 @@ class RewardModel:
 
     @token_budget.setter
     def token_budget(self, tokens: int) -> None:
-        self.engine.tokens = tokens
+        """Raises InputError if it is not positive."""
+        self.engine.tokens = positive("token_budget", tokens)
 
     @property
     def window(self) -> int:
         """Tokens to pass at once, at least, where there are many: for two packs, or for all that are streamed."""
         return self.engine.residence.window or 2 * self.engine.tokens
-
-    def limit(self, asked: int | None) -> int:
-        """Longest sequence in tokens: what was asked for, else the template's, else the tokenizer's; never more
-        than the model has positions."""
-        own = self.template.max_length if self.template is not None else None
-        if own is None and self.tokens is not None:
-            own = self.tokens.max_length
-        longest = self.decoder.architecture.max_positions
-        if asked is not None and not 8 <= asked <= longest:
-            raise InputError(f"max_length must be between 8 and this model's {longest} positions, found {asked}")
-        return min(asked or own or longest, longest)
 
     def score(self, prompt: Prompt, responses: Sequence[str]) -> np.ndarray:
         """Score n responses to one prompt.
@@ -152,19 +167,22 @@ class RewardModel:
     ) -> Rankings:
         """Each prompt's responses, best first.
 
-        exact: the order of full precision; answers whose quick scores are too close to each other are scored again by
-        the reference, the same model in full precision, which is opened the first time. confidence: that this gives the
-        right order of all answers of a further prompt; the surer, the more is scored again. bound: a report's, or how
-        close is too close, in raw scores; None takes what `lightrm fidelity` measured of a folder. The result's
-        `effort` says what it took, and the confidence that the bound has: a lower one if few prompts with as many
-        answers were measured.
+        exact: the order of full precision, for as many of 100 prompts as `confidence` says; answers whose quick scores
+        are too close to each other are scored again by the reference, the same model in full precision, which is opened
+        the first time. confidence: that this gives the right order of all answers of a further prompt like those that
+        were measured; the surer, the more is scored again. bound: a report's, or how close is too close, in raw scores,
+        0 or more; None takes what `lightrm fidelity` measured of a folder. The result's `effort` says what it took, and
+        the confidence that the bound has: a lower one if few prompts with as many answers were measured, none for a
+        bound that is a number.
 
-        Raises InputError if the lists do not match, confidence is no probability below 1, or no bound is known;
-        otherwise as `score`.
+        Raises InputError if the lists do not match, confidence is not between 0 and 1, the bound is no number of 0 or
+        more, one is given without exact=True, or none is known; otherwise as `score`.
         """
         if isinstance(prompts, str) or len(prompts) != len(responses):
             raise InputError(f"expected a list of responses for each of {len(prompts)} prompts, found {len(responses)}")
         counts = [len(responses_of(some)) for some in responses]
+        if bound is not None and not exact:
+            raise InputError("bound says which answers are scored again, which exact=True asks for: pass both or none")
         known = self.bound_of(bound, confidence) if exact else None
         repeated = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
         ids = self.read(self.encode(repeated, [text for some in responses for text in some]))
@@ -193,8 +211,8 @@ class RewardModel:
 
     def bound_of(self, bound: float | Bound | None, confidence: float) -> Bound:
         note = self.report.fidelity
-        if not 0 <= confidence < 1:
-            raise InputError(f"confidence must be at least 0 and below 1, found {confidence}")
+        if not is_number(confidence) or not 0 < confidence < 1:
+            raise InputError(f"confidence must be above 0 and below 1, such as 0.995, found {confidence!r}")
         if bound is None and note is None:
             raise InputError(
                 f"how far {self.report.scheme} moves a difference of two scores is not known: measure it with `lightrm "
@@ -203,16 +221,21 @@ class RewardModel:
         if bound is None:
             assert note is not None
             return note.bound
-        return bound if isinstance(bound, Bound) else Bound({}, (), float(bound))
+        if isinstance(bound, Bound):
+            return bound
+        if not is_number(bound) or not bound >= 0:  # NaN is not
+            raise InputError(f"bound must be a difference of raw scores, 0 or more, or a report's, found {bound!r}")
+        return Bound({}, (), float(bound))
 
     def reference(self) -> RewardModel:
-        """The same model in the precision that its fidelity was measured against, opened once."""
-        if self.opened_reference is None:
-            if self.open_reference is None:
-                raise InputError("this folder does not hold its source: pass reference=... to load")
-            note = self.report.fidelity
-            self.opened_reference = self.open_reference(note.reference if note is not None else "fp32")
-        return self.opened_reference
+        """The same model in the precision that its fidelity was measured against, opened once: other threads wait."""
+        with self.opening:
+            if self.opened_reference is None:
+                if self.open_reference is None:
+                    raise InputError("this folder does not hold its source: pass reference=... to load")
+                note = self.report.fidelity
+                self.opened_reference = self.open_reference(note.reference if note is not None else "fp32")
+            return self.opened_reference
 
     def explain(self, prompt: Prompt, response: str) -> Explanation:
         """The text, ids and pieces behind one score."""
@@ -295,3 +318,30 @@ class RewardModel:
             f"{size_text(self.report.bytes)}{shared} on {self.device} · {self.engine.residence} · "
             f"kernels: {self.report.kernels}{fidelity})"
         )
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def positive(name: str, value: int) -> int:
+    """Raises InputError."""
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} must be a positive whole number, found {value!r}")
+    return int(value)
+
+
+def check_length(asked: int | None, a: Architecture) -> None:
+    """Raises InputError."""
+    if asked is not None and not 8 <= asked <= a.max_positions:
+        raise InputError(f"max_length must be between 8 and this model's {a.max_positions} positions, found {asked}")
+
+
+def length_limit(asked: int | None, template: AnyTemplate | None, tokens: Tokens | None, a: Architecture) -> int:
+    """Longest sequence in tokens: what was asked for, else the template's, else the tokenizer's; never more than the
+    model has positions. Raises InputError."""
+    check_length(asked, a)
+    own = template.max_length if template is not None else None
+    if own is None and tokens is not None:
+        own = tokens.max_length
+    return min(asked or own or a.max_positions, a.max_positions)

@@ -7,20 +7,26 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
+from lightrm import forks
 from lightrm.transformer import Layer
 
 
 class StreamedLayers:
     """Reads like a list of layers. Asked for in turn, at most two are in memory: whoever asks for a layer has let go of
-    the one before.
+    the one before. One thread at a time may ask: the engine's turn sees to that.
 
     make: reads one layer and places it; called by one thread at a time, and again in every pass.
     """
 
     def __init__(self, count: int, make: Callable[[int], Layer], device: torch.device) -> None:
         self.count, self.make, self.device = count, make, device
-        self.reader = ThreadPoolExecutor(1, thread_name_prefix="lightrm-layers")
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.forked()
+        forks.renew(self)
+
+    def forked(self) -> None:
+        """The thread that reads is another process's: one of its own, and nothing read yet."""
+        self.reader = ThreadPoolExecutor(1, thread_name_prefix="lightrm-layers")
         self.held: Layer | None = None
         self.coming: tuple[int, Future[Layer]] | None = None
 

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 # Tests run side by side: OpenMP threads of several processes on few cores wait for each other in every small operation.
 # Set before PyTorch starts its threads, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
 
+import numpy as np
 import pytest
 import torch
+
+from lightrm.arena import Arena
 
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
@@ -29,13 +34,29 @@ def shared() -> Path:
     return folder
 
 
-@pytest.fixture
-def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a kernel does not write stays NaN, or a number that no test expects."""
-    new_empty = torch.Tensor.new_empty
+# Every way to memory that is not cleared: PyTorch's, numpy's, the arena's.
+UNCLEARED = (
+    (torch, "empty"), (torch, "empty_like"), (torch, "empty_strided"), (torch.Tensor, "new_empty"),
+    (torch.Tensor, "new_empty_strided"), (Arena, "empty"), (np, "empty"), (np, "empty_like"),
+)  # fmt: skip
 
-    def poison(tensor: torch.Tensor, *size, **options) -> torch.Tensor:
-        made = new_empty(tensor, *size, **options)
-        return made.fill_(float("nan") if made.is_floating_point() else 99)
 
-    monkeypatch.setattr(torch.Tensor, "new_empty", poison)
+@pytest.fixture(scope="module")
+def poisoned() -> Iterator[None]:
+    """What is not written stays NaN, or a number that no test expects."""
+    with pytest.MonkeyPatch.context() as patch:
+        for holder, name in UNCLEARED:
+            patch.setattr(holder, name, poisoning(getattr(holder, name)))
+        yield
+
+
+def poisoning(door: Callable[..., Any]) -> Callable[..., Any]:
+    def poison(*args: Any, **options: Any) -> Any:
+        made = door(*args, **options)
+        if isinstance(made, torch.Tensor) and not made.is_meta:
+            made.fill_(float("nan") if made.is_floating_point() else 99)
+        elif isinstance(made, np.ndarray) and made.dtype.kind in "fiu":
+            made.fill(np.nan if made.dtype.kind == "f" else 99)
+        return made
+
+    return poison

@@ -13,6 +13,7 @@ import lightrm
 from lightrm import arena
 from lightrm.arena import LEAST, PAGE, Arena
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 BYTES = 64 * PAGE
 
 

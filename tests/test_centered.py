@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import lightrm
+from benchmarks import rounding
+from benchmarks.rounding import Bounded
 from lightrm import native
 from lightrm.demonstration import EXAMPLES
 from lightrm.kernels import cpu, integer
@@ -20,40 +22,38 @@ from lightrm.sensitivity import exact_twin
 from lightrm.transformer import Decoder
 from lightrm.weights import Int8Weight
 from tests.test_integer_kernels import normal, product_of
-from tests.test_kernels import assert_twice
+from tests.test_kernels import assert_rows_within, assert_within
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 TEXT = [(prompt, text) for prompt, answers in EXAMPLES for _, text in answers]
 
 
 def assert_biased_gate(
     passes: Any, acc: torch.Tensor, row_scale: torch.Tensor, factor: torch.Tensor, bias: torch.Tensor
 ) -> None:
-    """silu_mul_quantize of a room of kernels, against the integer twin and float64."""
+    """silu_mul_quantize of a room of kernels, and the integer twin, against what they may be off by."""
     values, scale = passes.silu_mul_quantize(acc, row_scale, factor, 1, bias)
-    slow_values, slow_scale = integer.silu_mul_quantize(acc, row_scale, factor, 1, bias)
-    gate, up = (acc.double() * (row_scale.double()[:, None] * factor.double()) + bias.double()).chunk(2, 1)
-    hidden = torch.nn.functional.silu(gate) * up
-    assert_twice(scale, slow_scale, hidden.abs().amax(1).clamp(min=1e-30) / 127)
-    assert (values.int() - slow_values.int()).abs().max() <= 1
+    bound = rounding.gated(rounding.scaled(acc, row_scale, factor, bias))
+    for rows in ((values, scale), integer.silu_mul_quantize(acc, row_scale, factor, 1, bias)):
+        assert_rows_within(*rows, bound)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 17, 65])
 @pytest.mark.parametrize("width", [1, 63, 100, 1000])
 def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
     x, shift = 3 * normal(tokens, width, seed=7), normal(width, seed=9)
-    wide = x.double()
-    exact = wide * (wide.square().mean(1, keepdim=True) + 1e-6).rsqrt() - shift.double()
-    values, scale = cpu.norm_quantize(x, 1e-6, shift)
-    slow_values, slow_scale = integer.norm_quantize(x, 1e-6, shift)
-    assert_twice(scale, slow_scale, exact.abs().amax(1).clamp(min=1e-30) / 127)
-    assert (values.int() - slow_values.int()).abs().max() <= 1, "a rounding may tip over, no more"
-    assert ((values.double() * scale[:, None] - exact).abs() <= 0.51 * scale[:, None]).all()
+    bound = rounding.norm(Bounded.of(x), 1e-6) - Bounded.of(shift)
+    for module in (cpu, integer):
+        assert_rows_within(*module.norm_quantize(x, 1e-6, shift), bound)
     acc, row_scale, factor = product_of(tokens, width)
-    bias, found, slow = normal(width, seed=8), x.clone(), x.clone()
-    values, scale = cpu.add_norm_quantize(found, acc, row_scale, factor, bias, 1e-6, shift)
-    slow_values, slow_scale = integer.add_norm_quantize(slow, acc, row_scale, factor, bias, 1e-6, shift)
-    torch.testing.assert_close(scale, slow_scale, rtol=1e-5, atol=0)
-    assert (values.int() - slow_values.int()).abs().max() <= 1
+    bias = normal(width, seed=8)
+    added = Bounded.of(x) + rounding.scaled(acc, row_scale, factor, bias)
+    bound = rounding.norm(added, 1e-6) - Bounded.of(shift)
+    for module in (cpu, integer):
+        stream = x.clone()
+        rows = module.add_norm_quantize(stream, acc, row_scale, factor, bias, 1e-6, shift)
+        assert_within(stream, added)
+        assert_rows_within(*rows, bound)
     acc, row_scale, factor = product_of(tokens, 2 * width)
     bias = normal(2 * width, seed=8)
     assert_biased_gate(cpu, acc, row_scale, factor, bias)

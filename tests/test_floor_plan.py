@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("schemes",),
     ("prefixes",),
     ("packing",),
-    ("progress", "bounds", "files", "arena"),
+    ("progress", "bounds", "files", "arena", "forks"),
     ("errors",),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
@@ -77,33 +78,53 @@ def imports(path: Path) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_run_downwards(path: Path) -> None:
-    assert room(path) in FLOOR, f"{path.name} is in no floor: draw it into FLOORS and the README"
-    for name in imports(path):
+def test_imports_run_downwards() -> None:
+    wrong = [
+        f"{path.relative_to(PACKAGE)} is in no floor: draw it into FLOORS and the README"
+        for path in FILES
+        if room(path) not in FLOOR
+    ]
+    wrong += [
+        f"{path.relative_to(PACKAGE)} imports {name}, which lies above it"
+        for path in FILES
+        if room(path) in FLOOR
+        for name in upward(path)
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def upward(path: Path) -> Iterator[str]:
+    for name in sorted(imports(path)):
         parts = name.split(".")
         if parts[0] != "lightrm" or len(parts) < 2 or room(path) == "__init__":
             continue
         target = parts[1] if parts[1] in FLOOR else "__init__"
         if room(path) == "cli" and target == "__init__":
             continue  # the command line enters by the front door, as users do
-        assert FLOOR[room(path)] <= FLOOR[target], f"{path.name} imports {name}, which lies above it"
+        if FLOOR[room(path)] > FLOOR[target]:
+            yield name
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_files_are_rooms(path: Path) -> None:
-    text = path.read_text()
-    assert path.stem not in NAMELESS
-    assert text.count("\n") <= 350, "over 350 lines: is it two rooms?"
-    assert ast.get_docstring(ast.parse(text)), "a room says what lives in it"
+def test_files_are_rooms() -> None:
+    wrong: list[str] = []
+    for path in FILES:
+        text, name = path.read_text(), path.relative_to(PACKAGE)
+        lines = text.count("\n")
+        wrong += [f"{name}: a name that says nothing"] if path.stem in NAMELESS else []
+        wrong += [f"{name} has {lines} lines, over 350: is it two rooms?"] if lines > 350 else []
+        wrong += [] if ast.get_docstring(ast.parse(text)) else [f"{name} does not say what lives in it"]
+    assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_heavy_libraries_stay_outside(path: Path) -> None:
-    found = {name.split(".")[0] for name in imports(path)}
-    assert not found & (set(HEAVY) - {"bitsandbytes"})
-    if room(path) != "kernels":
-        assert not found & {"triton", "bitsandbytes"}
+def test_heavy_libraries_stay_outside() -> None:
+    wrong: list[str] = []
+    for path in FILES:
+        found = {name.split(".")[0] for name in imports(path)}
+        allowed = {"bitsandbytes"} if room(path) == "kernels" else set()
+        outside = {"triton"} if room(path) != "kernels" else set()
+        heavy = found & ((set(HEAVY) | outside) - allowed)
+        wrong += [f"{path.relative_to(PACKAGE)} imports {', '.join(sorted(heavy))}"] if heavy else []
+    assert not wrong, "\n".join(wrong)
 
 
 def test_three_rooms_open_the_door_to_kernels() -> None:

@@ -1,4 +1,4 @@
-"""A guaranteed ranking: the full-precision order, whatever the errors within the bound, without all of its work."""
+"""The full-precision order, whatever the errors within the bound, without all of its work; and how sure it is."""
 
 from __future__ import annotations
 
@@ -112,7 +112,8 @@ def test_the_surer_the_larger_the_limit() -> None:
     assert str(bound) == "2 answers: 0.2000, which is enough for 99.50 % of prompts or more"
     pair = np.asarray([1.0, 1.1]), np.asarray([1.2, 1.0])
     found = Bound.of([pair, (pair[0], pair[0]), (pair[0][:1], pair[1][:1])])
-    assert found == Bound({2: 2}, ((pytest.approx(0.2), 2),), pytest.approx(0.3))
+    assert (found.prompts, found.gaps) == ({2: 2}, ((pytest.approx(0.2), 2),))
+    assert found.error == pytest.approx(0.3)
 
 
 def test_prompts_with_fewer_answers_say_nothing_of_one_with_more() -> None:
@@ -167,6 +168,28 @@ def test_exact_ranking_of_a_model(tmp_path: Path) -> None:
         quick.rank("what?", ANSWERS, exact=True)
     with pytest.raises(lightrm.InputError, match="list of responses for each"):
         quick.rank_batch("what?", [ANSWERS])
+
+
+@pytest.mark.parametrize("bound", [-0.1, float("nan"), "0.5", True, np.float32("nan")])
+def test_a_bound_that_is_none_is_refused(bound: object, tmp_path: Path) -> None:
+    rm = lightrm.load(write_model(tmp_path / "model"), scheme="w8a8")
+    with pytest.raises(lightrm.InputError, match="bound must be a difference of raw scores, 0 or more"):
+        rm.rank("what?", ANSWERS, exact=True, bound=bound)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("confidence", [0, 1, -0.5, 99.5, float("nan"), "0.9", True])
+def test_a_confidence_that_is_none_is_refused(confidence: object, tmp_path: Path) -> None:
+    rm = lightrm.load(write_model(tmp_path / "model"), scheme="w8a8")
+    with pytest.raises(lightrm.InputError, match="confidence must be above 0 and below 1"):
+        rm.rank("what?", ANSWERS, exact=True, bound=0.1, confidence=confidence)  # type: ignore[arg-type]
+    with pytest.raises(lightrm.InputError, match="exact=True asks for"):
+        rm.rank("what?", ANSWERS, bound=0.1)
+
+
+def test_what_nobody_can_have_measured() -> None:
+    for gap, error in ((-0.5, 1.0), (float("nan"), 1.0), (0.5, -1.0), (0.5, float("nan"))):
+        with pytest.raises(ValueError, match="0 or more"):
+            Bound({2: 9}, ((gap, 2),), error)
 
 
 def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:

@@ -30,8 +30,10 @@ from lightrm.schemes.grammar import parse_scheme
 from lightrm.streaming import StreamedLayers
 from lightrm.transformer import Decoder
 from tests.conftest import DATA
+from tests.test_scoring import write_model
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, Weights, llama_weights, normal
 
+pytestmark = pytest.mark.usefixtures("poisoned")
 CPU, CARD = torch.device("cpu"), torch.device("cuda")
 THIRTEEN = Architecture("baichuan", 40, 5120, 13696, 40, 40, 128, 64000, 1e-6, Alibi(), 4096)
 SEVEN = Architecture("llama", 32, 4096, 11008, 32, 32, 128, 32000, 1e-6, Rope(), 4096)
@@ -385,3 +387,50 @@ def pointers(part: object) -> list[int]:
         return [part.data_ptr()]
     slots = getattr(part, "__slots__", ())
     return [p for name in slots for p in pointers(getattr(part, name))]
+
+
+def test_a_stranger_beside_shares_nothing_and_is_not_counted_on(tmp_path: Path) -> None:
+    """Equal shape and scheme promise nothing: where a model only fits if it shares, one that does not is refused."""
+    folders = [deep(tmp_path / str(k), 40, llama_weights(seed)) for k, seed in enumerate((0, 90))]
+    scheme = parse_scheme("fp32", CPU)
+    a = read_architecture(read_config(folders[0]))
+    small = resident_bytes(a, scheme, 90) // 3 + PROCESS  # for the activations and a copy of some of the weights
+    first = lightrm.load(folders[0], scheme="fp32")
+    alone = lightrm.load(folders[1], scheme="fp32").score_ids(IDS)
+    with pytest.raises(lightrm.SchemeError, match=r"beside= shares .* load it without beside="):
+        lightrm.load(folders[1], beside=first, memory=small, token_budget=90)
+    other = lightrm.load(folders[1], beside=first)
+    assert other.report.shared < other.report.bytes / 100
+    assert np.array_equal(other.score_ids(IDS), alone)
+    same = lightrm.load(folders[0], beside=first, memory=small, token_budget=90)
+    assert same.report.shared > 0.9 * same.report.bytes
+    assert not same.engine.residence.streamed
+
+
+def test_calibrated_beside_another(tmp_path: Path) -> None:
+    """beside= holds with calibration= too: what is equal after rounding is held once."""
+    folder = write_model(tmp_path / "model")
+    text = [("what?", "it is"), ("and now?", "a b c")]
+    first = lightrm.load(folder, scheme="w4a8", calibration=text)
+    second = lightrm.load(folder, scheme="w4a8", calibration=text, beside=first)
+    assert second.report.shared == second.report.bytes
+    assert np.array_equal(second.score_ids(IDS[:2]), first.score_ids(IDS[:2]))
+    other = lightrm.load(folder, scheme="w4a8", calibration=text[:1], beside=first)
+    expected = lightrm.load(folder, scheme="w4a8", calibration=text[:1]).score_ids(IDS[:2])
+    assert 0 < other.report.shared < other.report.bytes
+    assert np.array_equal(other.score_ids(IDS[:2]), expected)
+
+
+def test_options_are_checked_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calibration text is cut at the model's positions; a bad max_length is refused before anything is rounded."""
+    folder = write_model(tmp_path / "model")
+    seen: list[int] = []
+    monkeypatch.setattr("lightrm.opening.loader_for", lambda *a: seen.extend(map(len, a[4])) or 1 / 0)
+    for wrong in (4, 10**6, -1):
+        with pytest.raises(lightrm.InputError, match="max_length must be between 8 and this model's"):
+            lightrm.load(folder, scheme="w4a8", calibration=[("what?", "it is")], max_length=wrong)
+    assert not seen
+    with pytest.raises(ZeroDivisionError):
+        lightrm.load(folder, scheme="w4a8", calibration=[("what?", "it is " * 3000)])
+    longest = read_architecture(read_config(folder)).max_positions
+    assert seen == [longest]

@@ -15,9 +15,10 @@ from lightrm.packing import ROOT, PackedBatch, views
 from lightrm.positions import alibi_slopes
 from lightrm.prefixes import ALONE, LEAST_SHARED, pack, packs
 from tests.conftest import DATA
-from tests.test_kernels import assert_twice, exact_attention, flat, forest_of, rows
+from tests.test_kernels import assert_within, bounded_attention, flat, forest_of, rows
 
 cpu = pytest.importorskip("lightrm.kernels.cpu")
+pytestmark = pytest.mark.usefixtures("poisoned")
 
 
 def path(batch: PackedBatch, last: int) -> list[int]:
@@ -88,13 +89,12 @@ def test_many_nested_sequences() -> None:
 @pytest.mark.parametrize("lengths", [(1,), (5, 1, 3), (63, 65), (127, 128, 129), (1, 260, 2)])
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (6, 2, 16), (5, 5, 80), (2, 1, 100), (2, 2, 128)])
 @pytest.mark.parametrize("alibi", [False, True])
-def test_compiled_attention(lengths, heads, kv_heads, width, alibi, poisoned) -> None:
+def test_compiled_attention(lengths, heads, kv_heads, width, alibi) -> None:
     tokens = sum(lengths)
     q, k, v = rows(tokens, heads, width), rows(tokens, kv_heads, width, seed=1), rows(tokens, kv_heads, width, seed=2)
     slopes = alibi_slopes(heads) if alibi else None
     found = cpu.attention(q, k, v, cpu.paths(flat(lengths), None), slopes)
-    slow = reference.attention(q, k, v, flat(lengths), slopes)
-    assert_twice(found, slow, exact_attention(q, k, v, flat(lengths), slopes))
+    assert_within(found, bounded_attention(q, k, v, flat(lengths), slopes))
 
 
 NODES = st.lists(st.tuples(st.integers(1, 90), st.integers(0, 3)), min_size=1, max_size=6)
@@ -109,13 +109,13 @@ def test_attention_does_not_see_who_shares(nodes: list[tuple[int, int]], alibi: 
     q, k, v = rows(tokens, 4, 24, seed=4), rows(tokens, 2, 24, seed=5), rows(tokens, 2, 24, seed=6)
     slopes = alibi_slopes(4) if alibi else None
     shared = cpu.attention(q, k, v, cpu.paths(segments, None), slopes)
-    exact = exact_attention(q, k, v, segments, slopes)
-    torch.testing.assert_close(shared.double(), exact, atol=1e-6, rtol=1e-5)
+    bound = bounded_attention(q, k, v, segments, slopes)
+    assert_within(shared, bound, factor=0)
     picked = [segment.end - 1 for segment in segments][::-1]
     assert torch.equal(cpu.attention(q[picked], k, v, cpu.paths(segments, picked), slopes), shared[picked])
     for slow in (library, reference):
         found = slow.attention(q[picked], k, v, segments, slopes, picked=picked)
-        torch.testing.assert_close(found.double(), exact[picked], atol=1e-6, rtol=1e-5)
+        assert_within(found, bound[picked], factor=0)
     for start, end, ranges in views(segments):
         along = [token for first, last in ranges for token in range(first, last)]
         alone = cpu.attention(q[along], k[along], v[along], cpu.paths(flat((len(along),)), None), slopes)
@@ -126,8 +126,7 @@ def test_attention_keeps_far_and_large_scores_apart() -> None:
     """Scores far below the largest vanish, those of hidden tokens count for nothing, NaN stays NaN."""
     q, k, v = (rows(70, 1, 16, seed=s) * 30 for s in (1, 2, 3))
     found = cpu.attention(q, k, v, cpu.paths(flat((70,)), None), None)
-    slow = reference.attention(q, k, v, flat((70,)), None)
-    assert_twice(found, slow, exact_attention(q, k, v, flat((70,)), None))
+    assert_within(found, bounded_attention(q, k, v, flat((70,)), None), factor=1.01)  # far scores are large sums
     k[40] = float("nan")
     found = cpu.attention(q, k, v, cpu.paths(flat((70,)), None), None)
     assert bool(found[:40].isfinite().all())

@@ -7,10 +7,12 @@ twin's to the last bit.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 from numba import int32, njit, prange
 
-from lightrm.kernels.rows import EXACT
+from lightrm.kernels.rows import EXACT, over_rows
 
 
 @njit(**EXACT)
@@ -19,7 +21,7 @@ def take_off(row, error, factor):
         row[k] -= error * factor[k]
 
 
-@njit(parallel=True, **EXACT)
+@partial(over_rows, options=EXACT)
 def round_column_rows(weight_OI, first, end, step_O, factor_II, low, high, q_OK, error_OK):
     for o in prange(weight_OI.shape[0]):
         row, step = weight_OI[o], step_O[o]

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 
+from lightrm import forks
 from lightrm.arena import empty
 from lightrm.kernels import columns, flash, rows
 from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
+from lightrm.kernels.rows import Rows
 from lightrm.packing import Segment
 from lightrm.schemes.int4 import block_of
 
@@ -25,11 +27,16 @@ NOTHING = torch.empty(0)  # a vector that is not there, for the compiled code
 ONE_AT_A_TIME = threading.Lock()  # not every threading layer of numba bears two callers
 
 
-def launch(kernel: Callable[..., None], *arguments: Any) -> None:
+def launch(kernel: Rows, *arguments: Any) -> None:
     """Run a kernel on as many threads as PyTorch uses; tensors are lent, never copied."""
+    lent = [a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
+    if forks.alone():
+        kernel.by_one(*lent)
+        return
     with ONE_AT_A_TIME:
+        forks.started()
         numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
-        kernel(*(a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments))
+        kernel.by_many(*lent)
 
 
 def norm_quantize(

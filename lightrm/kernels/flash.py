@@ -16,7 +16,7 @@ import numpy as np
 from numba import float32, njit, prange
 
 from lightrm.kernels.paths import HEADER
-from lightrm.kernels.rows import PARALLEL, PLAIN, exponential
+from lightrm.kernels.rows import PLAIN, exponential, over_rows
 from lightrm.kernels.simd import BYTES, LANES, ROWS, VECTOR, tile
 
 QUERIES, KEYS = 128, 64  # of a tile, of a block: in whole LANES and ROWS
@@ -143,7 +143,7 @@ def attend(query, key_TE, value_TE, table, head, scale, slope, out):
             out[row + i, head, e] = out_QE[i, e] / total_Q[i]
 
 
-@njit(**PARALLEL)
+@over_rows
 def attention_rows(query_THE, key_JTE, value_JTE, tables, scale, slopes_H, out_THE):
     heads, tiles = query_THE.shape[1], tables.shape[0]
     for task in prange(heads * tiles):  # a thread takes whole heads: tiles late in a sequence cost more

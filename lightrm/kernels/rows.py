@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 from numba import float32, int32, njit, prange
@@ -23,7 +26,22 @@ from lightrm.schemes.int8 import LEVELS, TINY
 EXACT = {"nogil": True, "error_model": "numpy", "cache": True}
 PLAIN = EXACT | {"fastmath": {"contract"}}
 SUMS = EXACT | {"fastmath": {"contract", "reassoc"}}
-PARALLEL = PLAIN | {"parallel": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A loop over rows, compiled twice: shared by numba's threads, and as a plain loop where there are none (`forks`).
+    What is done to a row is the same code in both."""
+
+    by_many: Callable[..., None]
+    by_one: Callable[..., None]
+
+
+def over_rows(loop: FunctionType, options: dict[str, Any] = PLAIN) -> Rows:
+    alone = FunctionType(loop.__code__, loop.__globals__, loop.__name__, loop.__defaults__, loop.__closure__)
+    alone.__qualname__ = f"{loop.__qualname__}.by_one"  # numba keeps compiled code under this name
+    return Rows(njit(parallel=True, **options)(loop), njit(**options)(alone))
+
 
 LOG2_E = np.float32(1 / math.log(2))
 C1, C2, C3, C4, C5, C6, C7 = (np.float32(math.log(2) ** k / math.factorial(k)) for k in range(1, 8))
@@ -99,13 +117,13 @@ def norm_quantize_row(x_D, eps, shift_D, values_D):
     return most / LEVELS_F
 
 
-@njit(**PARALLEL)
+@over_rows
 def norm_quantize_rows(x_TD, eps, shift_D, values_TD, scale_T):
     for t in prange(x_TD.shape[0]):
         scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, values_TD[t])
 
 
-@njit(**PARALLEL)
+@over_rows
 def quantize_rows(x_TI, values_TI, scale_T):
     for t in prange(x_TI.shape[0]):
         most = at_least_tiny(peak(x_TI[t]))
@@ -135,7 +153,7 @@ def split_row(out_E, acc_E, row_scale, scale_E, bias_E, cos_E, sin_E):
     turn(out_E[:half], out_E[half : 2 * half], cos_E, sin_E)
 
 
-@njit(**PARALLEL)
+@over_rows
 def split_rows(acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_THE, key_JTE, value_JTE):
     heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
     for t in prange(acc_TO.shape[0]):
@@ -156,13 +174,13 @@ def add_row(x_D, acc_D, row_scale, scale_D, bias_D):
         x_D[d] += float32(acc_D[d]) * (row_scale * scale_D[d]) + bias_D[d]
 
 
-@njit(**PARALLEL)
+@over_rows
 def add_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D):
     for t in prange(x_TD.shape[0]):
         add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
 
 
-@njit(**PARALLEL)
+@over_rows
 def add_norm_quantize_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, shift_D, values_TD, scale_T):
     for t in prange(x_TD.shape[0]):
         add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
@@ -220,7 +238,7 @@ def silu_mul_quantize_row(acc_F2, row_scale, scale_F2, bias_F2, block, values_F,
     return most / LEVELS_F
 
 
-@njit(**PARALLEL)
+@over_rows
 def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, values_TF, scale_T):
     for t in prange(acc_TF2.shape[0]):
         hidden_F = np.empty(values_TF.shape[1], np.float32)
@@ -229,7 +247,7 @@ def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, value
 
 
 @cache
-def widen_rows(half: int, run: int) -> Callable[..., None]:
+def widen_rows(half: int, run: int) -> Rows:
     """The kernel that widens int4 in blocks of 2 * half, where `run` neighbours of a half share a multiplier.
 
     packed (O, B, half / run, run), out (O, B, 2, half / run, run), multiplier (O, G). Trip counts known to the compiler
@@ -253,7 +271,7 @@ def widen_rows(half: int, run: int) -> Callable[..., None]:
                 for k in range(run):
                     out[b, 1, r, k] = np.int8(int32(int32(packed[b, r, k] >> 4) * times) - less)
 
-    @njit(**PARALLEL)
+    @over_rows
     def widen(packed, multiplier_OG, out):
         for o in prange(out.shape[0]):
             widen_row(packed[o], multiplier_OG[o], out[o])
