@@ -99,7 +99,8 @@ class Loader:
         embedding = self.embedding()
         layers = StreamedLayers(a.layers, self.layer, self.device) if streamed else self.layers(embedding)
         norm = self.once(self.norm(final_norm), None if self.twin is None else self.twin.final_norm_D)
-        decoder = Decoder(a, embedding, layers, norm, self.scheme.dtype)
+        watching = () if self.twin is None else self.twin.watching
+        decoder = Decoder(a, embedding, layers, norm, self.scheme.dtype, watching)
         report = LoadReport(
             seconds=time.perf_counter() - started,
             bytes=decoder.bytes,

@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import psutil
 import torch
 
-from lightrm import native
+from lightrm import native, restoring
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
@@ -95,7 +95,7 @@ def load(
         chosen = native.chosen_scheme(manifest, scheme, place)
         residence = choose_residence(checkpoint.architecture, chosen, place, room, token_budget, held)
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
-        decoder, head, report = native.restore(
+        decoder, head, report = restoring.restore(
             manifest, checkpoint, chosen, place, Alibi(alibi), twin, residence.streamed
         )
     else:

@@ -37,7 +37,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("sandbox", "vocabulary", "tokenizer_files"),
     ("templates", "guard"),
     ("engine",),
-    ("compensating", "native"),
+    ("compensating", "native", "restoring"),
     ("loading",),
     ("checkpoints",),
     ("streaming",),
@@ -54,7 +54,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("schemes",),
     ("prefixes",),
     ("packing",),
-    ("progress", "bounds", "files", "arena"),
+    ("progress", "bounds", "files", "arena", "checksums"),
     ("errors",),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from lightrm.checkpoints.source import SAFETENSORS_DTYPES
+from lightrm.checkpoints.safe import DTYPES
 from lightrm.errors import CheckpointError, CorruptFileError
 from lightrm.files import UNFINISHED
 
@@ -25,11 +25,11 @@ TEXT_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
-NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write and flush to disk. Dtypes are those of `source.SAFETENSORS_DTYPES`."""
+    """Write and flush to disk. Dtypes are those of `safe.DTYPES`."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
