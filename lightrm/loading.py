@@ -119,6 +119,11 @@ class Loader:
         if not self.measures:
             return tensor
         self.dtypes.add(str(tensor.dtype).removeprefix("torch."))
+        if not tensor.is_floating_point():
+            raise TensorMismatchError(
+                f"{self.checkpoint.tensors[ours][1]} holds {tensor.dtype} values, expected floats: a quantizer's file "
+                "without its scales?"
+            )
         parts = torch.split(tensor.reshape(-1), CHECKED_AT_ONCE)
         count = sum(int((~torch.isfinite(part)).sum()) for part in parts)
         if count:

@@ -25,7 +25,7 @@ from lightrm.bounds import Bound, FidelityNote
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
 from lightrm.checkpoints.safe import SafeFile
-from lightrm.checkpoints.stored import TEXT_FILES, check_finished, copy_text_files, whole_folder, write_safetensors
+from lightrm.checkpoints.stored import check_finished, copy_text_files, text_files, whole_folder, write_safetensors
 from lightrm.checksums import SEAL, file_sum, sealed, tensor_sum
 from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.files import read_json, write_json
@@ -88,7 +88,7 @@ def write(
             "bytes": (draft / WEIGHTS).stat().st_size,
             "header": tensor_sum(SafeFile(draft / WEIGHTS).header()),
             "sums": {name: tensor_sum(tensor) for name, tensor in tensors.items()},
-            "files": {name: file_sum(draft / name) for name in (CONFIG, *TEXT_FILES) if (draft / name).is_file()},
+            "files": {name: file_sum(draft / name) for name in (CONFIG, *text_files(draft))},
             "sources": {path.name: sha256(path) for source in checkpoint.sources for path in source.opened},
         }
         write_json(draft / MANIFEST, sealed(manifest))
@@ -186,7 +186,7 @@ def check_files(manifest: Manifest) -> None:
     """Raises CorruptFileError if one of the files beside the weights is not the one that was written."""
     if manifest.files is None:
         return
-    for name in (CONFIG, *TEXT_FILES):
+    for name in dict.fromkeys((CONFIG, *text_files(manifest.folder), *manifest.files)):
         path, expected = manifest.folder / name, manifest.files.get(name)
         try:
             found = file_sum(path) if path.is_file() else None

@@ -29,6 +29,7 @@ from lightrm.residence import MOST_TOKENS, choose_residence
 from lightrm.schemes.grammar import parse_size
 from lightrm.scorer import RewardModel
 from lightrm.templates import AnyTemplate, find_template
+from lightrm.tokenizer_files import has_tokenizer
 from lightrm.tokens import Tokens, read_tokens
 
 Table = Literal["relative", "absolute"]
@@ -37,6 +38,10 @@ PLANNED_TOKENS = 2048  # computed at once where nothing else is said: enough to 
 
 class KernelWarning(UserWarning):
     """A fast kernel that belongs on this machine cannot run, and a slow one does its work."""
+
+
+class TokenizerWarning(UserWarning):
+    """A model has a tokenizer that cannot be read: it scores token ids, and no text."""
 
 
 def load(
@@ -163,6 +168,8 @@ def text_side(
     except TokenizerError as error:
         if template is not None:
             raise
+        if has_tokenizer(checkpoint.tokenizer_folder()):
+            warnings.warn(f"only token ids can be scored: {error}", TokenizerWarning, stacklevel=3)
         return None, None, str(error)
     name = template or checkpoint.template
     if name is None or (name == "chat" and template is None and not tokens.files.chat_sources):

@@ -53,7 +53,7 @@ class TokenizerFiles:
 
 def read_files(folder: Path) -> TokenizerFiles:
     """Raises TokenizerError if there is no tokenizer, or a file cannot be read."""
-    if not any((folder / name).is_file() for name in (DESCRIBED, MODEL, *OTHERS)):
+    if not has_tokenizer(folder):
         raise TokenizerError(
             f"{folder} has neither {DESCRIBED} nor {MODEL}: `score_ids` still works; "
             "copy the model's tokenizer files there to score text"
@@ -63,6 +63,10 @@ def read_files(folder: Path) -> TokenizerFiles:
         folder, config, settings(folder / "special_tokens_map.json"), added_tokens(folder, config),
         read_chat_sources(folder, config),
     )  # fmt: skip
+
+
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (DESCRIBED, MODEL, *OTHERS))
 
 
 def settings(path: Path) -> dict[str, Any]:

@@ -34,7 +34,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("conversation",),
     ("tokens",),
     ("chat", "checkpoint_tokenizer"),
-    ("sandbox", "vocabulary", "tokenizer_files"),
+    ("sandbox", "vocabulary", "tokenizer_files", "tokenizer_limits"),
     ("templates", "guard"),
     ("engine",),
     ("compensating", "native", "restoring"),
