@@ -10,6 +10,7 @@ import math
 import os
 import re
 import threading
+import weakref
 from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
@@ -130,11 +131,12 @@ class Watched:
     def __init__(self, path: Path) -> None:
         """Raises OSError."""
         self.path, self.turn = path, threading.Lock()
-        self.file = path.open("rb", buffering=0)
+        self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        weakref.finalize(self, os.close, self.handle)
         self.size, self.changed = self.state()
 
     def state(self) -> tuple[int, int]:
-        found = os.fstat(self.file.fileno())
+        found = os.fstat(self.handle)
         return found.st_size, found.st_mtime_ns
 
     def check(self) -> None:
@@ -157,7 +159,9 @@ class Watched:
     def some(self, start: int, view: memoryview) -> int:
         """A forked child shares the place where a file is read, so it is given with each read where the system can."""
         if hasattr(os, "preadv"):
-            return os.preadv(self.file.fileno(), [view], start)
+            return os.preadv(self.handle, [view], start)
         with self.turn:
-            self.file.seek(start)
-            return self.file.readinto(view) or 0
+            os.lseek(self.handle, start, os.SEEK_SET)
+            part = os.read(self.handle, len(view))
+        view[: len(part)] = part
+        return len(part)

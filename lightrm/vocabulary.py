@@ -17,8 +17,8 @@ import sentencepiece
 import tokenizers
 
 from lightrm.errors import TokenizerError
-from lightrm.tokenizer_limits import told
 from lightrm.guard import pattern_of, steers
+from lightrm.tokenizer_limits import told
 
 USER_DEFINED, CONTROL = 4, 3  # SentencePiece.Type in sentencepiece_model.proto
 # A second normalizer_spec (field 3) with add_dummy_prefix (field 3) = false: protobuf merges it into the first.

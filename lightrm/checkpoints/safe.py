@@ -64,7 +64,7 @@ class SafeFile:
         if self.mapping is None:
             try:
                 self.mapping = safetensors.safe_open(self.watched.path, framework="pt")
-                same = os.path.samestat(os.stat(self.watched.path), os.fstat(self.watched.file.fileno()))
+                same = os.path.samestat(os.stat(self.watched.path), os.fstat(self.watched.handle))
             except Exception as error:  # SafetensorError is not an OSError in every version
                 raise CorruptFileError(f"{self.watched.path} cannot be mapped: {error}") from error
             if not same:
