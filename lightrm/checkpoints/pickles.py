@@ -46,6 +46,9 @@ class PickleFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name].shape)
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        return self.tensors[name].dtype
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor in memory of its own, straight from its place in the file; out of the mapped file where this
         PyTorch does not tell the place. Raises CorruptFileError."""

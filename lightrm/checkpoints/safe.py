@@ -40,6 +40,10 @@ class SafeFile:
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.tensors[name]["shape"])
 
+    def dtype(self, name: str) -> torch.dtype | None:
+        """None for one that PyTorch has no name for here."""
+        return DTYPES.get(self.tensors[name]["dtype"])
+
     def read(self, name: str) -> torch.Tensor:
         """One tensor in memory of its own. Raises CorruptFileError, UnsupportedModelError on an unknown dtype."""
         entry = self.tensors[name]
