@@ -12,8 +12,9 @@ import re
 import threading
 import weakref
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from lightrm.errors import CorruptFileError, LightRMError
 
@@ -85,29 +86,40 @@ def parse_json(content: bytes, where: str, error: type[LightRMError]) -> dict[st
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class NoNumber:
+    """What stands for one that is none, until the object around it can say its key."""
+
+    why: str
+
+
 def object_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made = dict(pairs)
     if len(made) < len(pairs):
         twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"the key {twice[:80]!r} stands in one object twice")
+    for name, value in pairs:
+        parts = [value]
+        while parts:
+            part = parts.pop()
+            if isinstance(part, NoNumber):
+                raise ValueError(f"field {name[:80]!r} holds {part.why}")
+            if isinstance(part, list):
+                parts += [inner for inner in part if isinstance(inner, NoNumber | list)]
     return made
 
 
-def whole(digits: str) -> int:
-    if len(digits) > MOST_DIGITS:
-        raise ValueError(f"a number of {len(digits)} digits")
-    return int(digits)
+def whole(digits: str) -> int | NoNumber:
+    return int(digits) if len(digits) <= MOST_DIGITS else NoNumber(f"a number of {len(digits)} digits")
 
 
-def finite(digits: str) -> float:
+def finite(digits: str) -> float | NoNumber:
     value = float(digits)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {digits[:80]} is larger than a float can be")
-    return value
+    return value if math.isfinite(value) else NoNumber(f"{digits[:80]}, which is larger than a float can be")
 
 
-def constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number of JSON")
+def constant(name: str) -> NoNumber:
+    return NoNumber(f"{name}, which is not a number of JSON")
 
 
 def depth(value: dict[str, Any]) -> int:

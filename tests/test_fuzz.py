@@ -5,6 +5,7 @@ A folder of ours and the records of a `.bin` file are under checksums: there, ot
 
 from __future__ import annotations
 
+import json
 import random
 import signal
 import warnings
@@ -109,11 +110,15 @@ def test_the_command_line_says_it_in_a_sentence(
     folder = tmp_path_factory.mktemp("changed")
     changed, name, way = mutations.mutated(sound[kind][0], draw)
     mutations.write(folder, changed)
-    command = data.draw(st.sampled_from((["inspect"], ["plan", "--memory", "1GiB"])))
+    records = folder.parent / "records.jsonl"
+    records.write_text(json.dumps({"prompt": mutations.TEXT[0], "responses": mutations.TEXT[1]}) + "\n")
+    command = data.draw(
+        st.sampled_from((["inspect"], ["plan", "--memory", "1GiB"], ["score", str(records), "--quiet", "--model"]))
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with bounded():
-            done = CliRunner().invoke(main, [command[0], str(folder), *command[1:]])
+            done = CliRunner().invoke(main, [*command, str(folder)])
     assert done.exit_code in (0, 1), (kind, name, way, done.output, done.exception)
     assert done.exception is None or isinstance(done.exception, SystemExit), (kind, name, way, done.exc_info)
     assert "Traceback" not in done.output
