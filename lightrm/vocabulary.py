@@ -125,8 +125,9 @@ class JsonVocabulary:
 
     def adds_first(self) -> bool:
         """Whether the file's own post-processor puts a token before a text."""
-        bare = self.tokenizer.encode("a", add_special_tokens=False).ids
-        return list(self.tokenizer.encode("a", add_special_tokens=True).ids[: len(bare)]) != list(bare)
+        with told("tokenizer.json cannot encode a text"):
+            bare = self.tokenizer.encode("a", add_special_tokens=False).ids
+            return list(self.tokenizer.encode("a", add_special_tokens=True).ids[: len(bare)]) != list(bare)
 
 
 def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]
