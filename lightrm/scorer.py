@@ -247,7 +247,7 @@ class RewardModel:
         if self.tokens is None or self.template is None:
             raise TokenizerError(self.no_text)
         encoded = self.tokens.encode(self.template, turns_of(prompt), response, self.max_length, self.strict)
-        largest, vocabulary = max(encoded.token_ids), self.decoder.architecture.vocabulary
+        largest, vocabulary = max(encoded.token_ids, default=0), self.decoder.architecture.vocabulary
         if largest >= vocabulary:
             raise TokenizerError(
                 f"{self.checkpoint.tokenizer_folder()}: the tokenizer gives id {largest}, the embedding has rows 0 to "
