@@ -21,6 +21,7 @@ import tokenizers
 from lightrm.errors import TokenizerError
 from lightrm.guard import Aliased, Span, aliased, made_at, overlaps, pattern_of, steers, unused
 from lightrm.tokenizer_files import DESCRIBED, MODEL
+from lightrm.tokenizer_limits import check_description
 from lightrm.vocabulary import marks_of
 
 STRANGE = "\U000ffff0 \U0003134a \ua66e"  # a vocabulary that has an unknown token makes it of one of these
@@ -160,6 +161,8 @@ def short(error: BaseException) -> str:
 
 def open_tokenizer(folder: Path, parse_specials: bool) -> CheckpointTokenizer:
     """Raises TokenizerError, or OwnCodeError where the class is code of the folder."""
+    if (folder / DESCRIBED).is_file():
+        check_description(folder / DESCRIBED)
     try:
         found = read(folder)
     except OwnCodeError:

@@ -99,7 +99,8 @@ class Loader:
         embedding = self.embedding()
         layers = StreamedLayers(a.layers, self.layer, self.device) if streamed else self.layers(embedding)
         norm = self.once(self.norm(final_norm), None if self.twin is None else self.twin.final_norm_D)
-        decoder = Decoder(a, embedding, layers, norm, self.scheme.dtype)
+        watching = () if self.twin is None else self.twin.watching
+        decoder = Decoder(a, embedding, layers, norm, self.scheme.dtype, watching)
         report = LoadReport(
             seconds=time.perf_counter() - started,
             bytes=decoder.bytes,
@@ -118,6 +119,11 @@ class Loader:
         if not self.measures:
             return tensor
         self.dtypes.add(str(tensor.dtype).removeprefix("torch."))
+        if not tensor.is_floating_point():
+            raise TensorMismatchError(
+                f"{self.checkpoint.tensors[ours][1]} holds {tensor.dtype} values, expected floats: a quantizer's file "
+                "without its scales?"
+            )
         parts = torch.split(tensor.reshape(-1), CHECKED_AT_ONCE)
         count = sum(int((~torch.isfinite(part)).sum()) for part in parts)
         if count:

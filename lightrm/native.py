@@ -2,18 +2,17 @@
 
     lightrm.json          the manifest, written last: format, scheme, layout, template, checksums, where it came from
     lightrm.safetensors   the decoder's tensors as held, and the value head with what was folded into it
-    config.json, tokenizer files: copied
+    config.json, tokenizer files, chat template: copied
 
-Loading maps the tensors and adds up each one: the sum of its 64-bit words is in the manifest, so a cut or altered file
-is refused. It guards against accidents. The sha256 of the sources, also in the manifest, says what the weights came
-from.
+Every byte is under a checksum of `checksums`: the manifest holds those of all other files, of the weights tensor by
+tensor and header, and its own. So a folder loads as it was written, or not at all. The sha256 of the sources, also in
+the manifest, says what the weights came from.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import time
+import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
@@ -22,49 +21,41 @@ from typing import Any
 
 import torch
 
-from lightrm.architecture import Alibi, Architecture
 from lightrm.bounds import Bound, FidelityNote
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
-from lightrm.checkpoints.source import TensorSource
-from lightrm.checkpoints.stored import (
-    check_finished,
-    copy_text_files,
-    whole_folder,
-    write_safetensors,
-)
-from lightrm.dispatch import kernels_for
+from lightrm.checkpoints.safe import SafeFile
+from lightrm.checkpoints.stored import check_finished, copy_text_files, text_files, whole_folder, write_safetensors
+from lightrm.checksums import SEAL, file_sum, sealed, tensor_sum
 from lightrm.errors import CorruptFileError, SchemeError
-from lightrm.files import write_json
-from lightrm.folding import Folding
+from lightrm.files import read_json, write_json
 from lightrm.heads import PostStep, ValueHead
-from lightrm.linear import Linear, linear_for
 from lightrm.loading import LoadReport
 from lightrm.schemes.grammar import Scheme, parse_scheme
-from lightrm.schemes.int4 import Int4, dequantize
-from lightrm.streaming import StreamedLayers
-from lightrm.transformer import Decoder, Layer, Layers
-from lightrm.twins import held_once
+from lightrm.transformer import Decoder
 from lightrm.weights import ForeignWeight, Int4Weight, Int8Weight, PlainWeight
 
-MANIFEST, WEIGHTS, FORMAT = "lightrm.json", "lightrm.safetensors", 3
-READ = (2, FORMAT)  # format 2 knew no shifts
+MANIFEST, WEIGHTS, CONFIG, FORMAT = "lightrm.json", "lightrm.safetensors", "config.json", 4
+READ = (2, 3, FORMAT)  # format 2 knew no shifts; 2 and 3 have sums of words, and of the weights alone
 LINEARS = ("qkv", "output", "gate_up", "down")
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """lightrm.json, read and checked."""
+    """lightrm.json, read and checked. files: the checksum of each other file; None in a format that had none. sums: of
+    the tensors; header: of what the weights' file begins with."""
 
     folder: Path
     scheme: str
     layout: str
     template: str | None
     post: PostStep
-    sums: dict[str, int]
+    sums: dict[str, str | int]
     sqnr_db: dict[str, float]
     bytes: int
     fidelity: FidelityNote | None
+    header: str | None = None
+    files: dict[str, str] | None = None
 
 
 def is_native(folder: Path) -> bool:
@@ -84,7 +75,7 @@ def write(
         write_safetensors(draft / WEIGHTS, tensors)
         config = dict(checkpoint.config.raw)
         config.pop("quantization_config", None)
-        write_json(draft / "config.json", config)
+        write_json(draft / CONFIG, config)
         copy_text_files(checkpoint.tokenizer_folder(), draft)
         manifest = {
             "format": FORMAT,
@@ -95,10 +86,12 @@ def write(
             "head": {"mean": head.post.mean, "std": head.post.std, "negate": head.post.negate},
             "sqnr_db": report.sqnr_db,
             "bytes": (draft / WEIGHTS).stat().st_size,
-            "sums": {name: word_sum(tensor) for name, tensor in tensors.items()},
+            "header": tensor_sum(SafeFile(draft / WEIGHTS).header()),
+            "sums": {name: tensor_sum(tensor) for name, tensor in tensors.items()},
+            "files": {name: file_sum(draft / name) for name in (CONFIG, *text_files(draft))},
             "sources": {path.name: sha256(path) for source in checkpoint.sources for path in source.opened},
         }
-        write_json(draft / MANIFEST, manifest)
+        write_json(draft / MANIFEST, sealed(manifest))
 
 
 def sha256(path: Path) -> str:
@@ -107,17 +100,6 @@ def sha256(path: Path) -> str:
         while block := file.read(2**22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def word_sum(tensor: torch.Tensor) -> int:
-    """Sum of a tensor's 64-bit words, the rest bytes added, modulo 2^64 and signed: any one change shows."""
-    flat = tensor.contiguous().view(-1).view(torch.uint8)
-    whole = len(flat) // 8 * 8
-    words = flat[:whole]
-    if words.storage_offset() % 8 or words.data_ptr() % 8:
-        words = words.clone()
-    total = int(words.view(torch.int64).sum()) + int(flat[whole:].sum())
-    return (total + 2**63) % 2**64 - 2**63
 
 
 def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.Tensor]]:
@@ -149,28 +131,44 @@ def parts_of(weight: PlainWeight | Int8Weight | Int4Weight) -> dict[str, torch.T
 
 def read_manifest(folder: Path) -> Manifest:
     """Raises CorruptFileError on anything but a whole folder of a format that this version knows."""
-    check_finished(folder)
+    raw = raw_manifest(folder)
     path = folder / MANIFEST
-    if not path.is_file():
-        raise CorruptFileError(f"{folder} holds {WEIGHTS} but no {MANIFEST}: a copy is incomplete, or writing stopped")
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw["format"] not in READ:
-            cure = "update lightrm" if raw["format"] > FORMAT else "quantize its source again"
-            raise CorruptFileError(
-                f"{folder} was written by lightrm {raw.get('lightrm')} in format {raw['format']}, this version reads "
-                f"format {FORMAT}: {cure}"
-            )
         post = PostStep(raw["head"]["mean"], raw["head"]["std"], raw["head"]["negate"])
+        if not math.isfinite(post.mean) or not post.std > 0 or not isinstance(post.negate, bool):
+            raise ValueError(f"the head's last step is {raw['head']}")
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
         note = None
         if (kept := raw.get("fidelity")) and not older_note(kept):
             note = FidelityNote(kept["summary"], kept["reference"], Bound.read(kept["bound"]))
+        checked = {name: dict(raw[name]) for name in ("sums", *(["files"] if raw["format"] >= 4 else []))}
         return Manifest(
-            folder, raw["scheme"], raw["layout"], raw["template"], post, raw["sums"], sqnr, int(raw["bytes"]), note
-        )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+            folder, str(raw["scheme"]), str(raw["layout"]), raw["template"], post, checked["sums"], sqnr,
+            int(raw["bytes"]), note, raw.get("header"), checked.get("files"),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CorruptFileError(f"{path} is not a manifest of lightrm: {error!r}; copy or quantize it again") from error
+
+
+def raw_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest's object, under its own checksum since format 4. Raises CorruptFileError."""
+    check_finished(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CorruptFileError(f"{folder} holds {WEIGHTS} but no {MANIFEST}: a copy is incomplete, or writing stopped")
+    raw = read_json(path, CorruptFileError)
+    found = raw.get("format")
+    if type(found) is not int:
+        raise CorruptFileError(f"{path} is not a manifest of lightrm: its format is {found!r}; copy it again")
+    if raw.get(SEAL) != (sealed(raw)[SEAL] if SEAL in raw or found >= 4 else None):
+        raise CorruptFileError(f"{path} was altered: it does not match its own checksum; copy or quantize it again")
+    if found not in READ:
+        cure = "update lightrm" if found > FORMAT else "quantize its source again"
+        raise CorruptFileError(
+            f"{folder} was written by lightrm {raw.get('lightrm')} in format {found}, this version reads format "
+            f"{FORMAT}: {cure}"
+        )
+    return raw
 
 
 def older_note(kept: dict[str, Any]) -> bool:
@@ -180,17 +178,37 @@ def older_note(kept: dict[str, Any]) -> bool:
 
 def note_fidelity(folder: Path, note: FidelityNote) -> None:
     """Keep what was measured in the manifest, whole or not at all."""
-    path = folder / MANIFEST
-    raw = json.loads(path.read_text(encoding="utf-8")) | {"fidelity": asdict(note)}
-    write_json(path, raw)
+    raw = raw_manifest(folder) | {"fidelity": asdict(note)}
+    write_json(folder / MANIFEST, sealed(raw) if SEAL in raw else raw)
+
+
+def check_files(manifest: Manifest) -> None:
+    """Raises CorruptFileError if one of the files beside the weights is not the one that was written."""
+    if manifest.files is None:
+        return
+    for name in dict.fromkeys((CONFIG, *text_files(manifest.folder), *manifest.files)):
+        path, expected = manifest.folder / name, manifest.files.get(name)
+        try:
+            found = file_sum(path) if path.is_file() else None
+        except OSError as error:
+            raise CorruptFileError(f"{path} cannot be read: {error.strerror or error}") from error
+        if found != expected:
+            what = "is missing" if found is None else "was altered" if expected else "is not a file of this folder"
+            raise CorruptFileError(
+                f"{path} {what}, by the checksums in {MANIFEST}: copy the folder again, or change the source and "
+                "quantize that"
+            )
 
 
 def open_native(folder: Path) -> tuple[Manifest, Checkpoint]:
     """The manifest, and the folder in the form that the text side and the repr ask for."""
     manifest = read_manifest(folder)
+    check_files(manifest)
     layout = next((layout for layout in LAYOUTS if layout.name == manifest.layout), None)
     if layout is None:
-        raise CorruptFileError(f"{folder}: no layout {manifest.layout!r}: update lightrm")
+        raise CorruptFileError(
+            f"{folder / MANIFEST}: there is no layout {manifest.layout!r}: update lightrm, or copy it again"
+        )
     config = read_config(folder)
     own = replace(layout, template=lambda config: manifest.template)
     checkpoint = Checkpoint(folder, folder, config, read_architecture(config), own, {}, ())
@@ -200,106 +218,15 @@ def open_native(folder: Path) -> tuple[Manifest, Checkpoint]:
 
 def chosen_scheme(manifest: Manifest, text: str, device: torch.device) -> Scheme:
     """The folder's own for "auto". int4 runs with int8 or 16-bit activations, whichever it was written for."""
-    own = parse_scheme(manifest.scheme, device, f"the folder holds {manifest.scheme}")
+    try:
+        own = parse_scheme(manifest.scheme, device, f"the folder holds {manifest.scheme}")
+        if not own.folds:
+            raise SchemeError(f"{own} is not a scheme of lightrm's own folders")
+    except (SchemeError, ValueError) as error:
+        raise CorruptFileError(f"{manifest.folder / MANIFEST}: {error}") from error
     if text == "auto":
         return own
     asked = parse_scheme(text, device)
     if (asked.weights, asked.group) != (own.weights, own.group):
         raise SchemeError(f"{manifest.folder} holds {own}, which cannot become {asked}: load its source with {asked}")
     return asked
-
-
-def restore(
-    manifest: Manifest,
-    checkpoint: Checkpoint,
-    scheme: Scheme,
-    device: torch.device,
-    alibi: Alibi,
-    twin: Decoder | None = None,
-    streamed: bool = False,
-) -> tuple[Decoder, ValueHead, LoadReport]:
-    """Map the tensors, check their sums, and put the model together. Raises CorruptFileError.
-
-    twin: a resident model whose equal tensors are taken instead; streamed: layers are read, and checked once, as they
-    are used.
-    """
-    started = time.perf_counter()
-    tensors = Tensors(manifest, device, streamed)
-    head = head_of(tensors, manifest.post)
-    checkpoint.check_config(len(head.weights[-1]) if head.weights else None)
-    embedding, shared = held_once(tensors["embedding"], None if twin is None else twin.embedding_VD)
-    a = replace(checkpoint.architecture, vocabulary=len(embedding))
-    if isinstance(a.positions, Alibi):
-        a = replace(a, positions=alibi)
-    layers: Layers
-    if streamed:
-        layers = StreamedLayers(a.layers, lambda i: layer_of(tensors, i, a, scheme), device)
-    else:
-        layers = []
-        for i in range(a.layers):
-            beside = None if twin is None or i >= len(twin.layers) else twin.layers[i]
-            layer, saved = held_once(layer_of(tensors, i, a, scheme), beside)
-            layers.append(layer)
-            shared += saved
-    decoder = Decoder(a, embedding, layers, None, scheme.dtype)
-    kernels = kernels_for(device, scheme.path)
-    seconds = time.perf_counter() - started
-    report = LoadReport(seconds, decoder.bytes, kernels, scheme, (scheme.weights,), (), manifest.sqnr_db, shared)
-    report = replace(report, fidelity=manifest.fidelity)
-    return decoder, head, report
-
-
-def head_of(tensors: Tensors, post: PostStep) -> ValueHead:
-    count = sum(name.startswith("head.") and name.endswith(".weight") for name in tensors.names)
-    weights = tuple(tensors[f"head.{k}.weight"] for k in range(count))
-    return ValueHead(weights, tuple(tensors.get(f"head.{k}.bias") for k in range(count)), post)
-
-
-class Tensors:
-    """The tensors of a folder by name, each checked against its sum the first time: mapped, or read into memory of
-    their own, which is theirs alone to give back."""
-
-    def __init__(self, manifest: Manifest, device: torch.device, read: bool) -> None:
-        self.path, self.sums, self.device = manifest.folder / WEIGHTS, manifest.sums, device
-        size = self.path.stat().st_size if self.path.is_file() else 0
-        if size != manifest.bytes:
-            raise CorruptFileError(f"{self.path} has {size} bytes, its manifest says {manifest.bytes}: copy it again")
-        self.source = TensorSource([self.path])
-        self.take = self.source.read if read else self.source.mapped
-        self.names = frozenset(self.source.names)
-        if self.names != self.sums.keys():
-            raise CorruptFileError(
-                f"{self.path} holds other tensors than its manifest lists: copy or quantize it again"
-            )
-        self.checked: set[str] = set()
-
-    def get(self, name: str) -> torch.Tensor | None:
-        return self[name] if name in self.names else None
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        if name not in self.names:
-            raise CorruptFileError(f"{self.path} lacks tensor {name!r}: quantize it again")
-        tensor = self.take(name)
-        if name not in self.checked and word_sum(tensor) != self.sums[name]:
-            raise CorruptFileError(f"{self.path}: tensor {name!r} was altered: copy or quantize it again")
-        self.checked.add(name)
-        return tensor.to(self.device)
-
-
-def layer_of(tensors: Tensors, i: int, a: Architecture, scheme: Scheme) -> Layer:
-    def linear(name: str) -> Linear:
-        stem = f"layers.{i}.{name}."
-        block = Folding(a).gated_block if name == "down" else 1
-        weight: Int8Weight | Int4Weight
-        if scheme.weights == "int8":
-            weight = Int8Weight(tensors[stem + "values"], tensors[stem + "scale"])
-        else:
-            weight = Int4Weight(Int4(*(tensors[stem + part] for part in ("packed", "multiplier", "scale"))))
-        bias, shift = tensors.get(stem + "bias"), tensors.get(stem + "shift")
-        if shift is not None and not scheme.integer:  # 16-bit rows are not shifted: the bias takes it back
-            assert bias is not None
-            assert isinstance(weight, Int4Weight)
-            bias, shift = bias - dequantize(weight.held) @ shift, None
-        return linear_for(scheme, weight, bias, block, shift)
-
-    return Layer(None, linear("qkv"), linear("output"), None, linear("gate_up"), linear("down"))

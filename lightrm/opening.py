@@ -12,7 +12,7 @@ from typing import Literal, get_args
 import psutil
 import torch
 
-from lightrm import native
+from lightrm import native, restoring
 from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
@@ -30,6 +30,7 @@ from lightrm.residence import MOST_TOKENS, Residence, choose_residence
 from lightrm.schemes.grammar import Scheme, parse_size, size_text
 from lightrm.scorer import RewardModel, check_length, length_limit
 from lightrm.templates import AnyTemplate, find_template
+from lightrm.tokenizer_files import has_tokenizer
 from lightrm.tokens import Tokens, read_tokens
 from lightrm.transformer import Decoder
 
@@ -39,6 +40,10 @@ PLANNED_TOKENS = 2048  # computed at once where nothing else is said: enough to 
 
 class KernelWarning(UserWarning):
     """A fast kernel that belongs on this machine cannot run, and a slow one does its work."""
+
+
+class TokenizerWarning(UserWarning):
+    """A model has a tokenizer that cannot be read: it scores token ids, and no text."""
 
 
 def load(
@@ -99,7 +104,7 @@ def load(
         held = alike(beside, twin, a, chosen)
         residence = choose_residence(a, chosen, place, room, token_budget, held)
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
-        decoder, head, report = native.restore(
+        decoder, head, report = restoring.restore(
             manifest, checkpoint, chosen, place, Alibi(alibi), twin, residence.streamed
         )
     else:
@@ -194,6 +199,8 @@ def text_side(
     except TokenizerError as error:
         if template is not None:
             raise
+        if has_tokenizer(checkpoint.tokenizer_folder()):
+            warnings.warn(f"only token ids can be scored: {error}", TokenizerWarning, stacklevel=3)
         return None, None, str(error)
     name = template or checkpoint.template
     if name is None or (name == "chat" and template is None and not tokens.files.chat_sources):

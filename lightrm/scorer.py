@@ -269,7 +269,14 @@ class RewardModel:
     def encode_one(self, prompt: Prompt, response: str) -> Encoded:
         if self.tokens is None or self.template is None:
             raise TokenizerError(self.no_text)
-        return self.tokens.encode(self.template, turns_of(prompt), response, self.max_length, self.strict)
+        encoded = self.tokens.encode(self.template, turns_of(prompt), response, self.max_length, self.strict)
+        largest, vocabulary = max(encoded.token_ids, default=0), self.decoder.architecture.vocabulary
+        if largest >= vocabulary:
+            raise TokenizerError(
+                f"{self.checkpoint.tokenizer_folder()}: the tokenizer gives id {largest}, the embedding has rows 0 to "
+                f"{vocabulary - 1}: tokenizer and weights are not of one model"
+            )
+        return encoded
 
     def checked_ids(self, ids: Sequence[int], k: int) -> list[int]:
         array = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lightrm.errors import TemplateError, TokenizerError
+from lightrm.files import read_json
 
 SANE_LENGTH = 1 << 20  # transformers writes 1e30 for "no limit"
 DESCRIBED, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
@@ -53,28 +53,25 @@ class TokenizerFiles:
 
 def read_files(folder: Path) -> TokenizerFiles:
     """Raises TokenizerError if there is no tokenizer, or a file cannot be read."""
-    if not any((folder / name).is_file() for name in (DESCRIBED, MODEL, *OTHERS)):
+    if not has_tokenizer(folder):
         raise TokenizerError(
             f"{folder} has neither {DESCRIBED} nor {MODEL}: `score_ids` still works; "
             "copy the model's tokenizer files there to score text"
         )
-    config = read_json(folder / CONFIG)
+    config = settings(folder / CONFIG)
     return TokenizerFiles(
-        folder, config, read_json(folder / "special_tokens_map.json"), added_tokens(folder, config),
+        folder, config, settings(folder / "special_tokens_map.json"), added_tokens(folder, config),
         read_chat_sources(folder, config),
     )  # fmt: skip
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise TokenizerError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise TokenizerError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
+def has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (DESCRIBED, MODEL, *OTHERS))
+
+
+def settings(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, an empty one where there is no file. Raises TokenizerError."""
+    return read_json(path, TokenizerError) if path.is_file() else {}
 
 
 def special_name(config: dict[str, Any], role: str) -> str:
@@ -86,7 +83,7 @@ def special_name(config: dict[str, Any], role: str) -> str:
 
 
 def added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, int]:
-    found = {text: i for text, i in read_json(folder / "added_tokens.json").items() if isinstance(i, int)}
+    found = {text: i for text, i in settings(folder / "added_tokens.json").items() if isinstance(i, int)}
     decoder = config.get("added_tokens_decoder") or {}
     try:
         return found | {token["content"]: int(token_id) for token_id, token in decoder.items()}
@@ -106,7 +103,7 @@ def read_chat_sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
                 raise TokenizerError(f"{path} cannot be read: {error}") from error
     if found:
         return found
-    source = config.get("chat_template") or read_json(folder / "chat_template.json").get("chat_template")
+    source = config.get("chat_template") or settings(folder / "chat_template.json").get("chat_template")
     if isinstance(source, list):
         try:
             return {entry["name"]: entry["template"] for entry in source}

@@ -76,12 +76,14 @@ class Decoder:
         layers: Layers,
         final_norm_D: torch.Tensor | None,
         dtype: torch.dtype,
+        watching: tuple[Callable[[], None], ...] = (),
     ) -> None:
+        """watching: called before the weights are read, in every layer; each raises if they are not what they were."""
         self.architecture = architecture
         self.embedding_VD = embedding_VD
         self.layers = layers
         self.final_norm_D = final_norm_D
-        self.dtype = dtype
+        self.dtype, self.watching = dtype, watching
         positions, device = architecture.positions, embedding_VD.device
         self.frequency = self.slopes_H = None
         if isinstance(positions, Rope):
@@ -115,8 +117,10 @@ class Decoder:
 
         after: called when a layer is done.
         """
+        self.watch_over()
         flows = [Flow(batch, self) for batch in batches]
         for i in range(len(self.layers)):
+            self.watch_over()
             layer, last = self.layers[i], i == len(self.layers) - 1
             for flow in flows:
                 self.attend_last(layer, flow) if last else self.attend(layer, flow)
@@ -129,6 +133,10 @@ class Decoder:
             if after is not None:
                 after()
         return [ops.norm_rows(settled(flow.stream), self.final_norm_D, self.architecture.norm_eps) for flow in flows]
+
+    def watch_over(self) -> None:
+        for check in self.watching:
+            check()
 
     def embedded(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """Rows of the table in the compute dtype. A CPU copies only EMBEDDED at a time in the table's own dtype: a

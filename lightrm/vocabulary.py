@@ -18,6 +18,7 @@ import tokenizers
 
 from lightrm.errors import TokenizerError
 from lightrm.guard import pattern_of, steers
+from lightrm.tokenizer_limits import told
 
 USER_DEFINED, CONTROL = 4, 3  # SentencePiece.Type in sentencepiece_model.proto
 # A second normalizer_spec (field 3) with add_dummy_prefix (field 3) = false: protobuf merges it into the first.
@@ -91,15 +92,13 @@ class JsonVocabulary:
     """A `tokenizer.json`, through the tokenizers library."""
 
     def __init__(self, content: bytes, parse_specials: bool) -> None:
-        try:
+        with told("tokenizer.json cannot be read"):
             description = json.loads(content)
             if not parse_specials:
                 for token in description.get("added_tokens", ()):
                     token["special"] = steers(token["content"], token["special"])
             self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
             self.later = tokenizers.Tokenizer.from_str(json.dumps(without_first_prefix(description)))
-        except Exception as error:  # the tokenizers library raises bare Exception
-            raise TokenizerError(f"tokenizer.json cannot be read: {error}") from error
         for tokenizer in (self.tokenizer, self.later):
             tokenizer.encode_special_tokens = not parse_specials
             tokenizer.no_truncation()
@@ -111,7 +110,8 @@ class JsonVocabulary:
 
     def encode(self, text: str, *, first: bool, glued: bool) -> list[int]:
         tokenizer = self.tokenizer if first and not glued else self.later
-        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+        with told("tokenizer.json cannot encode a text"):
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def id_of(self, piece: str) -> int | None:
         token_id = self.tokenizer.token_to_id(piece)
@@ -125,8 +125,9 @@ class JsonVocabulary:
 
     def adds_first(self) -> bool:
         """Whether the file's own post-processor puts a token before a text."""
-        bare = self.tokenizer.encode("a", add_special_tokens=False).ids
-        return list(self.tokenizer.encode("a", add_special_tokens=True).ids[: len(bare)]) != list(bare)
+        with told("tokenizer.json cannot encode a text"):
+            bare = self.tokenizer.encode("a", add_special_tokens=False).ids
+            return list(self.tokenizer.encode("a", add_special_tokens=True).ids[: len(bare)]) != list(bare)
 
 
 def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]

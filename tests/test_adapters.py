@@ -186,6 +186,8 @@ def test_an_adapter_that_labels_tokens(adapter: Path, base: Path, tmp_path: Path
         ({"r": 8}, errors.TensorMismatchError, "rank 8 for .*_proj, the file's pair has 4"),
         ({"rank_pattern": {"q_proj": 2}}, errors.TensorMismatchError, "rank 2 for .*q_proj"),
         ({"rank_pattern": {"q_proj(": 2}}, errors.ConfigError, "cannot be read"),
+        ({"rank_pattern": {"([a-z._0-9]+)+!": 2}}, errors.ConfigError, "repeats a group"),
+        ({"alpha_pattern": {".*" * 9 + "!": 2}}, errors.ConfigError, "more than 4 times"),
         ({"alpha_pattern": {"q_proj": "much"}}, errors.ConfigError, "alpha_pattern"),
         ({"lora_alpha": float("nan")}, errors.ConfigError, "lora_alpha"),
         ({"alpha_pattern": [1]}, errors.ConfigError, "alpha_pattern"),

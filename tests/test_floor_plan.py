@@ -35,10 +35,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("conversation",),
     ("tokens",),
     ("chat", "checkpoint_tokenizer"),
-    ("sandbox", "vocabulary", "tokenizer_files"),
+    ("sandbox", "vocabulary", "tokenizer_files", "tokenizer_limits"),
     ("templates", "guard"),
     ("engine",),
-    ("compensating", "native"),
+    ("compensating", "native", "restoring"),
     ("loading",),
     ("checkpoints",),
     ("streaming",),
@@ -55,7 +55,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("schemes",),
     ("prefixes",),
     ("packing",),
-    ("progress", "bounds", "files", "arena", "forks"),
+    ("progress", "bounds", "files", "arena", "forks", "checksums"),
     ("errors",),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -40,6 +40,13 @@ def test_no_network_and_no_cache(cache: Path) -> None:
         lightrm.load("owner/gone")
 
 
+@pytest.mark.parametrize("name", ["", "x" * 5000, "长" * 200, "~nobody-of-this-name/x", "a\0b", "owner/" + "x" * 300])
+def test_names_that_no_folder_can_have(name: str, cache: Path) -> None:
+    for find in (hub.resolve, hub.resolve_config):
+        with pytest.raises(lightrm.CheckpointError):
+            find(name)
+
+
 def test_only_needed_files_are_wanted() -> None:
     both = [
         "config.json",

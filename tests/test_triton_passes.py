@@ -53,6 +53,17 @@ def test_add_norm_quantize(tokens: int, sums: bool) -> None:
     assert_normed_within(values, found_scale, bound, 1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning", "ignore:overflow:RuntimeWarning")
+@pytest.mark.parametrize("shifted", [False, True])
+def test_a_norm_whose_squares_overflow_is_nan(shifted: bool) -> None:
+    x = here(normal(4, 40))[0]
+    x[1] *= 1e19
+    x[3, 2] = 3e38
+    shift = here(normal(40, seed=3))[0] if shifted else None
+    assert torch.isnan(cuda.norm_quantize(x, 1e-6, shift)[1]).tolist() == [False, True, False, True]
+    assert torch.isnan(cuda.rms_norm(x, None, 1e-6)).all(1).tolist() == [False, True, False, True]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("tokens", TOKENS)
 def test_float_norm(dtype: torch.dtype, tokens: int) -> None:

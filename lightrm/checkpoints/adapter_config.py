@@ -10,6 +10,7 @@ import re
 from lightrm.checkpoints.config import Config, shown
 from lightrm.errors import ConfigError, TensorMismatchError, UnsupportedModelError
 
+MOST_REPEATED = 4  # repetitions in a pattern: each multiplies the time that it may take by the length of a name
 CONFIG = "adapter_config.json"
 READ_NAMES = """
     peft_type task_type r lora_alpha rank_pattern alpha_pattern use_rslora init_lora_weights base_model_name_or_path
@@ -89,7 +90,14 @@ def scale_of(config: Config, name: str, low: tuple[int, ...]) -> float:
 
 
 def pattern_value(config: Config, patterns: dict[str, object], module: str, default: object) -> object:
-    """The first pattern that fits the end of a module's name. Raises ConfigError if one is no regular expression."""
+    """The first pattern that fits the end of a module's name. Raises ConfigError if one is no regular expression, or
+    may be tried for ever: it repeats a group, or much."""
+    for key in patterns:
+        if re.search(r"\)\s*[*+{]", key) or len(re.findall(r"[*+{]", key)) > MOST_REPEATED:
+            raise ConfigError(
+                f"{config.path}: the pattern {key[:200]!r} repeats a group, or more than {MOST_REPEATED} times: "
+                "matching it may never end; write the modules' names out"
+            )
     try:
         return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", module)), default)
     except re.error as error:

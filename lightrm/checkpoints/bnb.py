@@ -17,7 +17,6 @@ No bitsandbytes is needed to read them.
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -25,6 +24,7 @@ import torch
 
 from lightrm.checkpoints.source import PackedSource, TensorSource
 from lightrm.errors import CorruptFileError, TensorMismatchError, UnsupportedModelError
+from lightrm.files import parse_json
 from lightrm.schemes.blockwise import Blockwise, Nested
 from lightrm.schemes.int8 import LEVELS, Rowwise
 
@@ -59,16 +59,17 @@ class FourBitSource(PackedSource):
     def state(self, name: str) -> dict[str, Any]:
         """Raises CorruptFileError."""
         stored = self.stored.read(name + STATE + self.kinds[name])
+        where = f"{self.stored.names[name]}: the quant_state of layer {name!r}"
+        if stored.dtype != torch.uint8 or stored.ndim != 1:
+            raise CorruptFileError(f"{where} is not bytes, but {stored.dtype} {tuple(stored.shape)}")
         try:
-            state: dict[str, Any] = json.loads(bytes(stored.tolist()))
+            state = parse_json(bytes(stored.tolist()), where, CorruptFileError)
             outputs, inputs = map(int, state["shape"])
             state |= {"shape": (outputs, inputs), "blocksize": int(state["blocksize"]), "dtype": DTYPES[state["dtype"]]}
             if state["blocksize"] < 1:
                 raise ValueError(f"blocks of {state['blocksize']}")
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(
-                f"the quant_state of bitsandbytes layer {name!r} cannot be read: {error!r}"
-            ) from error
+            raise CorruptFileError(f"{where} cannot be read: {error!r}") from error
         return state
 
     def packed(self, name: str) -> Blockwise | None:

@@ -5,13 +5,13 @@ Which other fields a config may have, and at which values, is in `fields`.
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from lightrm.architecture import Alibi, Architecture, Rope
 from lightrm.errors import ConfigError, UnsupportedModelError
+from lightrm.files import read_json
 
 LLAMA_LIKE = ("llama", "mistral", "qwen2")
 SUPPORTED = (*LLAMA_LIKE, "internlm2", "baichuan")
@@ -100,13 +100,7 @@ def read_config(folder: Path, name: str = "config.json") -> Config:
     path = folder / name
     if not path.is_file():
         raise ConfigError(f"{folder} has no {name}: a checkpoint folder needs one beside its weights")
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    return Config(raw, path)
+    return Config(read_json(path, ConfigError), path)
 
 
 def read_architecture(config: Config) -> Architecture:

@@ -23,7 +23,7 @@ from lightrm.checkpoints import (
 from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
 from lightrm.checkpoints.config import Config, read_architecture, read_config
 from lightrm.checkpoints.fields import Fields, check_fields
-from lightrm.checkpoints.hub import resolve
+from lightrm.checkpoints.hub import local, resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.outputs import check_kind, check_outputs
 from lightrm.checkpoints.quantized import seen_through
@@ -222,8 +222,8 @@ def base_of(folder: Path, adapter: Adapter, asked: str | Path | None) -> Path:
     revision = adapter.revision if asked is None else None
     if base is None:
         raise CheckpointError(f"{folder}: its adapter_config.json names no base model: pass base=... to load")
-    beside = folder.parent / base
-    return resolve(beside if not Path(base).is_dir() and beside.is_dir() else base, revision)
+    beside = local(folder.parent / base)
+    return resolve(base if beside is None or local(base) is not None else beside, revision)
 
 
 def choose(config: Config, names: Iterable[str]) -> Layout:

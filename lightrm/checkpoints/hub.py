@@ -23,20 +23,29 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
     """
     if path_or_id == DEMO:
         return DEMO_FOLDER
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
+    path = local(path_or_id)
+    if path is not None and path.is_dir():
         return path
-    if path.exists():
+    if path is not None:
         raise CheckpointError(f"{path} is a file: pass the folder that holds config.json and the weights")
     name = str(path_or_id)
     if not HUB_ID.fullmatch(name):
-        raise CheckpointError(f"{name!r} is neither a folder on this machine nor a hub id of the form owner/name")
+        raise CheckpointError(f"{name[:200]!r} is neither a folder on this machine nor a hub id of the form owner/name")
     return fetch(name, revision)
+
+
+def local(path_or_id: str | Path) -> Path | None:
+    """What is on this machine under a name, also one that no file can have; None if there is nothing."""
+    try:
+        path = Path(path_or_id).expanduser()
+        return path if str(path_or_id) and path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # too long, a home that there is not, a zero byte
+        return None
 
 
 def resolve_config(path_or_id: str, revision: str | None = None) -> Path:
     """As `resolve`, but of a hub id only config.json is fetched."""
-    if path_or_id == DEMO or Path(path_or_id).expanduser().exists() or not HUB_ID.fullmatch(path_or_id):
+    if path_or_id == DEMO or local(path_or_id) is not None or not HUB_ID.fullmatch(path_or_id):
         return resolve(path_or_id, revision)
     import huggingface_hub
 
@@ -51,14 +60,14 @@ def resolve_config(path_or_id: str, revision: str | None = None) -> Path:
 def fetch(repo_id: str, revision: str | None) -> Path:
     """Snapshot of a hub repository, from the cache where the network or HF_HUB_OFFLINE says so."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         # One request without retries: offline, the cache answers at once.
         info = huggingface_hub.HfApi().model_info(repo_id, revision=revision, timeout=20)
         files = [sibling.rfilename for sibling in info.siblings or ()]
         return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=wanted(files)))
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, HfHubHTTPError) as error:
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
         reason: Exception = error
     except Exception as error:  # the HTTP client's own errors, which change between versions of the library
         if not type(error).__module__.startswith(("httpx", "requests", "httpcore")):

@@ -17,19 +17,21 @@ from pathlib import Path
 
 import torch
 
-from lightrm.checkpoints.source import SAFETENSORS_DTYPES
+from lightrm.checkpoints.safe import DTYPES
 from lightrm.errors import CheckpointError, CorruptFileError
-from lightrm.files import UNFINISHED
+from lightrm.files import UNFINISHED, to_disk
 
 TEXT_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "generation_config.json",
+    "chat_template.jinja", "chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model",
 )  # fmt: skip
-NAMES = {dtype: name for name, dtype in SAFETENSORS_DTYPES.items()}
+TEMPLATES = "additional_chat_templates/*.jinja"
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write and flush to disk. Dtypes are those of `source.SAFETENSORS_DTYPES`."""
+    """Write and flush to disk. Dtypes are those of `safe.DTYPES`."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -71,13 +73,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir(parents=True)
     yield draft
+    for inside in (draft, *(path for path in draft.iterdir() if path.is_dir())):
+        to_disk(inside)
     if folder.exists():
         folder.rmdir()
     os.replace(draft, folder)
+    to_disk(folder.parent)
+
+
+def text_files(folder: Path) -> list[str]:
+    """Tokenizer files and chat templates that are there, relative to the folder."""
+    named = [name for name in TEXT_FILES if (folder / name).is_file()]
+    return named + sorted(path.relative_to(folder).as_posix() for path in folder.glob(TEMPLATES) if path.is_file())
 
 
 def copy_text_files(source: Path, target: Path) -> None:
-    """Tokenizer files and chat templates."""
-    for name in TEXT_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+    """Tokenizer files and chat templates, on the disk when it returns."""
+    for name in text_files(source):
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(source / name, target / name)
+        to_disk(target / name)

@@ -20,7 +20,7 @@ from lightrm.kernels.rows import PLAIN, exponential, over_rows
 from lightrm.kernels.simd import BYTES, LANES, ROWS, VECTOR, tile
 
 QUERIES, KEYS = 128, 64  # of a tile, of a block: in whole LANES and ROWS
-NEVER = np.float32(-np.inf)
+NEVER = np.finfo(np.float32).min  # not -inf: a score that overflowed is no hidden one, and shall show
 
 
 @njit(**PLAIN)

@@ -23,7 +23,7 @@ def norm_quantize(
 
     shift_D: taken off the normed row before it is rounded; the reader's bias gives back what it is worth.
     """
-    shrink_T = torch.rsqrt(x_TD.float().square().mean(-1) + eps)
+    shrink_T = reference.shrink(x_TD.float().square().mean(-1), eps)
     if shift_D is not None:
         return quantize_rows(x_TD * shrink_T[:, None] - shift_D)
     values, scale_T = quantize_rows(x_TD)

@@ -15,12 +15,14 @@ from lightrm.kernels import reference
 from lightrm.packing import Segment, views
 from lightrm.schemes.hadamard import hadamard as hadamard_rows
 
+FAR = 1.8e19  # the length of a row from which its squares overflow, about: it would be normed to zeros, and becomes NaN
 QUERY_BLOCK = 128  # rows of an explicit bias held at once: H x 128 x K floats
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
     if x_TD.dtype == torch.float32:
-        return functional.rms_norm(x_TD, x_TD.shape[-1:], weight_D, eps)
+        normed = functional.rms_norm(x_TD, x_TD.shape[-1:], weight_D, eps)
+        return normed.masked_fill_(torch.linalg.vector_norm(x_TD, dim=-1, keepdim=True) > FAR, float("nan"))
     return reference.rms_norm(x_TD, weight_D, eps)
 
 

@@ -17,10 +17,18 @@ OUTLIER = 6.0  # magnitude from which LLM.int8 keeps a column of activations in 
 
 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467): float32 inside, the input's dtype out."""
+    """x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467): float32 inside, the input's dtype out.
+
+    A row whose squares overflow would become zeros: it becomes NaN, which shows.
+    """
     x = x_TD.float()
-    normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+    normed = x * shrink(x.square().mean(-1, keepdim=True), eps)
     return normed.to(x_TD.dtype) if weight_D is None else normed.to(x_TD.dtype) * weight_D
+
+
+def shrink(mean: torch.Tensor, eps: float) -> torch.Tensor:
+    """1 / sqrt(mean + eps); NaN, not 0, where the mean is infinite."""
+    return torch.rsqrt(mean + eps) + (mean - mean)
 
 
 def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None) -> torch.Tensor:

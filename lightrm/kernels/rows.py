@@ -105,7 +105,7 @@ def moved(out, x, factor, shift):
 def norm_quantize_row(x_D, eps, shift_D, values_D):
     """shift_D: taken off the normed row; of width 0 where there is none, and the norm goes into the scale alone."""
     mean = sum_of_squares(x_D) / float32(x_D.shape[0])
-    root = np.sqrt(mean + eps)
+    root = np.sqrt(mean + eps) + (mean - mean)  # NaN where the squares overflow: the row would be scaled to zeros
     if shift_D.shape[0] == 0:
         most = at_least_tiny(peak(x_D))
         round_to(values_D, x_D, LEVELS_F / most)

@@ -71,7 +71,9 @@ def norm_row(
             added += tl.load(bias + d, mask=inside, other=0)
         v += added
         tl.store(x + source * x_stride + d, v.to(x.dtype.element_ty), mask=inside)
-    shrink = 1 / tl.sqrt_rn(tl.sum(v * v, 0) / D + eps) if NORMED else 1.0
+    mean = tl.sum(v * v, 0) / D if NORMED else 0.0
+    # NaN where the squares overflow: the row would be scaled to zeros.
+    shrink = 1 / tl.sqrt_rn(mean + eps) + (mean - mean) if NORMED else 1.0
     if QUANTIZED:
         if SHIFTED:
             v = v * shrink - tl.load(shift + d, mask=inside, other=0)
