@@ -11,7 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from lightrm.errors import InputError
-from lightrm.questions import Question, dialogue_turns, question_of, read_questions
+from lightrm.forms import dialogue_turns
+from lightrm.questions import Question, question_of, read_questions
 
 DIALOGUE = "\n\nHuman: What is 2 + 2?\n\nAssistant: Four.\n\nHuman: And 3 + 3?\n\nAssistant:"
 TURNS = [
