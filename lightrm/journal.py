@@ -107,9 +107,9 @@ class Journal:
         """The next line, or None where it is missing, torn or damaged; the file stands before it then."""
         here = self.place()
         line = self.file.readline()
-        said, text = line[:DIGITS], line[DIGITS + 1 : -1]
+        said, text = line[: DIGITS + 1], line[DIGITS + 1 : -1]
         found = zlib.crc32(text, self.sum)
-        if not line.endswith(b"\n") or said != f"{found:08x}".encode():
+        if not line.endswith(b"\n") or said != f"{found:08x} ".encode():
             self.go(here)
             return None
         self.sum, self.number = found, self.number + 1

@@ -169,6 +169,180 @@ def test_two_runs_at_once(rm: lightrm.RewardModel, source: Path, tmp_path: Path)
         job(rm, source, target)
 
 
+def test_a_pipe_meets_the_lock_before_it_writes(folder: Path, rm, tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    target, kept = tmp_path / "out.jsonl", tmp_path / "out.jsonl.input"
+    kept.write_text("the first run's")
+    with journal_of(target):
+        result = run(folder, "-", "-o", str(target), input="the second run's")
+    assert "is being written by another run" in result.stderr
+    assert kept.read_text() == "the first run's"
+
+
+def test_a_pipe_goes_on_with_the_same_text_only(quick, folder: Path, tmp_path: Path, monkeypatch) -> None:
+    target, kept = tmp_path / "out.jsonl", tmp_path / "out.jsonl.input"
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "write", killed)
+        with pytest.raises(Killed):
+            run(folder, "-", "-o", str(target), input="\n".join(ROWS))
+    begun = kept.read_bytes()
+    result = run(folder, "-", "-o", str(target), input="\n".join(ROWS[1:]))
+    assert "is not what" in result.stderr
+    assert kept.read_bytes() == begun
+    more = run(folder, "-", "-o", str(target), input="\n".join([*ROWS, ROWS[0]]))
+    assert "5 records were scored by an earlier run" in more.stderr
+    assert [row["id"] for row in read(target)] == [1, 2, 3, 4, 1]
+    assert [path.name for path in tmp_path.iterdir()] == ["out.jsonl"]
+
+
+@pytest.mark.parametrize("change", ["edited", "swapped", "longer", "shorter"])
+def test_a_source_that_changes_while_it_is_scored(
+    quick, source: Path, tmp_path: Path, monkeypatch, change: str
+) -> None:
+    """No row is written with another's scores, nothing is written at all, and nothing is lost."""
+    target, text = tmp_path / "out.jsonl", source.read_text(encoding="utf-8")
+    changed = {
+        "edited": text.replace("it is sunny", "it is rainy"), "swapped": "\n".join(ROWS[::-1]),
+        "longer": text + "\n" + ROWS[0], "shorter": "\n".join(ROWS[:-1]),
+    }[change]  # fmt: skip
+    real = Output.write
+
+    def late(*given: object) -> None:
+        source.write_text(changed, encoding="utf-8")
+        real(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Output, "write", late)
+    with pytest.raises(lightrm.InputError, match="was changed while it was scored"):
+        job(quick, source, target)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl.unfinished"]
+    monkeypatch.setattr(Output, "write", real)
+    source.write_text(text, encoding="utf-8")
+    assert job(quick, source, target).resumed == 5
+
+
+def test_killed_after_the_output_was_named(quick, folder: Path, source: Path, tmp_path: Path, monkeypatch) -> None:
+    """The next run cleans up and says what was done; it takes no other job for this one."""
+    target, path = tmp_path / "out.jsonl", tmp_path / "out.jsonl.unfinished"
+
+    def finished() -> bytes:
+        with monkeypatch.context() as patch:
+            patch.setattr(jobs, "to_disk", lambda path: killed() if target.exists() else None)
+            with pytest.raises(Killed):
+                job(quick, source, target)
+        assert path.exists()
+        return target.read_bytes()
+
+    whole = finished()
+    counts = job(quick, source, target)
+    assert (counts.good, counts.bad, counts.resumed) == (4, 1, 5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+    target.unlink()
+    finished()
+    other = tmp_path / "other.jsonl"
+    other.write_text(ROWS[0])
+    with pytest.raises(lightrm.InputError, match="exists already"):
+        job(quick, other, target)
+    assert not path.exists(), "it was done with"
+    assert target.read_bytes() == whole
+    target.unlink()
+    finished()
+    target.write_bytes(b"another program's")
+    with pytest.raises(lightrm.InputError, match="exists already"):
+        job(quick, source, target)
+    assert path.exists(), "its rows are nowhere else"
+
+
+def test_a_damaged_journal(quick, source: Path, tmp_path: Path, monkeypatch) -> None:
+    """Whichever bit is flipped, whichever lines are lost, doubled or swapped: the output is the same, or nothing is."""
+    job(quick, source, tmp_path / "whole.jsonl")
+    expected = (tmp_path / "whole.jsonl").read_bytes()
+    target, path = tmp_path / "out.jsonl", tmp_path / "out.jsonl.unfinished"
+    journal = whole_journal(quick, source, target, monkeypatch)
+    lines = journal.splitlines(keepends=True)
+    cases = [journal[:k] + bytes([journal[k] ^ 1 << k % 8]) + journal[k + 1 :] for k in range(0, len(journal), 3)]
+    cases += [b"".join(lines[:2] + lines[3:]), b"".join([*lines[:3], *lines[2:]])]
+    cases += [b"".join([*lines[:2], lines[3], lines[2], *lines[4:]])]
+    for case in cases:
+        path.write_bytes(case)
+        told: list[str] = []
+        if not case.startswith(lines[0]):
+            with pytest.raises(lightrm.InputError, match="is no journal that this version of lightrm can go on with"):
+                job(quick, source, target)
+            assert path.read_bytes() == case
+            continue
+        counts = jobs.score_file(quick, "tiny", source, target, told.append)
+        assert target.read_bytes() == expected
+        assert counts.resumed <= 4
+        assert any("is damaged" in line for line in told) == (counts.resumed < 4)
+        target.unlink()
+
+
+@pytest.mark.parametrize(
+    "foreign", [b"[1]\n", b"{}\n[]\n", b"[" * 100_000, b"\xff\xfe\n", b"hello\n", b'{"model": "old"}\n[1, [0.5], ""]\n']
+)
+def test_a_foreign_journal_stays_as_it_is(quick, source: Path, tmp_path: Path, foreign: bytes) -> None:
+    path = tmp_path / "out.jsonl.unfinished"
+    path.write_bytes(foreign)
+    with pytest.raises(lightrm.InputError, match="is no journal that this version of lightrm can go on with"):
+        job(quick, source, tmp_path / "out.jsonl")
+    assert path.read_bytes() == foreign
+
+
+def test_one_bad_record_never_ends_a_job(rm, tmp_path: Path, monkeypatch) -> None:
+    """Too large, not finite, nested, a template or a tokenizer that breaks: each is named, now and at every resume."""
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    lines = [json.dumps({"id": k, "prompt": f"what? {k}", "responses": ["it is", "no"]}) for k in range(40)]
+    deep = '{"prompt": "x", "responses": ["a"], "note": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    source.write_text("\n".join([*lines, deep]))
+    large, infinite, odd, broken = (rm.encode([f"what? {k}"], ["no"])[0] for k in (3, 17, 20, 31))
+    run, encode = type(rm).run, type(rm).encode_one
+
+    def failing(self, sequences, *rest):
+        if large in sequences:
+            raise lightrm.MemoryLimitError("no memory for a sequence")
+        if infinite in sequences:
+            raise lightrm.NumericsError("the score is nan")
+        return run(self, sequences, *rest)
+
+    def breaking(self, prompt, response):
+        found = encode(self, prompt, response)
+        if found.token_ids == odd:
+            raise TypeError("unsupported operand")
+        if found.token_ids == broken:
+            raise RecursionError("too deep")
+        return found
+
+    monkeypatch.setattr(type(rm), "run", failing)
+    monkeypatch.setattr(type(rm), "encode_one", breaking)
+    told: list[str] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Output, "write", killed)
+        with pytest.raises(Killed):
+            jobs.score_file(rm, "tiny", source, target, told.append)
+    expected = {
+        "line 4": "no memory", "line 18": "score is nan", "line 21": "TypeError: unsupported operand",
+        "line 32": "RecursionError", "line 41": "nested more than 100 deep",
+    }  # fmt: skip
+    assert {line.split(":")[0] for line in told} == expected.keys()
+    assert all(expected[line.split(":")[0]] in line for line in told)
+    again: list[str] = []
+    counts = jobs.score_file(rm, "tiny", source, target, again.append)
+    assert again == [f"{line} (an earlier run)" for line in sorted(told, key=lambda line: int(line.split(":")[0][5:]))]
+    assert (counts.good, counts.bad, counts.resumed) == (36, 5, 41)
+    assert [row["id"] for row in read(target)] == [k for k in range(40) if k not in (3, 17, 20, 31)]
+
+
+def test_what_is_of_no_record_ends_the_job(rm, source: Path, tmp_path: Path, monkeypatch) -> None:
+    """A machine or a program that is broken must not mark every record as one that cannot be scored."""
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(type(rm), "run", broken)
+    with pytest.raises(RuntimeError, match="device lost"):
+        job(rm, source, tmp_path / "out.jsonl")
+
+
 def test_output_says_what_made_it(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
     job(rm, source, tmp_path / "out.jsonl")
     made = {json.dumps(row["scored_by"]) for row in read(tmp_path / "out.jsonl")}
