@@ -61,7 +61,7 @@ def measure_fidelity(
     """How far each scheme moves the scores of one model.
 
     model: as for `load`; a folder of `lightrm quantize` is measured in the scheme it holds, against reference_model.
-    data: a file in one of the forms of `lightrm.questions`, or what `read_questions` gave; name: what to call it.
+    data: a file in one of the forms of `lightrm.forms`, what `read_questions` gave, or such records; name: its name.
     reference: the scheme the others are held against; where it does not fit into memory, its layers are streamed.
     calibration: text on which a scheme whose name ends in "+cal" compensates its rounding, as for `load`.
     layers: also measure how far each layer alone moves the scores, for schemes with int8 activations.

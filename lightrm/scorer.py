@@ -23,6 +23,9 @@ from lightrm.templates import AnyTemplate
 from lightrm.tokens import Encoded, Tokens
 
 
+FOR_EACH = "expected a list of prompts, and a list of responses for each"
+
+
 class TruncationWarning(UserWarning):
     """Some texts were longer than the model's limit and were cut."""
 
@@ -165,8 +168,8 @@ class RewardModel:
         Raises InputError if the lists do not match, confidence is no probability below 1, or no bound is known;
         otherwise as `score`.
         """
-        asked = [turns_of(prompt) for prompt in items(prompts, "prompts must be a list")]
-        texts = [responses_of(some) for some in items(responses, "responses must be a list for each prompt")]
+        asked = [turns_of(prompt) for prompt in items(prompts, FOR_EACH)]
+        texts = [responses_of(some) for some in items(responses, FOR_EACH)]
         if len(asked) != len(texts):
             raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
         counts = [len(some) for some in texts]
