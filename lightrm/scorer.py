@@ -22,7 +22,6 @@ from lightrm.schemes.grammar import size_text
 from lightrm.templates import AnyTemplate
 from lightrm.tokens import Encoded, Tokens
 
-
 FOR_EACH = "expected a list of prompts, and a list of responses for each"
 
 
