@@ -1,36 +1,46 @@
 """Long jobs: a file of prompts with responses in, the same with scores out; killed at any byte, it goes on from there.
 
-A job keeps a journal beside its output, `OUTPUT.unfinished`: a line that says what scores and how, then one for each
-row of the source, in its order: [checksum of the row, scores or null, what was wrong]. A line counts when its newline
-is there. When all rows are in it, the output is written from source and journal, whole or not at all, and the journal
-is removed. Neither needs memory for more than a window of rows.
+A job keeps a `journal` beside its output. When all rows are in it, the output is written from source and journal, whole
+or not at all, and the journal is removed. Neither needs memory for more than a window of rows. A record that cannot
+be scored is in the journal with the reason, and never ends the job.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
-import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import click
+import torch
 
-from lightrm.errors import InputError, TemplateError
-from lightrm.files import UNFINISHED
-from lightrm.native import read_manifest
-from lightrm.progress import Advance
-from lightrm.records import Added, Row, read_rows, to_line, writer_for
+from lightrm.conversation import turns_of
+from lightrm.errors import InputError, LightRMError, MemoryLimitError, NumericsError, TokenizerError
+from lightrm.files import to_disk
+from lightrm.forms import answers_of
+from lightrm.identity import identity, summary
+from lightrm.journal import Journal, journal_of
+from lightrm.outputs import Entry, Tell, ending_of, names_aside, output_for, renamed
+from lightrm.progress import Told, untold
+from lightrm.reading import read_rows
+from lightrm.records import Row, to_line
 from lightrm.scorer import RewardModel
 
 MOST_ROWS = 1024  # in memory at once
-Entry = tuple[list[float] | None, str]  # scores, or None and why
-Report = Callable[[str], None]
+STDIN, INPUT, PART = "-", ".input", ".part"  # the endings of what lies beside an output
+OF_ONE_RECORD = (MemoryLimitError, NumericsError, torch.OutOfMemoryError, MemoryError)
+
+
+Shown = Callable[[int], AbstractContextManager[Told]]
+
+
+def unshown(rows: int) -> AbstractContextManager[Told]:
+    return nullcontext(untold)
 
 
 @dataclass(slots=True)
@@ -43,190 +53,238 @@ class Counts:
     resumed: int = 0
 
 
-def identity(rm: RewardModel, model: str) -> dict[str, str]:
-    """What made a score: the model as it was asked for, a fingerprint of its files, scheme, template."""
-    checkpoint = rm.checkpoint
-    digest = hashlib.sha256(json.dumps(checkpoint.config.raw, sort_keys=True, default=str).encode())
-    for name in sorted(checkpoint.tensors):
-        digest.update(f"{name} {checkpoint.shape(name)}".encode())
-        if name.startswith("head."):
-            digest.update(checkpoint.read(name).float().numpy().tobytes())
-    if not checkpoint.tensors:  # a folder of lightrm's own, whose manifest has the sum of every tensor
-        digest.update(json.dumps(read_manifest(checkpoint.folder).sums, sort_keys=True).encode())
-    template = rm.template.name if rm.template is not None else "none"
-    scheme = rm.report.scheme.name
-    return {
-        "model": model,
-        "fingerprint": digest.hexdigest()[:16],
-        "scheme": scheme,
-        "template": f"{template}, at most {rm.max_length} tokens",
-    }
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A row with the ids of each of its answers, or what is wrong with it."""
+
+    row: Row
+    ids: list[list[int]]
+    error: str
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids))
 
 
 def score_rows(
-    rm: RewardModel, rows: Iterator[Row], counts: Counts, report: Report, advance: Advance
-) -> Iterator[tuple[Row, Entry]]:
-    """Each row with its scores, in order, a window of rows at a time."""
-    window: list[tuple[Row, list[list[int]], str]] = []
+    rm: RewardModel, rows: Iterator[Row], counts: Counts, report: Tell, told: Told
+) -> Iterator[list[tuple[Row, Entry]]]:
+    """Rows with their scores, in order, a window of them at a time."""
+    window: list[Encoded] = []
     tokens = 0
     for row in rows:
-        ids, error = encoded(rm, row, counts)
-        window.append((row, ids, error))
-        tokens += sum(map(len, ids))
+        window.append(encoded(rm, row, counts))
+        tokens += window[-1].tokens
         if tokens >= rm.window or len(window) == MOST_ROWS:
-            yield from score_window(rm, window, counts, report, advance)
+            yield score_window(rm, window, counts, report, told)
             window, tokens = [], 0
-    yield from score_window(rm, window, counts, report, advance)
+    if window:
+        yield score_window(rm, window, counts, report, told)
 
 
-def encoded(rm: RewardModel, row: Row, counts: Counts) -> tuple[list[list[int]], str]:
-    if row.record is None:
-        return [], row.error
+def encoded(rm: RewardModel, row: Row, counts: Counts) -> Encoded:
+    if row.error:
+        return Encoded(row, [], row.error)
     try:
-        found = [rm.encode_one(row.record["prompt"], response) for response in row.record["responses"]]
-    except (InputError, TemplateError) as error:
-        return [], str(error)
+        answers = answers_of(row.record, labels=False)
+        turns = turns_of(answers.prompt)
+        found = [rm.encode_one(turns, response) for response in answers.responses]
+        ids = rm.read([e.token_ids for e in found])
+    except LightRMError as error:
+        return Encoded(row, [], str(error))
+    except Exception as error:  # of a template or a tokenizer, which are a stranger's: this record's, whatever it is
+        return Encoded(row, [], f"cannot be made into tokens: {type(error).__name__}: {error}"[:1000])
     counts.cut += sum(e.cut > 0 for e in found)
-    return [e.token_ids for e in found], ""
+    return Encoded(row, ids, "")
 
 
 def score_window(
-    rm: RewardModel, window: list[tuple[Row, list[list[int]], str]], counts: Counts, report: Report, advance: Advance
-) -> Iterator[tuple[Row, Entry]]:
-    scores = iter(rm.run([ids for _, rows, _ in window for ids in rows], advance).tolist())
-    for row, ids, error in window:
-        if error:
+    rm: RewardModel, window: list[Encoded], counts: Counts, report: Tell, told: Told
+) -> list[tuple[Row, Entry]]:
+    tokens = sum(one.tokens for one in window)
+    shown = 0.0
+
+    def advance(done: float) -> None:
+        nonlocal shown
+        part = min(done / tokens * len(window), len(window) - shown) if tokens else 0.0
+        shown += part
+        told(part, done)
+
+    found: list[tuple[Row, Entry]] = []
+    good = [one for one in window if not one.error]
+    scores = iter(scored(rm, good, advance))
+    for one in window:
+        made = next(scores) if not one.error else one.error
+        if isinstance(made, str):
             counts.bad += 1
-            report(f"line {row.number}: {error}")
+            report(f"{one.row.name}: {made}")
         else:
             counts.good += 1
-        yield row, (None if error else [next(scores) for _ in ids], error)
+        entry = (one.row.checksum, None, made) if isinstance(made, str) else (one.row.checksum, made, "")
+        found.append((one.row, entry))
+    told(len(window) - shown, 0)
+    return found
+
+
+def scored(rm: RewardModel, rows: list[Encoded], advance: Callable[[float], None]) -> list[list[float] | str]:
+    """The scores of each row, or why there are none: where a window fails, its halves are tried, down to one row."""
+    try:
+        scores = iter(rm.run([ids for one in rows for ids in one.ids], advance).tolist())
+    except OF_ONE_RECORD as error:
+        if len(rows) == 1:
+            return [f"{type(error).__name__}: {error}" if not isinstance(error, LightRMError) else str(error)]
+    else:
+        return [[next(scores) for _ in one.ids] for one in rows]
+    half = len(rows) // 2
+    return [*scored(rm, rows[:half], advance), *scored(rm, rows[half:], advance)]
 
 
 def score_stream(
-    rm: RewardModel, model: str, rows: Iterator[Row], sink: IO[str], report: Report, advance: Advance
+    rm: RewardModel, model: str, rows: Iterator[Row], sink: IO[str], report: Tell, told: Told = untold
 ) -> Counts:
     """Rows to a stream as they are scored: nothing to go on from."""
-    counts, by = Counts(), identity(rm, model)
-    for row, (scores, _) in score_rows(rm, rows, counts, report, advance):
-        if scores is not None:
-            assert row.record is not None
-            sink.write(to_line(row.record | {"scores": scores, "scored_by": by}))
-            sink.flush()
+    able(rm)
+    counts, by = Counts(), summary(identity(rm, model))
+    said: set[str] = set()
+    for window in score_rows(rm, rows, counts, report, told):
+        for row, (_, scores, _) in window:
+            if scores is not None:
+                aside = names_aside(list(row.record))
+                for name in aside.keys() - said:
+                    report(f'{row.name} has a field "{name}" of its own: it is written as "{aside[name]}"')
+                said |= aside.keys()
+                sink.write(to_line(renamed(row.record, aside) | {"scores": scores, "scored_by": by}))
+        sink.flush()
     return counts
 
 
-def score_file(rm: RewardModel, model: str, source: Path, target: Path, report: Report, advance: Advance) -> Counts:
-    """Score a file to a file, or go on where a run that stopped has left it.
+def able(rm: RewardModel) -> None:
+    """Raises TokenizerError where there is no tokenizer or no template, which no record could do without."""
+    if rm.tokens is None or rm.template is None:
+        raise TokenizerError(rm.no_text)
 
-    Raises InputError if the output is there already, or was begun with another model, scheme, template or source.
+
+def score_file(
+    rm: RewardModel,
+    model: str,
+    source: str | Path,
+    target: Path,
+    report: Tell,
+    shown: Shown = unshown,
+) -> Counts:
+    """Score a file, or "-", what comes through the pipe, to a file, or go on where a run that stopped has left it.
+
+    shown: makes a progress bar over a number of rows.
+    Raises InputError if the output is there already, cannot hold the source's fields, or was begun with something else.
     """
-    if target.exists():
-        raise InputError(f"{target} exists already: remove it, or name another output")
-    write = writer_for(source, target)
-    counts, by = Counts(), identity(rm, model)
-    journal = target.with_name(target.name + UNFINISHED)
-    with alone(journal) as file:
-        begin(file, by)
-        rows = read_rows(source)
-        following = go_on(file, rows, counts, source)
-        for row, entry in score_rows(rm, following, counts, report, advance):
-            file.write(json.dumps([checksum(row), *entry]).encode() + b"\n")
-            file.flush()
-        os.fsync(file.fileno())
-        draft = target.with_name(target.name + ".part")
-        with draft.open("wb") as made:
-            write(source, made, added(file, by))
-            made.flush()
-            os.fsync(made.fileno())
-        os.replace(draft, target)
-    journal.unlink()
+    able(rm)
+    ending_of(target)
+    by = identity(rm, model)
+    with journal_of(target) as journal:
+        finished = target.exists()
+        if finished and not journal.foretells(target):
+            raise exists(target)
+        with as_file(source, target, journal) as path:
+            counts = Counts()
+            same = recount(journal, path, by, counts, report) if finished else True
+            if not finished:
+                work(rm, journal, path, target, by, counts, report, shown)
+        beside(target, PART).unlink(missing_ok=True)
+        journal.done = True
+    to_disk(target.parent)
+    if not same:
+        raise exists(target)
     return counts
+
+
+def exists(target: Path) -> InputError:
+    return InputError(f"{target} exists already: remove it, or name another output")
+
+
+def beside(target: Path, ending: str) -> Path:
+    return target.with_name(target.name + ending)
 
 
 @contextmanager
-def as_file(source: str, target: Path) -> Iterator[Path]:
-    """A source that can be read twice: what comes through a pipe is kept beside the output until the job is done."""
-    if source != "-":
+def as_file(source: str | Path, target: Path, journal: Journal) -> Iterator[Path]:
+    """A source that can be read twice: what comes through a pipe is kept beside the output until the job is done.
+
+    Raises InputError if another text came through the pipe when the job was begun.
+    """
+    if source != STDIN:
         yield Path(source)
         return
-    kept = target.with_name(target.name + ".input")
-    with kept.open("wb") as file:
-        shutil.copyfileobj(click.open_file("-", "rb"), file)
+    kept, draft = beside(target, INPUT), beside(target, INPUT + PART)
+    with draft.open("wb") as file:
+        shutil.copyfileobj(click.open_file(STDIN, "rb"), file)
+    if kept.exists() and journal.header is not None and not target.exists() and not begins(draft, kept):
+        draft.unlink()
+        raise InputError(
+            f"what came through the pipe is not what {journal.path} was begun with, which is in {kept}: send the same, "
+            "or remove both"
+        )
+    to_disk(draft)
+    os.replace(draft, kept)
     yield kept
     kept.unlink()
 
 
-@contextmanager
-def alone(journal: Path) -> Iterator[IO[bytes]]:
-    """The journal, opened by no other run at the same time where the system can tell."""
-    with journal.open("r+b" if journal.exists() else "w+b") as file:
-        try:
-            import fcntl  # noqa: PLC0415
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:
-            pass
-        except OSError as error:
-            raise InputError(f"{journal} is being written by another run") from error
-        yield file
+def begins(path: Path, other: Path) -> bool:
+    """Whether a file begins with what another one holds."""
+    with path.open("rb") as here, other.open("rb") as there:
+        while block := there.read(2**20):
+            if here.read(len(block)) != block:
+                return False
+    return True
 
 
-def begin(file: IO[bytes], by: dict[str, str]) -> None:
-    """The journal's first line, checked or written. Raises InputError if it names something else."""
-    found = whole_line(file)
-    if found is None:
-        file.seek(0)
-        file.truncate()
-        file.write(json.dumps(by).encode() + b"\n")
-        file.flush()
-    elif found != by:
-        other = [f"{name} {found.get(name)!r}, now {value!r}" for name, value in by.items() if found.get(name) != value]
-        raise InputError(f"{file.name} was begun with {'; '.join(other)}: remove it, or go on with the same")
+def recount(journal: Journal, path: Path, by: dict[str, str], counts: Counts, report: Tell) -> bool:
+    """Counts of a job whose output is written; False if it was another job."""
+    if journal.header != by:
+        return False
+    for row, entry in zip_longest(read_rows(path), journal.entries()):
+        if row is None or entry is None or row.checksum != entry[0]:
+            return False
+        had(row, entry, counts, report)
+    return True
 
 
-def whole_line(file: IO[bytes]) -> Any:
-    """The next line as JSON; None where it is missing, torn or no JSON, and the file stands before it."""
-    at = file.tell()
-    line = file.readline()
-    with suppress(ValueError):
-        if line.endswith(b"\n"):
-            return json.loads(line)
-    file.seek(at)
-    return None
+def had(row: Row, entry: Entry, counts: Counts, report: Tell) -> None:
+    """A row that an earlier run has dealt with."""
+    counts.resumed += 1
+    counts.good += entry[1] is not None
+    counts.bad += entry[1] is None
+    if entry[1] is None:
+        report(f"{row.name}: {entry[2]} (an earlier run)")
 
 
-def go_on(file: IO[bytes], rows: Iterator[Row], counts: Counts, source: Path) -> Iterator[Row]:
-    """The rows that the journal does not have yet; what is torn at its end is cut off.
-
-    Raises InputError if a row in the journal is not the source's.
-    """
-    for row in rows:
-        entry = whole_line(file)
-        if entry is None:
-            file.truncate()
-            yield row
-            break
-        if entry[0] != checksum(row):
-            raise InputError(f"line {row.number} of {source} is not what it was when {file.name} was begun")
-        counts.resumed += 1
-        counts.good += entry[1] is not None
-        counts.bad += entry[1] is None
-    else:
-        if file.read(1):
-            raise InputError(f"{source} is shorter than when {file.name} was begun")
-        return
-    yield from rows
-
-
-def checksum(row: Row) -> int:
-    return zlib.crc32(row.raw)
-
-
-def added(file: IO[bytes], by: dict[str, str]) -> Iterator[Added]:
-    """What the journal says of each row."""
-    file.seek(0)
-    file.readline()
-    for line in file:
-        _, scores, _ = json.loads(line)
-        yield None if scores is None else {"scores": scores, "scored_by": by}
+def work(
+    rm: RewardModel,
+    journal: Journal,
+    path: Path,
+    target: Path,
+    by: dict[str, str],
+    counts: Counts,
+    report: Tell,
+    shown: Shown,
+) -> None:
+    """Score what the journal does not have, and write the output."""
+    output = output_for(path, target, report)
+    journal.begin(by)
+    with shown(output.survey.rows) as told:
+        rest = journal.rest(read_rows(path), path, lambda row, entry: had(row, entry, counts, report), report)
+        first = list(islice(rest, 1))
+        told(counts.resumed, 0)
+        for window in score_rows(rm, chain(first, rest), counts, report, told):
+            journal.write(entry for _, entry in window)
+    draft = beside(target, PART)
+    try:
+        with draft.open("wb") as made:
+            output.write(made, journal.entries(), summary(by))
+        to_disk(draft)
+        journal.foretell(draft)
+        os.replace(draft, target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    to_disk(target.parent)

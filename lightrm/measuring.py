@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from importlib.metadata import version
@@ -22,14 +22,15 @@ import numpy as np
 import torch
 
 from lightrm import native
+from lightrm.checkpoints.contents import parts
 from lightrm.conversation import Prompt
 from lightrm.errors import InputError
 from lightrm.evaluation import Evaluation, evaluate_scores
 from lightrm.fidelity import Asked, FidelityReport, Measured, build
 from lightrm.files import write_text
-from lightrm.jobs import identity
+from lightrm.identity import identity
 from lightrm.opening import choose_device, load
-from lightrm.questions import Question, read_questions
+from lightrm.questions import Question, questions_of
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel
 from lightrm.sensitivity import measure_sensitivity
@@ -60,7 +61,7 @@ def measure_fidelity(
     """How far each scheme moves the scores of one model.
 
     model: as for `load`; a folder of `lightrm quantize` is measured in the scheme it holds, against reference_model.
-    data: a file in one of the forms of `lightrm.questions`, or what `read_questions` gave; name: what to call it.
+    data: a file in one of the forms of `lightrm.forms`, what `read_questions` gave, or such records; name: its name.
     reference: the scheme the others are held against; where it does not fit into memory, its layers are streamed.
     calibration: text on which a scheme whose name ends in "+cal" compensates its rounding, as for `load`.
     layers: also measure how far each layer alone moves the scores, for schemes with int8 activations.
@@ -68,7 +69,7 @@ def measure_fidelity(
 
     Raises what `load` raises, and InputError for data that cannot be scored.
     """
-    questions = read_questions(os.fspath(data), tell) if isinstance(data, str | os.PathLike) else list(data)
+    questions = questions_of(data, tell)
     place = choose_device(device)
     quantized = native.is_native(Path(model))
     source = reference_model if quantized else model
@@ -95,7 +96,7 @@ def measure_fidelity(
     ids = rm.encode(prompts, [text for q in questions for text in q.responses])
     of = {scheme: {"calibration": digest(calibration)} for scheme in asks}
     if quantized:
-        of = {scheme: {"quantized": digest(native.read_manifest(Path(model)).sums)} for scheme in schemes}
+        of = {scheme: {"quantized": digest(parts(native.open_native(Path(model))[1]))} for scheme in schemes}
     key = {**identity(rm, str(source)), "ids": digest(ids), "device": str(place), "memory": str(memory)}
     kept = Kept(keep, {**key, "versions": about(place)["versions"]}, of)
     exact = kept.get(reference) or kept.put(measured(rm, reference, ids, tell, progress))
@@ -199,15 +200,25 @@ class Kept:
 
 
 def evaluate(
-    rm: RewardModel, questions: Sequence[Question], *, model: str = "", data: str = "the data", progress: bool = False
+    rm: RewardModel,
+    questions: str | os.PathLike[str] | Iterable[Question | Mapping[str, Any]],
+    *,
+    model: str = "",
+    data: str = "",
+    progress: bool = False,
 ) -> Evaluation:
-    """How often a model agrees with the labels of questions; model, data: what to call them.
+    """How often a model agrees with labels.
+
+    questions: a file, what `read_questions` gave of one, or records in the forms of `lightrm.forms`. model, data: what
+    to call the model and the questions.
 
     Raises InputError for text that cannot be scored, or where no label prefers an answer to another.
     """
+    data = data or (Path(questions).name if isinstance(questions, str | os.PathLike) else "the data")
+    asked = questions_of(questions)
     started = time.perf_counter()
-    prompts = [q.prompt for q in questions for _ in q.responses]
-    scores = rm.score_batch(prompts, [text for q in questions for text in q.responses], progress=progress)
+    prompts = [q.prompt for q in asked for _ in q.responses]
+    scores = rm.score_batch(prompts, [text for q in asked for text in q.responses], progress=progress)
     seconds = time.perf_counter() - started
     model = model or rm.checkpoint.folder.name
-    return evaluate_scores(questions, scores, seconds, model, data, rm.report.scheme.name)
+    return evaluate_scores(asked, scores, seconds, model, data, rm.report.scheme.name)

@@ -21,6 +21,16 @@ def ignored(done: float, /) -> None:
     """No progress bar."""
 
 
+class Told(Protocol):
+    """Called with the rows, or the part of one, and the tokens just done."""
+
+    def __call__(self, rows: float, tokens: float, /) -> None: ...
+
+
+def untold(rows: float, tokens: float, /) -> None:
+    """No progress bar."""
+
+
 def console() -> Console:
     """Standard error; in a notebook its cell, if that can show something that moves."""
     from rich.console import Console
@@ -45,6 +55,42 @@ def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
     with Progress(*columns, TimeRemainingColumn(), console=console()) as bar:
         task = bar.add_task("scoring", total=total)
         yield lambda tokens: bar.advance(task, tokens)
+
+
+@contextmanager
+def row_progress(total: int | None, shown: bool) -> Iterator[Told]:
+    """A bar over `total` rows (None where it is not known) that tells of tokens too, on standard error."""
+    if not shown:
+        yield untold
+        return
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        ProgressColumn,
+        Task,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+    from rich.text import Text
+
+    class Done(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            speed = f", {task.fields['tokens'] / task.elapsed:,.0f} tokens/s" if task.elapsed else ""
+            of = "" if task.total is None else f" of {task.total:,.0f}"
+            return Text(f"{task.completed:,.0f}{of} records{speed}")
+
+    known = () if total is None else (TaskProgressColumn(), TimeRemainingColumn())
+    done = 0.0
+    with Progress(TextColumn("scoring"), BarColumn(20), Done(), *known, console=console()) as bar:
+        task = bar.add_task("scoring", total=total, tokens=0)
+
+        def told(rows: float, tokens: float, /) -> None:
+            nonlocal done
+            done += tokens
+            bar.update(task, advance=rows, tokens=done)
+
+        yield told
 
 
 @contextmanager

@@ -1,115 +1,138 @@
-"""Files of prompts with responses, read and written a little at a time: JSONL, gzipped or not, and Parquet.
+"""One row of a file of records, and the rows of JSON: a line each, or the items of one array.
 
-A record is a dictionary with "prompt", a string or a list of turns, and "responses", a list of strings; whatever else
-it holds is kept. Parquet needs pyarrow, an extra.
+A row is whatever it holds, or what is wrong with it; what its record means is said in `forms`.
 """
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib import import_module
-from itertools import islice
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
-from lightrm.conversation import responses_of
 from lightrm.errors import InputError
 
-GZIP, PARQUET, BOM = b"\x1f\x8b", b"PAR1", b"\xef\xbb\xbf"
-BATCH = 256  # rows of Parquet in memory at once
+GZIP, BOM = b"\x1f\x8b", codecs.BOM_UTF8
+FOREIGN = {
+    b"\x28\xb5\x2f\xfd": "compressed by zstd", b"BZh": "compressed by bzip2", b"\xfd7zXZ": "compressed by xz",
+    b"PK\x03\x04": "a zip file", codecs.BOM_UTF16_LE: "text in UTF-16", codecs.BOM_UTF16_BE: "text in UTF-16",
+}  # fmt: skip
+MOST_DEEP = 100  # lists and objects inside each other; what people publish has some five
+CHUNK = 2**20  # characters of a JSON array in memory, at first
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """number: of its line or row, from 1; raw: what identifies it; record: None where error says why."""
+    """number: of its line, row or item, from 1; raw: what identifies it; record: None where error says why."""
 
     number: int
     raw: bytes
-    record: Record | None
+    record: Any
     error: str = ""
+    unit: str = "line"
+
+    @property
+    def name(self) -> str:
+        return f"{self.unit} {self.number}"
+
+    @property
+    def checksum(self) -> int:
+        return zlib.crc32(self.raw)
 
 
-def read_rows(path: Path) -> Iterator[Row]:
-    """Every row of a file that is not blank. Raises InputError if the file is of no kind that is read."""
-    if is_parquet(path):
-        return parquet_rows(path)
-    return json_rows(lines_of(path))
-
-
-def is_parquet(path: Path) -> bool:
+@contextmanager
+def unzipped(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file. Raises InputError on a form that is known and not read, or a file that is damaged."""
     with path.open("rb") as file:
-        return file.read(len(PARQUET)) == PARQUET
-
-
-def lines_of(path: Path) -> Iterator[bytes]:
-    with path.open("rb") as file:
-        zipped = file.read(len(GZIP)) == GZIP
-    with gzip.open(path) if zipped else path.open("rb") as lines:
+        start = file.read(8)
+    for mark, what in FOREIGN.items():
+        if start.startswith(mark):
+            raise InputError(f"{path} is {what}: expected JSONL, JSON or CSV in UTF-8, also gzipped, or Parquet")
+    with gzip.open(path) if start.startswith(GZIP) else path.open("rb") as file:
         try:
-            yield from lines
-        except (EOFError, gzip.BadGzipFile, OSError) as error:
+            yield file  # type: ignore[misc]
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{path} is cut short or damaged: {error}") from error
 
 
+def lines_of(path: Path) -> Iterator[bytes]:
+    with unzipped(path) as file:
+        yield from file
+
+
 def json_rows(lines: Iterable[bytes]) -> Iterator[Row]:
+    """A row for each line that is not blank."""
     for number, line in enumerate(lines, 1):
         raw = line.removeprefix(BOM).strip()
-        if not raw:
-            continue
-        try:
-            yield Row(number, raw, parse(raw.decode("utf-8", "surrogateescape")))
-        except InputError as error:
-            yield Row(number, raw, None, str(error))
+        if raw:
+            yield json_row(number, raw, "line")
 
 
-def parse(line: str) -> Record:
-    """One line. Raises InputError if it is not an object with prompt and responses."""
+def json_row(number: int, raw: bytes, unit: str) -> Row:
     try:
-        record = json.loads(line)
+        return Row(number, raw, parsed(raw), unit=unit)
+    except InputError as error:
+        return Row(number, raw, None, str(error), unit)
+
+
+def parsed(raw: bytes) -> Any:
+    """Bytes that are no UTF-8 come as lone surrogates, for whoever uses that field to refuse. Raises InputError."""
+    try:
+        value = json.loads(raw.decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise InputError(f"nested more than {MOST_DEEP} deep") from None
     except ValueError as error:
         raise InputError(f"not JSON: {error}") from error
-    return checked(record)
+    if raw.count(b"[") + raw.count(b"{") > MOST_DEEP and deeper(value, MOST_DEEP):
+        raise InputError(f"nested more than {MOST_DEEP} deep")
+    return value
 
 
-def checked(record: Any) -> Record:
-    """Raises InputError."""
-    if not isinstance(record, dict) or "prompt" not in record:
-        raise InputError('expected an object with "prompt" and "responses"')
-    record["responses"] = responses_of(record.get("responses"))  # type: ignore[arg-type]
-    return record
+def deeper(value: Any, most: int) -> bool:
+    """Whether more than `most` lists and objects lie inside each other."""
+    level = [value]
+    for _ in range(most + 1):
+        held = (outer.values() if isinstance(outer, Mapping) else outer for outer in level if holds(outer))
+        level = [part for parts in held for part in parts]
+    return bool(level)
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    number = 0
-    for batch in parquet_batches(path):
-        for record in batch.to_pylist():
-            number += 1
-            raw = json.dumps([record.get("prompt"), record.get("responses")], default=str).encode()
-            try:
-                yield Row(number, raw, checked(record))
-            except InputError as error:
-                yield Row(number, raw, None, str(error))
+def holds(value: Any) -> bool:
+    return isinstance(value, Mapping | list)
 
 
-def parquet_batches(path: Path) -> Iterator[Any]:
-    arrow = pyarrow()
-    try:
-        yield from arrow.parquet.ParquetFile(path).iter_batches(batch_size=BATCH)
-    except (arrow.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is cut short or damaged: {error}") from error
-
-
-def pyarrow() -> Any:
-    """Raises InputError if it is not installed."""
-    try:
-        import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise InputError("Parquet files need pyarrow: pip install 'lightrm[parquet]', or use JSONL") from error
-    return import_module("pyarrow")
+def array_rows(path: Path) -> Iterator[Row]:
+    """The items of one JSON array, some of them in memory at a time. Raises InputError where it is no array."""
+    decoder, number, size = json.JSONDecoder(), 1, CHUNK
+    with unzipped(path) as file:
+        reader = TextIOWrapper(file, "utf-8-sig", "surrogateescape")
+        text = reader.read(size).lstrip()
+        at = 1
+        while True:
+            while at < len(text) and text[at] in " \t\r\n,":
+                at += 1
+            if text[at : at + 1] == "]":
+                return
+            end = at
+            with suppress(ValueError, RecursionError):
+                end = decoder.raw_decode(text, at)[1]
+            if end in (at, len(text)):  # not whole yet, perhaps
+                more = reader.read(size)
+                if not more:
+                    raise InputError(
+                        f"{path}: item {number} is no JSON, or nested too deep, or the array is not closed"
+                    )
+                text, at, size = text[at:] + more, 0, 2 * size
+                continue
+            yield json_row(number, text[at:end].encode("utf-8", "surrogateescape"), "item")
+            at, number, size = end, number + 1, CHUNK
 
 
 def to_line(record: Mapping[str, Any]) -> str:
@@ -120,63 +143,3 @@ def to_line(record: Mapping[str, Any]) -> str:
     except UnicodeEncodeError:
         line = json.dumps(record, default=str)
     return line + "\n"
-
-
-Added = dict[str, Any] | None  # fields that a row gets; None where it is left out
-
-
-# Writes those rows of a source that the fields, one dictionary or None for each row in order, do not leave out.
-Writer = Callable[[Path, IO[bytes], Iterator[Added]], None]
-
-
-def writer_for(source: Path, target: Path) -> Writer:
-    if target.suffix != ".parquet":
-        return write_json
-    pyarrow()
-    return parquet_to_parquet if is_parquet(source) else json_to_parquet
-
-
-def completed(source: Path, added: Iterator[Added]) -> Iterator[Record]:
-    for row, fields in zip(read_rows(source), added, strict=True):
-        if fields is not None:
-            assert row.record is not None
-            yield row.record | fields
-
-
-def write_json(source: Path, target: IO[bytes], added: Iterator[Added]) -> None:
-    for record in completed(source, added):
-        target.write(to_line(record).encode("utf-8"))
-
-
-def json_to_parquet(source: Path, target: IO[bytes], added: Iterator[Added]) -> None:
-    """Raises InputError where a later record does not have the columns and types of the first ones."""
-    arrow, records, writer = pyarrow(), completed(source, added), None
-    while rows := list(islice(records, BATCH)):
-        try:
-            table = arrow.Table.from_pylist(rows, schema=None if writer is None else writer.schema)
-        except (arrow.ArrowInvalid, arrow.ArrowTypeError) as error:
-            raise InputError(f"these records have no common columns ({error}): write .jsonl instead") from error
-        writer = writer or arrow.parquet.ParquetWriter(target, table.schema)
-        writer.write_table(table)
-    (writer or arrow.parquet.ParquetWriter(target, arrow.schema([]))).close()
-
-
-def parquet_to_parquet(source: Path, target: IO[bytes], added: Iterator[Added]) -> None:
-    """Columns keep their types."""
-    arrow, writer = pyarrow(), None
-    for batch in parquet_batches(source):
-        fields = list(islice(added, len(batch)))
-        table = arrow.Table.from_batches([batch]).filter(arrow.array([f is not None for f in fields]))
-        kept = [f for f in fields if f is not None]
-        for name in ("scores", "scored_by"):
-            if name in table.column_names:
-                table = table.drop_columns([name])
-        scores = arrow.array([f["scores"] for f in kept], arrow.list_(arrow.float32()))
-        table = table.append_column("scores", scores)
-        names = arrow.struct([(name, arrow.string()) for name in ("model", "fingerprint", "scheme", "template")])
-        table = table.append_column("scored_by", arrow.array([f["scored_by"] for f in kept], names))
-        writer = writer or arrow.parquet.ParquetWriter(target, table.schema)
-        writer.write_table(table)
-    if writer is None:
-        raise InputError(f"{source} holds no rows")
-    writer.close()

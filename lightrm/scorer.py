@@ -6,7 +6,7 @@ import html
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -17,7 +17,7 @@ from lightrm import forks
 from lightrm.architecture import Architecture
 from lightrm.bounds import CONFIDENCE, Bound
 from lightrm.checkpoints.detect import Checkpoint
-from lightrm.conversation import Prompt, kind, responses_of, turns_of
+from lightrm.conversation import Prompt, Response, Responses, items, kind, responses_of, turns_of
 from lightrm.engine import Engine
 from lightrm.errors import CopyError, InputError, TokenizerError
 from lightrm.loading import LoadReport
@@ -26,6 +26,8 @@ from lightrm.ranking import Effort, Ranking, Rankings, plain_ranking, ranking, s
 from lightrm.schemes.grammar import size_text
 from lightrm.templates import AnyTemplate
 from lightrm.tokens import Encoded, Tokens
+
+FOR_EACH = "expected a list of prompts, and a list of responses for each"
 
 
 class TruncationWarning(UserWarning):
@@ -122,16 +124,19 @@ class RewardModel:
         """Tokens to pass at once, at least, where there are many: for two packs, or for all that are streamed."""
         return self.engine.residence.window or 2 * self.engine.tokens
 
-    def score(self, prompt: Prompt, responses: Sequence[str]) -> np.ndarray:
+    def score(self, prompt: Prompt, responses: Responses) -> np.ndarray:
         """Score n responses to one prompt.
 
-        prompt: a string, or a list of {"role", "content"} turns that ends in a user turn.
-        Returns float32 (n,), raw scores in input order. Raises InputError on anything that is not text,
-        TooLongError in strict mode, TemplateError where the template cannot express the conversation.
-        """
-        return self.run(self.encode([prompt] * len(responses_of(responses)), responses))
+        prompt: a string, or {"role", "content"} turns that end in a user turn. responses: strings or assistant turns.
+        Lists may be arrays, columns or generators. Returns float32 (n,), raw scores in input order.
 
-    def score_batch(self, prompts: Sequence[Prompt], responses: Sequence[str], *, progress: bool = False) -> np.ndarray:
+        Raises InputError on anything that is not text, TooLongError in strict mode, TemplateError where the template
+        cannot express the conversation.
+        """
+        turns, texts = turns_of(prompt), responses_of(responses)
+        return self.run(self.encode([turns] * len(texts), texts))
+
+    def score_batch(self, prompts: Iterable[Prompt], responses: Responses, *, progress: bool = False) -> np.ndarray:
         """Score one response to each of n prompts; float32 (n,), in input order. Errors as in `score`."""
         return self.shown(self.encode(prompts, responses), progress)
 
@@ -146,7 +151,7 @@ class RewardModel:
     def rank(
         self,
         prompt: Prompt,
-        responses: Sequence[str],
+        responses: Responses,
         *,
         exact: bool = False,
         confidence: float = CONFIDENCE,
@@ -157,8 +162,8 @@ class RewardModel:
 
     def rank_batch(
         self,
-        prompts: Sequence[Prompt],
-        responses: Sequence[Sequence[str]],
+        prompts: Iterable[Prompt],
+        responses: Iterable[Responses],
         *,
         exact: bool = False,
         confidence: float = CONFIDENCE,
@@ -178,19 +183,21 @@ class RewardModel:
         Raises InputError if the lists do not match, confidence is not between 0 and 1, the bound is no number of 0 or
         more, one is given without exact=True, or none is known; otherwise as `score`.
         """
-        if isinstance(prompts, str) or len(prompts) != len(responses):
-            raise InputError(f"expected a list of responses for each of {len(prompts)} prompts, found {len(responses)}")
-        counts = [len(responses_of(some)) for some in responses]
         if bound is not None and not exact:
             raise InputError("bound says which answers are scored again, which exact=True asks for: pass both or none")
+        asked = [turns_of(prompt) for prompt in items(prompts, FOR_EACH)]
+        texts = [responses_of(some) for some in items(responses, FOR_EACH)]
+        if len(asked) != len(texts):
+            raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
+        counts = [len(some) for some in texts]
         known = self.bound_of(bound, confidence) if exact else None
-        repeated = [prompt for prompt, n in zip(prompts, counts, strict=True) for _ in range(n)]
-        ids = self.read(self.encode(repeated, [text for some in responses for text in some]))
+        repeated = [turns for turns, n in zip(asked, counts, strict=True) for _ in range(n)]
+        ids = self.read(self.encode(repeated, [text for some in texts for text in some]))
         starts = np.cumsum([0, *counts])
         scores = self.shown(ids, progress)
         quick = [scores[start : start + n] for start, n in zip(starts, counts, strict=False)]
         if known is None:
-            return Rankings(plain_ranking(q, some) for q, some in zip(quick, responses, strict=True))
+            return Rankings(plain_ranking(q, some) for q, some in zip(quick, texts, strict=True))
         again: list[list[int]] = []
 
         def rescore(wanted: list[tuple[int, int]]) -> np.ndarray:
@@ -201,7 +208,7 @@ class RewardModel:
         limits = {n: known.limit(n, confidence) for n in sorted(set(counts)) if n > 1}
         gaps = [limits[n].gap if n > 1 else 0.0 for n in counts]
         full, raised = settled(quick, gaps, rescore)
-        found = Rankings(ranking(*one) for one in zip(quick, full, raised, responses, strict=True))
+        found = Rankings(ranking(*one) for one in zip(quick, full, raised, texts, strict=True))
         found.effort = Effort(
             answers=len(ids), rescored=len(again), tokens=self.engine.distinct(ids),
             rescored_tokens=self.engine.distinct(again), limits=limits,
@@ -237,7 +244,7 @@ class RewardModel:
                 self.opened_reference = self.open_reference(note.reference if note is not None else "fp32")
             return self.opened_reference
 
-    def explain(self, prompt: Prompt, response: str) -> Explanation:
+    def explain(self, prompt: Prompt, response: Response) -> Explanation:
         """The text, ids and pieces behind one score."""
         encoded = self.encode_one(prompt, responses_of([response])[0])
         score = float(self.run([encoded.token_ids])[0])
@@ -246,15 +253,16 @@ class RewardModel:
         pieces = [self.tokens.piece(i) for i in encoded.token_ids]
         return Explanation(encoded.text, encoded.token_ids, pieces, encoded.cut, self.template.name, score)
 
-    def encode(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[list[int]]:
+    def encode(self, prompts: Iterable[Prompt], responses: Responses) -> list[list[int]]:
         """Token ids of each prompt with its response, cut to `max_length`; warns once if any was cut."""
         texts = responses_of(responses)
-        if isinstance(prompts, str) or len(prompts) != len(texts):
-            found = "one string" if isinstance(prompts, str) else f"{len(prompts)} prompts"
+        asked = prompts if isinstance(prompts, str) else items(prompts, "prompts must be a list")
+        if isinstance(asked, str) or len(asked) != len(texts):
+            found = "one string" if isinstance(asked, str) else f"{len(asked)} prompts"
             raise InputError(
                 f"prompts and responses must be lists of one length, found {found} and {len(texts)} responses"
             )
-        encoded = [self.encode_one(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        encoded = [self.encode_one(prompt, text) for prompt, text in zip(asked, texts, strict=True)]
         cut = [e.cut for e in encoded if e.cut]
         if cut:
             side = self.template.cut if self.template is not None else ""
@@ -290,7 +298,7 @@ class RewardModel:
             raise InputError(f"sequence {k} has {len(array)} tokens, this model has {longest} positions")
         return [int(i) for i in array]
 
-    def stream(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Iterator[tuple[int, float]]:
+    def stream(self, prompts: Iterable[Prompt], responses: Responses) -> Iterator[tuple[int, float]]:
         """As `score_batch`, but position and score of each response as soon as its pack is done, in no order."""
         for group, found in self.engine.scores(self.read(self.encode(prompts, responses))):
             yield from zip(group, found.tolist(), strict=True)

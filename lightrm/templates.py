@@ -17,6 +17,10 @@ from lightrm.errors import TemplateError
 
 # {"role": "system" | "user" | "assistant" | "tool", "content": text}, and fields that a chat template may read.
 Turn = dict[str, Any]
+# What chat templates read of a turn beside its role and content, and the forms of this file have no place for.
+READ_ELSEWHERE = (
+    "name", "tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class PlainText:
     verified: bool = True
 
     def render(self, turns: Sequence[Turn], response: str, specials: re.Pattern[str]) -> Rendered:
+        check_said(self.name, turns)
         text = "".join([*(turn["content"] for turn in turns), response])
         return Rendered(text, ((0, len(text)),))
 
@@ -110,7 +115,9 @@ class Template:
     verified: bool = True
 
     def render(self, turns: Sequence[Turn], response: str) -> tuple[list[Piece], list[Piece]]:
-        """Pieces before the answer, and the answer's own with what closes it."""
+        """Pieces before the answer, and the answer's own with what closes it. Raises TemplateError on what a turn
+        holds and this form has no place for."""
+        check_said(self.name, turns)
         system, turns = split_system(turns)
         slot = any("{}" in piece.text for piece in self.opening if isinstance(piece, Text))
         if system is not None and not slot:  # a template without a place for it: it opens the first user turn
@@ -131,6 +138,14 @@ class Template:
         return before, [Text(response), *self.closing]
 
 
+def check_said(name: str, turns: Sequence[Turn]) -> None:
+    """Raises TemplateError if a turn says more than its content, which would be lost."""
+    for turn in turns:
+        for field in READ_ELSEWHERE:
+            if field in turn:
+                raise TemplateError(f"template {name!r} has no place for a turn's {field!r}: write it into its content")
+
+
 def fill(pieces: Sequence[Piece], content: str) -> list[Piece]:
     return [Text(p.text.replace("{}", content), p.glued) if isinstance(p, Text) else p for p in pieces]
 
@@ -141,7 +156,7 @@ def split_system(turns: Sequence[Turn]) -> tuple[str | None, list[Turn]]:
         rest = list(turns[1:])
         if not rest:
             raise TemplateError("a conversation needs a user turn, found only a system turn")
-        return turns[0]["content"], rest
+        return str(turns[0]["content"]), rest
     return None, list(turns)
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import lightrm
 from lightrm.cli import main
@@ -112,6 +115,86 @@ def test_errors_are_one_sentence(tmp_path: Path) -> None:
     assert result.exit_code == 1
     assert result.stderr.startswith("Error: ConfigError: ")
     assert "Traceback" not in result.output
+
+
+def score(folder: Path, *arguments: str, **options: object) -> Result:
+    return CliRunner().invoke(main, ["score", *arguments, "-m", str(folder), "--quiet"], **options)  # type: ignore
+
+
+def test_score_reads_what_evaluate_reads(folder: Path, tmp_path: Path) -> None:
+    rm = lightrm.load(folder)
+    turns = [{"role": "user", "content": "what?"}]
+    records = [
+        {"prompt": "what?", "chosen": "it is", "rejected": "no"},
+        {"prompt": "what?", "response": "it is"},
+        {"messages": [*turns, {"role": "assistant", "content": "it is"}]},
+        {"context": turns, "response1": "it is", "response2": "no", "overall_preference": 1},
+        {"prompt": "\n\nHuman: what?\n\nAssistant:", "responses": ["it is"], "format": "hh"},
+    ]
+    result = score(folder, "-", input="\n".join(map(json.dumps, records)))
+    assert result.exit_code == 0, result.stderr
+    found = [json.loads(line)["scores"] for line in result.stdout.splitlines()]
+    expected = rm.score("what?", ["it is", "no"]).tolist()
+    for scores in found:
+        np.testing.assert_allclose(scores, expected[: len(scores)], atol=1e-5)
+    assert [len(scores) for scores in found] == [2, 1, 1, 2, 1]
+    table = tmp_path / "in.csv"
+    table.write_text("prompt,chosen,rejected\nwhat?,it is,no\n")
+    for result in (score(folder, str(table)), score(folder, "-", input=table.read_text())):
+        assert result.exit_code == 0, result.stderr
+        np.testing.assert_allclose(json.loads(result.stdout)["scores"], expected, atol=1e-5)
+
+
+def test_what_the_system_refuses_is_one_sentence(folder: Path, tmp_path: Path, monkeypatch) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps(RECORDS[0]))
+    target = tmp_path / "out.jsonl"
+    for code in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO):
+
+        def refuse(file: object, code: int = code) -> None:
+            raise OSError(code, os.strerror(code), str(target))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", refuse)
+            result = score(folder, str(source), "-o", str(target))
+        assert result.exit_code == 1
+        assert result.stderr.splitlines()[-1] == f"Error: {os.strerror(code)}: {target}"
+    assert not target.exists()
+    assert score(folder, str(source), "-o", str(target)).exit_code == 0, "and the same command goes on"
+    folder_as_output = score(folder, str(source), "-o", str(tmp_path))
+    assert folder_as_output.exit_code == 2
+    assert "is a directory" in folder_as_output.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is full")
+def test_a_full_disk_and_a_reader_that_has_seen_enough(folder: Path, tmp_path: Path, monkeypatch, capfd) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(json.dumps(RECORDS[0]))
+    unread, closed = os.pipe()
+    os.close(unread)
+    for output, says in ((os.open("/dev/full", os.O_WRONLY), "Error: No space left on device\n"), (closed, "")):
+        monkeypatch.setattr(sys, "stdout", os.fdopen(output, "w"))
+        with pytest.raises(SystemExit) as ended:
+            main(["score", str(source), "-m", str(folder), "--quiet"])
+        assert ended.value.code == 1
+        assert capfd.readouterr().err == says
+        monkeypatch.undo()
+
+
+def test_a_bar_with_a_total(folder: Path, tmp_path: Path) -> None:
+    """Of a file; its name is no markup, nor is the model's."""
+    place = shutil.copytree(folder, tmp_path / "[red]")
+    source = place / "in [bold].jsonl"
+    source.write_text((json.dumps(RECORDS[0]) + "\n") * 40)
+    arguments = ["score", str(source), "-m", str(place)]
+    for more in ([], ["-o", str(tmp_path / "out.jsonl")]):
+        result = CliRunner().invoke(main, [*arguments, *more])
+        assert result.exit_code == 0, result.stderr
+        assert "40 of 40 records" in result.stderr
+        assert "100%" in result.stderr
+    written = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert json.loads(written[0])["scored_by"]["model"] == str(place)
+    assert "[red]" in CliRunner().invoke(main, ["score", str(source), "-m", str(place / "gone")]).stderr
 
 
 def test_inspect_reads_no_weights(folder: Path) -> None:

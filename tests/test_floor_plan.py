@@ -25,13 +25,19 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("measuring",),
     ("sensitivity",),
     ("jobs",),
+    ("journal",),
+    ("outputs",),
+    ("survey",),
+    ("identity",),
     ("opening",),
     ("scorer",),
     ("pages", "combination"),
     ("fidelity", "evaluation", "calibration"),
     ("agreement", "ranking"),
     ("questions", "cards"),
-    ("records",),
+    ("reading",),
+    ("tables",),
+    ("records", "forms"),
     ("conversation",),
     ("tokens",),
     ("chat", "checkpoint_tokenizer"),
@@ -59,7 +65,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
-HEAVY = ("transformers", "ray", "trl", "bitsandbytes", "peft", "datasets")
+HEAVY = ("transformers", "ray", "trl", "bitsandbytes", "peft", "datasets", "pandas", "polars")
 NAMELESS = {"utils", "util", "common", "helpers", "misc", "core", "base"}
 
 

@@ -7,11 +7,13 @@ import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet
 import pytest
 
 from lightrm.errors import InputError
-from lightrm.questions import Question, dialogue_turns, question_of, read_questions
+from lightrm.forms import dialogue_turns
+from lightrm.questions import Question, question_of, questions_of, read_questions
 
 DIALOGUE = "\n\nHuman: What is 2 + 2?\n\nAssistant: Four.\n\nHuman: And 3 + 3?\n\nAssistant:"
 TURNS = [
@@ -19,6 +21,7 @@ TURNS = [
     {"role": "assistant", "content": "Four."},
     {"role": "user", "content": "And 3 + 3?"},
 ]
+SIX_TURN, FISH_TURN = ({"role": "assistant", "content": said} for said in ("Six.", "Fish."))
 SIX = Question(TURNS, ("Six.", "Fish."), (1.0, 0.0), "en", "all", "all")
 
 
@@ -34,7 +37,20 @@ SIX = Question(TURNS, ("Six.", "Fish."), (1.0, 0.0), "en", "all", "all")
             "rejected": [*TURNS, {"role": "assistant", "content": "Fish."}],
         },
         {"prompt": TURNS, "responses": ["Six.", "Fish."], "scores": [1, 0]},
+        {"prompt": TURNS, "chosen": [SIX_TURN], "rejected": [FISH_TURN]},  # TRL, the prompt apart
+        {"prompt": TURNS, "chosen": [*TURNS, SIX_TURN], "rejected": [*TURNS, FISH_TURN]},
+        {"prompt": "And 3 + 3?", "chosen": [*TURNS, SIX_TURN], "rejected": [*TURNS, FISH_TURN], "messages": None},
+        {"prompt": np.array(TURNS, object), "chosen": np.array([SIX_TURN], object), "rejected": (FISH_TURN,)},
+        {"context": TURNS, "response1": "Six.", "response2": "Fish.", "overall_preference": -2},  # HelpSteer3
+        {"prompt": TURNS, "response_1": "Six.", "response_2": "Fish.", "preference_strength": -1},  # HelpSteer2
+        {"prompt": TURNS, "response_1": "Six.", "response_2": "Fish.", "winner": "model_a"},  # PPE
+        {"prompt": TURNS, "response_1": "Six.", "response_2": "Fish.", "label": "response_1"},
+        {"prompt": TURNS, "response_1": "Six.", "response_2": "Fish.", "scores": [True, False]},
+        {"prompt": TURNS, "response_a": "Six.", "response_b": "Fish.", "winner": "model_a"},  # Arena
+        {"prompt": TURNS, "response_a": "Six.", "response_b": "Fish.", "winner_model_a": "1", "winner_model_b": "0"},
+        {"conversation_a": [*TURNS, SIX_TURN], "conversation_b": [*TURNS, FISH_TURN], "winner": "model_a"},
     ],
+    ids=" ".join,
 )
 def test_forms_of_one_pair(record: dict) -> None:
     assert question_of(record) == SIX
@@ -49,6 +65,74 @@ def test_lists_and_columns() -> None:
     assert question_of({"prompt": "x", "responses": ["天空是蓝色的。"]}).worth is None
     assert question_of({"prompt": "x", "responses": ["天空是蓝色的。"]}).lang == "zh"
     assert question_of({"prompt": "x", "responses": ["sky"], "lang": "de"}).lang == "de"
+
+
+def test_one_answer_and_conversations() -> None:
+    for record in (
+        {"prompt": TURNS, "response": "Six."}, {"prompt": TURNS, "completion": [SIX_TURN]},
+        {"messages": [*TURNS, SIX_TURN]},
+        {"messages": TURNS, "response": SIX_TURN}, {"messages": TURNS, "responses": ["Six."]},
+    ):  # fmt: skip
+        found = question_of(record)
+        assert (found.prompt, found.responses, found.worth) == (TURNS, ("Six.",), None)
+    call = [{"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}, {"role": "tool", "content": "6"}]
+    tools = question_of({"prompt": TURNS, "chosen": [*call, SIX_TURN], "rejected": [*call, FISH_TURN]})
+    assert tools.prompt == [*TURNS, *call]
+    arena = question_of({"prompt": ["hi"], "response_a": ["Six."], "response_b": ["Fish."], "winner_model_b": 1})
+    assert (arena.prompt, arena.worth) == ([{"role": "user", "content": "hi"}], (0.0, 1.0))
+    many = question_of({"prompt": "x", "response_1": "a", "response_2": "b", "response_3": "c", "scores": [0, 1, 0]})
+    assert (many.responses, many.worth) == (("a", "b", "c"), (0.0, 1.0, 0.0))
+    passage = {"context": "a passage", "question": "?", "response": "y"}
+    with pytest.raises(InputError, match="found context, question, response"):
+        question_of(passage)
+
+
+def test_verdicts() -> None:
+    for said, worth in (
+        ("model_b", (0.0, 1.0)), ("A", (1.0, 0.0)), ("B>A", (0.0, 1.0)), ("tie", (0.0, 0.0)),
+        ("tie (bothbad)", (0.0, 0.0)), ("both_bad", (0.0, 0.0)),
+    ):  # fmt: skip
+        assert question_of({"prompt": "x", "response_a": "a", "response_b": "b", "winner": said}).worth == worth
+    for name, said in (("label", 1), ("label", 0), ("winner", "gpt-4"), ("label", "1")):
+        with pytest.raises(InputError, match=f'"{name}" is {said!r}: expected "model_a", "model_b" or "tie"'):
+            question_of({"prompt": "x", "response_1": "a", "response_2": "b", name: said})
+    for preference, worth in ((3, (0.0, 1.0)), (0, (0.0, 0.0)), ("-1", (1.0, 0.0))):
+        record = {"context": TURNS, "response1": "a", "response2": "b", "overall_preference": preference}
+        assert question_of(record).worth == worth
+    with pytest.raises(InputError, match="found NaN"):
+        question_of({"prompt": "x", "response1": "a", "response2": "b", "overall_preference": float("nan")})
+
+
+def test_bytes_that_are_no_text_are_reported(tmp_path: Path) -> None:
+    path, told = tmp_path / "a.jsonl", []
+    path.write_bytes(
+        b'{"prompt": "x", "chosen": "a\xff", "rejected": "b"}\n{"prompt": "x", "chosen": "a", "rejected": "b"}\n'
+        b'{"prompt": "\xff", "chosen": "a", "rejected": "b"}\n'
+        b'{"prompt": "x", "chosen": "a", "rejected": "b", "kind": "\xff"}'
+    )
+    found = read_questions(path, told.append)
+    assert [question.kind for question in found] == ["all", "\\udcff"]
+    assert [line.split(":")[0] for line in told] == ["record 1", "record 3"]
+    assert all("lone surrogate" in line for line in told)
+
+
+def test_questions_by_path_or_by_record(tmp_path: Path) -> None:
+    record = {"prompt": "x", "chosen": "a", "rejected": "b"}
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([record, record]))
+    expected = [question_of(record)] * 2
+    for given in (path, str(path), [record, record], (record for _ in range(2)), expected, [expected[0], record]):
+        assert questions_of(given) == expected
+    for given, says in (
+        (3, "found int 3"),
+        (record, "found dict"),
+        ([record, 3], "record 2: expected an object"),
+        (None, "None"),
+    ):
+        with pytest.raises(InputError, match=says):
+            questions_of(given)
+    with pytest.raises(InputError, match="there is no file"):
+        questions_of("gone.jsonl")
 
 
 def test_a_plain_prompt_stays_text_whatever_it_says() -> None:

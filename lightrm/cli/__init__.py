@@ -15,13 +15,23 @@ from lightrm.errors import LightRMError
 
 
 class Group(click.Group):
-    """Shows a LightRMError as one sentence, not as a traceback."""
+    """Shows a LightRMError, and what the system refuses, as one sentence, not as a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except LightRMError as error:
             raise click.ClickException(f"{type(error).__name__}: {error}") from error
+        except BrokenPipeError:
+            raise  # whoever reads the output has seen enough: click ends quietly
+        except OSError as error:
+            raise click.ClickException(refused(error)) from error
+
+
+def refused(error: OSError) -> str:
+    """What the system would not do, and with which file."""
+    named = "" if error.filename is None else f": {error.filename}"
+    return f"{error.strerror}{named}" if error.strerror else str(error) or type(error).__name__
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import lightrm
+
+if TYPE_CHECKING:
+    from lightrm.progress import Told
 
 SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 
@@ -16,7 +22,7 @@ SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 @click.command()
 @click.argument("source", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
-@click.option("-o", "--output", default="-", show_default=True, type=SINK, help="JSONL or .parquet file to write.")
+@click.option("-o", "--output", default="-", show_default=True, type=SINK, help="File to write.")
 @click.option(
     "--scheme", default="auto", show_default=True, help="auto, fp32, bf16, fp16, w8a8, w4a8, w4a8-g32, w4a16, nf4, ..."
 )
@@ -36,34 +42,43 @@ def score(
     strict: bool,
     quiet: bool,
 ) -> None:
-    """Score records {"prompt": ..., "responses": [...]} from SOURCE, JSONL (also gzipped) or Parquet; '-' is stdin.
+    """Score records from SOURCE: JSONL, a JSON array, CSV (all of them also gzipped) or Parquet; '-' is stdin.
 
-    A prompt is a string or a list of {"role", "content"} turns. Each record is written back with "scores" and
-    "scored_by" added. With -o, a run that was stopped goes on where it was when it is started again. Records that
-    cannot be scored are reported by number and left out; the exit status is then 1.
+    A record is {"prompt": ..., "responses": [...]}, or has any of the other forms that `lightrm evaluate` reads. A
+    prompt is a string or a list of {"role", "content"} turns. Each record is written back with "scores", one for each
+    of its answers in order (chosen ones before rejected), and "scored_by": as .jsonl, .jsonl.gz, .csv, .csv.gz or
+    .parquet. With -o, a run that was stopped goes on where it was when it is started again.
+
+    Records that cannot be scored are reported by number and left out, and reported again when a run goes on. The exit
+    status is 1 if there were any, or if the run failed; 0 if all records were scored.
     """
-    from lightrm import jobs, records
+    from lightrm import jobs, outputs, reading
     from lightrm.files import UNFINISHED
-    from lightrm.progress import token_progress
+    from lightrm.progress import row_progress
 
     def tell(problem: str) -> None:
         click.echo(problem, err=True)
 
-    if output != "-" and not Path(output).parent.is_dir():
-        raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
+    def shown(rows: int | None) -> AbstractContextManager[Told]:
+        return row_progress(rows, not quiet)
+
+    if output != "-":
+        if not Path(output).parent.is_dir():
+            raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
+        outputs.ending_of(Path(output))
     rm = lightrm.load(model, scheme=scheme, device=device, template=template, strict=strict, memory=memory)
-    with token_progress(None, not quiet) as advance:
-        if output != "-":
-            try:
-                with jobs.as_file(source, Path(output)) as path:
-                    counts = jobs.score_file(rm, model, path, Path(output), tell, advance)
-            except KeyboardInterrupt:
-                tell(f"stopped; the same command goes on from {output}{UNFINISHED}")
-                raise
-        else:
-            rows = records.json_rows(click.open_file("-", "rb")) if source == "-" else records.read_rows(Path(source))
-            with click.open_file("-", "w", encoding="utf-8") as sink:
-                counts = jobs.score_stream(rm, model, rows, sink, tell, advance)
+    if output != "-":
+        try:
+            counts = jobs.score_file(rm, model, source, Path(output), tell, shown)
+        except KeyboardInterrupt:
+            tell(f"stopped; the same command goes on from {output}{UNFINISHED}")
+            raise
+    else:
+        piped = source == "-"
+        rows = reading.line_rows(click.open_file("-", "rb")) if piped else reading.read_rows(Path(source))
+        total = None if piped or quiet else sum(1 for _ in reading.read_rows(Path(source)))
+        with shown(total) as told, click.open_file("-", "w", encoding="utf-8") as sink:
+            counts = jobs.score_stream(rm, model, rows, sink, tell, told)
     if counts.resumed:
         tell(f"{counts.resumed} records were scored by an earlier run")
     if counts.cut:
@@ -81,12 +96,12 @@ def demo() -> None:
     rm = lightrm.load("demo")
     console = Console()
     for prompt, responses in EXAMPLES:
-        table = Table(title=prompt, title_justify="left", title_style="bold", expand=True)
+        table = Table(title=Text(prompt), title_justify="left", title_style="bold", expand=True)
         for column in ("score", "the answer", "says"):
             table.add_column(column, overflow="fold")  # Chinese has no spaces to wrap at
         ranked = rm.rank(prompt, [text for _, text in responses])
         for row in ranked:
             note, text = responses[row.position]
-            table.add_row(f"{row.score:+.2f}", note, text)
+            table.add_row(f"{row.score:+.2f}", Text(note), Text(text))
         console.print(table)
     console.print(repr(rm), style="dim", markup=False, highlight=False)

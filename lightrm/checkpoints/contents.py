@@ -1,0 +1,157 @@
+"""What the files of a checkpoint hold, as checksums: one changed byte of the weights shows.
+
+A large file is read once and its checksum kept in the user's cache, under the file's path, size, times and inode: it is
+read again when one of them is another. One that was changed a moment ago is not kept, for a second change within
+the clock's tick would not show. Nothing is written beside the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
+from lightrm.checkpoints.detect import Checkpoint
+from lightrm.errors import CheckpointError
+from lightrm.files import write_text
+
+BLOCK = 2**24  # bytes; blocks are hashed side by side
+LARGE = 2**22  # bytes from which a checksum is kept
+YOUNG = 2.0  # seconds
+DIGITS = 16
+MANIFEST = "lightrm.json"
+NOT_SCORES = ("fidelity", "lightrm")  # fields of a manifest that change no score
+CONFIGS, SKIPPED = "*config*.json", ("tokenizer_config.json", "generation_config.json")
+SPELLING = ("*token*.json", "*.model", "vocab*", "merges.txt", "preprocessor_config.json")
+CHAT, CHAT_FIELD = ("chat_template*", "*.jinja", "additional_chat_templates/*"), "chat_template"
+
+
+def parts(checkpoint: Checkpoint) -> dict[str, str]:
+    """A checksum of each part of a model's files: weights, config, tokenizer, chat template."""
+    folders = list(dict.fromkeys((checkpoint.folder, checkpoint.base_folder)))
+    text = checkpoint.tokenizer_folder()
+    weights = [path for source in checkpoint.sources for path in source.opened]
+    settings = [path for folder in folders for path in found(folder, (CONFIGS,)) if path.name not in SKIPPED]
+    manifest = checkpoint.folder / MANIFEST
+    if manifest.is_file():  # lightrm's own folder
+        weights = found(checkpoint.folder, ("*.safetensors",))
+        settings.append(manifest)
+    chat = found(text, CHAT)
+    spelling = [path for path in found(text, SPELLING) if path not in chat]
+    return {
+        "weights": joined(weights, content),
+        "config": joined(settings, fields),
+        "tokenizer": joined(spelling, fields),
+        "chat template": joined([*chat, text / "tokenizer_config.json"], chat_text),
+    }
+
+
+def found(folder: Path, patterns: Iterable[str]) -> list[Path]:
+    return sorted({path for pattern in patterns for path in folder.glob(pattern) if path.is_file()})
+
+
+def joined(paths: Iterable[Path], what: Callable[[Path], str]) -> str:
+    """One checksum of some files, by name."""
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(json.dumps([path.name, what(path)]).encode())
+    return digest.hexdigest()[:DIGITS]
+
+
+def fields(path: Path) -> str:
+    """A small file; of a JSON object what changes a score, whatever its order."""
+    if path.name in (MANIFEST, "tokenizer_config.json"):
+        with suppress(ValueError, OSError):
+            held = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(held, dict):
+                skipped = (*NOT_SCORES, CHAT_FIELD)
+                held = {name: value for name, value in held.items() if name not in skipped}
+            return hashlib.sha256(json.dumps(held, sort_keys=True).encode()).hexdigest()
+    return content(path)
+
+
+def chat_text(path: Path) -> str:
+    """A chat template's file, or what tokenizer_config.json has of it."""
+    if path.name != "tokenizer_config.json":
+        return content(path)
+    with suppress(ValueError, OSError):
+        held = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(held, dict):
+            return json.dumps(held.get(CHAT_FIELD))
+    return ""
+
+
+def content(path: Path) -> str:
+    """sha256 of the checksums of a file's blocks, in hex. Raises CheckpointError if it cannot be read."""
+    try:
+        state = path.stat()
+        known = json.dumps(
+            [str(path.resolve()), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino, state.st_dev]
+        )
+        large = state.st_size >= LARGE
+        kept = cache() / hashlib.sha256(known.encode()).hexdigest() if large else None
+        if kept is not None and (had := read_kept(kept)):
+            return had
+        made = hashed(path, state.st_size)
+        after = path.stat()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
+    if (after.st_size, after.st_mtime_ns) != (state.st_size, state.st_mtime_ns):
+        raise CheckpointError(f"{path} was written to while it was read: load the model again")
+    if kept is not None and time.time() - max(state.st_mtime, state.st_ctime) > YOUNG:
+        keep(kept, made)
+    return made
+
+
+def hashed(path: Path, size: int) -> str:
+    def block(start: int) -> bytes:
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            read = bytearray(min(BLOCK, size - start))
+            filled = 0
+            while filled < len(read) and (got := file.readinto(memoryview(read)[filled:])):
+                filled += got
+        return hashlib.sha256(memoryview(read)[:filled]).digest()
+
+    whole = hashlib.sha256(str(size).encode())
+    if size <= BLOCK:
+        whole.update(block(0))
+        return whole.hexdigest()
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        for one in threads.map(block, range(0, size, BLOCK)):
+            whole.update(one)
+    return whole.hexdigest()
+
+
+def cache() -> Path:
+    """Where checksums are kept: LIGHTRM_CACHE, or lightrm's folder in the user's cache."""
+    named = os.environ.get("LIGHTRM_CACHE")
+    if named:
+        return Path(named) / "checksums"
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    else:
+        base = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "lightrm" / "checksums"
+
+
+def read_kept(path: Path) -> str:
+    """Empty where nothing is kept, or what is kept is damaged."""
+    with suppress(OSError, ValueError):
+        made, check = path.read_text(encoding="ascii").split()
+        if hashlib.sha256(made.encode()).hexdigest()[:DIGITS] == check:
+            return made
+    return ""
+
+
+def keep(path: Path, made: str) -> None:
+    """Where the cache cannot be written, the file is read again the next time."""
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, f"{made} {hashlib.sha256(made.encode()).hexdigest()[:DIGITS]}")

@@ -1,0 +1,44 @@
+"""What made a score: two scores are of one kind only if all of this is the same for both.
+
+Everything that a score depends on is here: the bytes of weights and adapter, config, tokenizer and chat template, and
+how they were loaded. Jobs and measurements go on only with the same, and name what differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from importlib.metadata import version
+
+from lightrm.checkpoints.contents import DIGITS, parts
+from lightrm.scorer import RewardModel
+
+SHOWN = ("model", "scheme", "template")
+
+
+def identity(rm: RewardModel, model: str) -> dict[str, str]:
+    """model: as it was asked for. Every value is short; raises CheckpointError if a file is gone."""
+    template = rm.template.name if rm.template is not None else "none"
+    return {
+        "model": model,
+        **parts(rm.checkpoint),
+        "scheme": rm.report.scheme.name,
+        "template": f"{template}, at most {rm.max_length} tokens",
+        "positions": str(rm.decoder.architecture.positions),
+        "parse_specials": str(rm.tokens is not None and rm.tokens.parse_specials),
+        "strict": str(rm.strict),
+        "device": rm.device.type,
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("lightrm", "transformers")),
+    }
+
+
+def summary(by: dict[str, str]) -> dict[str, str]:
+    """An identity as each scored record has it: the rest of it as one fingerprint."""
+    rest = {name: value for name, value in by.items() if name not in SHOWN}
+    fingerprint = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:DIGITS]
+    return {
+        "model": by["model"],
+        "fingerprint": fingerprint,
+        "scheme": by["scheme"],
+        "template": by["template"],
+    }
