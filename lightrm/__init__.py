@@ -1,8 +1,9 @@
 """lightrm: score answers with 7B and 13B reward models on the machine you have.
 
-    import lightrm
-    rm = lightrm.load("demo")                   # a folder, a hub id, or the bundled model
-    rm.score("What is 2 + 2?", ["4.", "Fish."])
+    >>> import lightrm
+    >>> rm = lightrm.load("demo")  # a folder, a hub id, or the bundled model
+    >>> [answer.response for answer in rm.rank("How do I make tea?", ["Boil water and", "Boil water and pour it over."])]
+    ['Boil water and pour it over.', 'Boil water and']
 
 Names are loaded on first use, so that `import lightrm` stays cheap.
 """

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from lightrm.architecture import Alibi, Architecture
-from lightrm.bounds import Bound, FidelityNote
+from lightrm.bounds import FidelityNote
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
 from lightrm.checkpoints.source import TensorSource
@@ -40,6 +40,7 @@ from lightrm.folding import Folding
 from lightrm.heads import PostStep, ValueHead
 from lightrm.linear import Linear, linear_for
 from lightrm.loading import LoadReport
+from lightrm.progress import Advance, ignored
 from lightrm.schemes.grammar import Scheme, parse_scheme
 from lightrm.schemes.int4 import Int4, dequantize
 from lightrm.streaming import StreamedLayers
@@ -165,7 +166,7 @@ def read_manifest(folder: Path) -> Manifest:
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
         note = None
         if (kept := raw.get("fidelity")) and not older_note(kept):
-            note = FidelityNote(kept["summary"], kept["reference"], Bound.read(kept["bound"]))
+            note = FidelityNote.read(kept)
         return Manifest(
             folder, raw["scheme"], raw["layout"], raw["template"], post, raw["sums"], sqnr, int(raw["bytes"]), note
         )
@@ -217,11 +218,12 @@ def restore(
     alibi: Alibi,
     twin: Decoder | None = None,
     streamed: bool = False,
+    advance: Advance = ignored,
 ) -> tuple[Decoder, ValueHead, LoadReport]:
     """Map the tensors, check their sums, and put the model together. Raises CorruptFileError.
 
     twin: a resident model whose equal tensors are taken instead; streamed: layers are read, and checked once, as they
-    are used.
+    are used. advance: called after each layer that is placed.
     """
     started = time.perf_counter()
     tensors = Tensors(manifest, device, streamed)
@@ -241,6 +243,7 @@ def restore(
             layer, saved = held_once(layer_of(tensors, i, a, scheme), beside)
             layers.append(layer)
             shared += saved
+            advance(1)
     decoder = Decoder(a, embedding, layers, None, scheme.dtype)
     kernels = kernels_for(device, scheme.path)
     seconds = time.perf_counter() - started

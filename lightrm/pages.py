@@ -67,7 +67,7 @@ def drawn(report: FidelityReport) -> Iterator[tuple[str, str]]:
     try:
         import_module("matplotlib")
     except ImportError:
-        yield "Plots", "<p>Plots need matplotlib: pip install 'lightrm[report]'</p>"
+        yield "Plots", "<p>Plots need matplotlib: pip install matplotlib</p>"
         return
     for name, figure in plots(report).items():
         picture = io.BytesIO()

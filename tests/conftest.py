@@ -30,6 +30,14 @@ def shared() -> Path:
 
 
 @pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of few draws, for tests that are about something else."""
+    from lightrm import agreement
+
+    monkeypatch.setattr(agreement, "DRAWS", 20)
+
+
+@pytest.fixture
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a kernel does not write stays NaN, or a number that no test expects."""
     new_empty = torch.Tensor.new_empty

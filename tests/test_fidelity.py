@@ -19,6 +19,7 @@ from lightrm.fidelity import FidelityReport
 from lightrm.sensitivity import measure_sensitivity
 from tests.test_scoring import write_model
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 RNG = np.random.default_rng(5)
 WORDS = ["it", "is", "the", "weather", "sunny", "warm", "and", "cold", "a", "day", "天气", "很", "好", "不", "晴"]
 
