@@ -32,9 +32,10 @@ def shared() -> Path:
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals of few draws, for tests that are about something else."""
-    from lightrm import agreement
+    from lightrm import agreement, fidelity
 
     monkeypatch.setattr(agreement, "DRAWS", 20)
+    monkeypatch.setattr(fidelity, "SLICE_DRAWS", 10)
 
 
 @pytest.fixture
