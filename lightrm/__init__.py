@@ -2,8 +2,9 @@
 
     >>> import lightrm
     >>> rm = lightrm.load("demo")  # a folder, a hub id, or the bundled model
-    >>> [answer.response for answer in rm.rank("How do I make tea?", ["Boil water and", "Boil water and pour it over."])]
-    ['Boil water and pour it over.', 'Boil water and']
+    >>> best = rm.rank("How do I make tea?", ["Boil water and", "Boil water and pour it over."])[0]
+    >>> best.response
+    'Boil water and pour it over.'
 
 Names are loaded on first use, so that `import lightrm` stays cheap.
 """

@@ -189,3 +189,26 @@ def test_figures_in_words_are_those_of_the_tables() -> None:
     foreign = [model["corrupted"][f"{lang} foreign"]["share"] for lang in ("zh", "en")]
     assert f"the first two in {100 * min(spoilt):.0f} to {100 * max(spoilt):.0f} of 100" in readme
     assert f"the last in {100 * min(foreign):.0f} to {100 * max(foreign):.0f}, and" in readme
+    assert "no more often than a coin (48.7 %, [below]" in readme
+    assert "both languages together: 48.7 %" in readme
+    rows = read_result("fidelity")["models"]["The 135 M reference model"]["rows"]
+    error = {name: row["whole"]["mean_error"]["value"] for name, row in rows.items()}
+    assert "calibrated w4a8 errs little more than a third as much in 1 % more bytes" in readme
+    assert 1 / 3 < error["w4a8+cal"] / error["nf4"] < 0.4
+    assert round(100 * rows["w4a8+cal"]["bytes"] / rows["nf4"]["bytes"]) == 101
+    assert "in groups of 32 less than a third" in readme
+    assert error["w4a8-g32+cal"] / error["nf4"] < 1 / 3
+    assert "Calibrated w8a8 errs by less than twice what bf16 does" in readme
+    assert error["w8a8+cal"] < 2 * error["bf16"]
+    exact = read_result("exact")["models"]["The 135 M reference model"]["w8a8+cal"]
+    sure = exact["0.995"]
+    assert sum(sure[what]["same order"] for what in ("pairs", "lists")) == 1833
+    assert "all 1833 questions have float32's order" in readme
+    shares = [sure[what]["rescored tokens"] / sure[what]["tokens"] for what in ("pairs", "lists")]
+    assert "an eighth of the pairs' tokens is scored again, but two thirds of the lists'" in readme
+    assert abs(shares[0] - 1 / 8) < 0.01
+    assert abs(shares[1] - 2 / 3) < 0.02
+    less = [exact["0.99"][what] for what in ("pairs", "lists")]
+    share = sum(one["rescored tokens"] for one in less) / sum(one["tokens"] for one in less)
+    right = sum(one["same order"] for one in less)
+    assert f"At 99 % it is {100 * share:.0f} % of all tokens for {right} questions" in readme
