@@ -12,6 +12,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from datetime import date
 from importlib.metadata import version
@@ -25,7 +26,7 @@ from lightrm import native
 from lightrm.checkpoints.hub import resolve
 from lightrm.conversation import Prompt
 from lightrm.engine import Engine
-from lightrm.errors import InputError
+from lightrm.errors import InputError, NumericsError
 from lightrm.evaluation import Evaluation, evaluate_scores
 from lightrm.fidelity import Asked, FidelityReport, Measured, build, without_infinities
 from lightrm.fields import made, read_object
@@ -147,14 +148,17 @@ def measured(rm: RewardModel, scheme: str, ids: Sequence[list[int]], tell: Tell 
 
 def warm_up(rm: RewardModel, ids: Sequence[list[int]]) -> None:
     """Compile what scoring ids will run, so that its time is of scoring alone: the largest and the smallest of its
-    packs through the first layer, twice, for the last layer of a model runs kernels of its own."""
+    packs through the first layer, twice, for the last layer of a model runs kernels of its own. What comes out of that
+    is no score, and may overflow."""
+    if not ids:
+        return
     every = sorted(packs(ids, rm.engine.tokens), key=lambda run: len(run[1]))
     layer, decoder = rm.decoder.layers[0], rm.decoder
     short = Decoder(decoder.architecture, decoder.embedding_VD, [layer, layer], decoder.final_norm_D, decoder.dtype)
     engine = Engine(short, rm.engine.head, rm.report.scheme, rm.engine.residence)
     for group in {tuple(group) for group, _ in (every[-1], every[0])}:
-        for _ in engine.scores([ids[i] for i in group]):
-            pass
+        with suppress(NumericsError):
+            list(engine.scores([ids[i] for i in group]))
     rm.token_budget = min(rm.token_budget, engine.tokens)  # lower, where the memory did not suffice
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import lightrm
@@ -20,8 +21,9 @@ from lightrm.agreement import Prompts, spread_of
 from lightrm.bounds import Bound, FidelityNote
 from lightrm.cli import main
 from lightrm.engine import Engine
-from lightrm.errors import InputError, SchemeError
+from lightrm.errors import InputError, NumericsError, SchemeError
 from lightrm.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
+from lightrm.heads import ValueHead
 from lightrm.measuring import spread
 from lightrm.opening import calibration_texts
 from lightrm.sensitivity import measure_sensitivity
@@ -279,6 +281,19 @@ def test_kernels_are_warm_before_the_clock_starts(folder: Path, data: Path, monk
     lightrm.evaluate(rm, questions)
     assert seen.index("clock") < next(k for k, what in enumerate(seen) if what != "clock")
     assert seen[-3:] == ["clock", ("all", 60), "clock"]
+
+
+def test_warming_up_says_nothing_of_the_model(folder: Path) -> None:
+    """No texts are no error; nor is an overflow of a layer that is run twice, which no score comes from."""
+    rm = lightrm.load(folder, scheme="fp32")
+    measuring.warm_up(rm, [])
+    scores = rm.score("what?", ["it is"])
+    bias_O = torch.full((1,), torch.inf)
+    rm.engine.head = ValueHead(rm.engine.head.weights, (bias_O,), rm.engine.head.post)
+    measuring.warm_up(rm, [[1, 2, 3]])
+    with pytest.raises(NumericsError):
+        rm.score("what?", ["it is"])
+    assert np.isfinite(scores).all()
 
 
 def test_the_limit_is_the_number_taken(data: Path) -> None:

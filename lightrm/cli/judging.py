@@ -58,6 +58,7 @@ def fidelity(
     """Measure how far each scheme moves the scores and the rankings of MODEL, against full precision, on the same ids.
 
     With -o, the report is written as fidelity.json and fidelity.html, and a run that was stopped goes on where it was.
+    Its tokens/s counts the tokens of all texts, a prompt's with each of its answers, and the seconds of scoring alone.
     A MODEL that `lightrm quantize` wrote gets the result into its manifest, for `lightrm.load` to show.
     """
     from lightrm import native

@@ -44,14 +44,17 @@ def score(
     """
     from lightrm import jobs, records
     from lightrm.files import UNFINISHED
-    from lightrm.progress import token_progress
+    from lightrm.progress import on_terminal, token_progress
 
     def tell(problem: str) -> None:
         click.echo(problem, err=True)
 
     if output != "-" and not Path(output).parent.is_dir():
         raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
-    rm = lightrm.load(model, scheme=scheme, device=device, template=template, strict=strict, memory=memory)
+    rm = lightrm.load(
+        model, scheme=scheme, device=device, template=template, strict=strict, memory=memory,
+        progress=on_terminal(quiet),
+    )  # fmt: skip
     with token_progress(None, not quiet) as advance:
         if output != "-":
             try:
