@@ -118,7 +118,9 @@ def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], alphabe
     second.no_truncation()
     second.no_padding()
     ids = {name: int(i) for name in alias.values() if (i := second.token_to_id(name)) is not None}
-    return Aliased(second, alias, ids, {ids[alias[spelling]]: i for spelling, i in spellings.items() if alias[spelling] in ids})
+    return Aliased(
+        second, alias, ids, {ids[alias[spelling]]: i for spelling, i in spellings.items() if alias[spelling] in ids}
+    )
 
 
 def rename(model: dict[str, Any], alias: Mapping[str, str]) -> None:
