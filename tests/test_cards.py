@@ -61,6 +61,13 @@ def test_a_model_is_held_against_its_card(tmp_path: Path) -> None:
     assert "1 of 2 scores" in bad.output
 
 
+def test_the_bundled_models_card_is_right() -> None:
+    found = CliRunner().invoke(main, ["verify-card", "demo", "--tolerance", "0.01"])
+    assert found.exit_code == 0, found.output
+    assert "MODEL_CARD.md" in found.output
+    assert "4 of 4 scores" in found.output
+
+
 def test_evaluations_stand_beside_the_users_own(tmp_path: Path, shared: Path) -> None:
     folder, data = write_model(tmp_path / "model"), tmp_path / "pairs.jsonl"
     data.write_text(json.dumps({"prompt": "x", "chosen": "it is", "rejected": "no"}))
