@@ -9,7 +9,7 @@ demo: .venv/installed
 	$(BIN)/lightrm demo
 
 test: check
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu

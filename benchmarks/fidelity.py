@@ -22,13 +22,14 @@ import numpy as np
 
 import lightrm
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
+from lightrm.conversation import Prompt
 from lightrm.fidelity import FidelityReport, Row, number, percent
 from lightrm.measuring import measure_fidelity
-from lightrm.questions import Question, calibration_pairs, read_questions
+from lightrm.questions import Question, questions_in, read_questions
 from lightrm.sensitivity import some_ids
 
 LONGEST = 512  # tokens
-CALIBRATION = 16384  # tokens
+CALIBRATION = 4 * 16384  # characters of prompts and answers, so 16384 tokens or more
 SCHEMES = ("w8a8", "w8a8+cal", "w4a8+cal", "w4a8-g32+cal", "nf4")
 PAIRS, LISTS = 160, 32
 ROUNDS, SPEED_TOKENS = 5, 6000
@@ -63,8 +64,18 @@ def models_of(reference: Path | None) -> dict[str, str]:
     return paths
 
 
+def calibration_text(data: Path) -> list[tuple[Prompt, str]]:
+    """The first training pairs, both answers of each, until there is text enough."""
+    found: list[tuple[Prompt, str]] = []
+    for question in questions_in(data / "pairs_train.jsonl.gz"):
+        found += [(question.prompt, response) for response in question.responses]
+        if sum(len(str(prompt)) + len(response) for prompt, response in found) > CALIBRATION:
+            break
+    return found
+
+
 def measured(path: str, questions: list[Question], schemes: Sequence[str], data: Path, keep: Path) -> FidelityReport:
-    text = list(calibration_pairs(data / "pairs_train.jsonl.gz", CALIBRATION))
+    text = calibration_text(data)
     return measure_fidelity(
         path, questions, name="held-out pairs and lists", schemes=schemes, max_length=LONGEST,
         calibration=text if any(scheme.endswith("+cal") for scheme in schemes) else None,

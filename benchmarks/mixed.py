@@ -22,15 +22,16 @@ from unittest.mock import patch
 import numpy as np
 
 import lightrm
-from benchmarks.fidelity import CALIBRATION, LISTS, LONGEST, PAIRS, every, held_out, models_of, options
+from benchmarks.fidelity import LISTS, LONGEST, PAIRS, calibration_text, every, held_out, models_of, options
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
 from lightrm.compensating import CompensatingLoader
-from lightrm.fidelity import estimate_of, number, percent
+from lightrm.fidelity import number, percent
+from lightrm.fields import made
 from lightrm.linear import FloatLinear, IntegerLinear, Linear
 from lightrm.native import LINEARS
 from lightrm.progress import item_progress
-from lightrm.questions import Question, calibration_pairs, read_questions
+from lightrm.questions import Question, read_questions
 from lightrm.sensitivity import exact_twin, scores_through, some_ids
 from lightrm.transformer import Layer, Layers
 from lightrm.weights import PlainWeight
@@ -120,7 +121,7 @@ def error_less(reference: Array, found: Array, other: Array, prompts: Prompts) -
 
 
 def compared(path: str, questions: list[Question], data: Path) -> dict[str, Any]:
-    text = list(calibration_pairs(data / "pairs_train.jsonl.gz", CALIBRATION))
+    text = calibration_text(data)
     prompts = Prompts(np.asarray([k for k, q in enumerate(questions) for _ in q.responses]))
 
     def scored(scheme: str, calibration: Any = text, eight: Collection[Place] = ()) -> tuple[Array, int]:
@@ -178,12 +179,12 @@ def table(result: dict[str, Any]) -> str:
             "| calibrated | weights | mean error | tau-b | flips |", "| --- | ---: | ---: | ---: | ---: |",
         ]  # fmt: skip
         for row, one in model["rows"].items():
-            error, tau, flips = (estimate_of(one[figure]) for figure in FIGURES)
+            error, tau, flips = (made(Estimate, one[figure]) for figure in FIGURES)
             figures = (percent(error), number(tau), percent(flips))
             lines.append(f"| {row} | {one['bytes'] / 2**20:.1f} MiB | {' | '.join(figures)} |")
         lines.append("")
         for rival, one in model["rivals"].items():
-            less = [percent(estimate_of(one[what])) for what in ("error less", "flips less")]
+            less = [percent(made(Estimate, one[what])) for what in ("error less", "flips less")]
             lines.append(f"{rival}, against {one['of the size of']}: error less by {less[0]}, flips by {less[1]}.  ")
         lines.append("")
     return "\n".join([*lines, measured_on(result), ""])

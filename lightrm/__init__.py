@@ -1,8 +1,10 @@
 """lightrm: score answers with 7B and 13B reward models on the machine you have.
 
-    import lightrm
-    rm = lightrm.load("demo")                   # a folder, a hub id, or the bundled model
-    rm.score("What is 2 + 2?", ["4.", "Fish."])
+    >>> import lightrm
+    >>> rm = lightrm.load("demo")  # a folder, a hub id, or the bundled model
+    >>> best = rm.rank("How do I make tea?", ["Boil water and", "Boil water and pour it over."])[0]
+    >>> best.response
+    'Boil water and pour it over.'
 
 Names are loaded on first use, so that `import lightrm` stays cheap.
 """

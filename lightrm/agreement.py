@@ -14,13 +14,15 @@ on the same data meet the same draws, and their differences are paired.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
+
+from lightrm.fields import INFINITE
 
 Array = NDArray[np.float64]
 DRAWS = 1000
@@ -43,7 +45,7 @@ class Bucket:
     """Flips among the pairs whose margin in the reference lies in [low, high) within-prompt standard deviations."""
 
     low: float
-    high: float
+    high: float = field(metadata=INFINITE)
     pairs: int
     flips: int
 
@@ -73,9 +75,9 @@ class Agreement:
 class Prompts:
     """Which answers compete: prompt, int (n,), names each answer's prompt. Draws are the same for the same prompts."""
 
-    def __init__(self, prompt: NDArray[np.int64], draws: int = DRAWS) -> None:
+    def __init__(self, prompt: NDArray[np.int64], draws: int | None = None) -> None:
         _, self.index, self.sizes = np.unique(prompt, return_inverse=True, return_counts=True)
-        self.draws = draws
+        self.draws = DRAWS if draws is None else draws
         order = np.argsort(self.index, kind="stable")
         self.members = np.split(order, np.cumsum(self.sizes)[:-1])
         pairs = [members[np.stack(np.triu_indices(len(members), 1), 1)] for members in self.members]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lightrm.errors import InputError
+from lightrm.fields import INFINITE, made
 
 CONFIDENCE = 0.995
 Scores = NDArray[np.floating]
@@ -65,16 +69,21 @@ class Bound:
     answers have no larger wrong gap than all of them: N are the prompts with as many answers or more. Where they are
     too few for the confidence that is asked for, the largest order error is taken: it is surer than N / (N + 1), nobody
     knows by how much.
+
+    Raises InputError if a number is none that can have been measured.
     """
 
     prompts: Mapping[int, int]
     gaps: tuple[tuple[float, int], ...]
-    error: float
+    error: float = field(metadata=INFINITE)
 
     def __post_init__(self) -> None:
-        """Raises ValueError on what nobody can have measured."""
-        if not all(number >= 0 for number in (self.error, *(gap for gap, _ in self.gaps))):  # NaN is not
-            raise ValueError(f"a gap or an error is 0 or more, found {self}")
+        if any(count < 0 for count in self.prompts.values()):
+            raise InputError(f"a bound counts prompts, found {dict(self.prompts)}")
+        if not (self.error >= 0 and all(gap >= 0 for gap, _ in self.gaps)):  # a NaN is not
+            raise InputError("a bound's gaps and error are distances, 0 or more: one of them is below 0 or NaN")
+        if any(after > before for (before, _), (after, _) in pairwise(self.gaps)):
+            raise InputError("a bound's gaps stand in order, the largest first")
 
     def limit(self, answers: int = 2, confidence: float = CONFIDENCE) -> Limit:
         """The smallest gap of that confidence for a prompt with so many answers, or what the prompts can say."""
@@ -95,12 +104,9 @@ class Bound:
         return cls(dict(sorted(sizes.items())), tuple(one for one in gaps if one[0]), error)
 
     @classmethod
-    def read(cls, raw: Mapping[str, Any]) -> Bound:
-        """From what `dataclasses.asdict` made of one, in JSON. Raises KeyError, TypeError, ValueError or
-        AttributeError on anything else."""
-        error = math.inf if raw["error"] is None else raw["error"]
-        prompts = {int(answers): count for answers, count in raw["prompts"].items()}
-        return cls(prompts, tuple((gap, answers) for gap, answers in raw["gaps"]), error)
+    def read(cls, raw: Any) -> Bound:
+        """From what `dataclasses.asdict` made of one, in JSON. Raises InputError on anything else."""
+        return made(cls, raw, "the bound")
 
     def __str__(self) -> str:
         return ", ".join(f"{n} answers: {self.limit(n)}" for n in self.prompts)
@@ -113,3 +119,8 @@ class FidelityNote:
     summary: str
     reference: str
     bound: Bound
+
+    @classmethod
+    def read(cls, raw: Any) -> FidelityNote:
+        """As `Bound.read`."""
+        return made(cls, raw, "what was measured")

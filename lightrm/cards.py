@@ -1,4 +1,4 @@
-"""A model card's own numbers, read out of its README.md, so that weights at hand can be held against them.
+"""A model card's own numbers, read out of its README.md or MODEL_CARD.md, to hold the weights at hand against them.
 
 Two forms: Python examples that assign `query` and `response` and end in a comment `# reward: ...`, as Ziya's card has
 them, and JSON results with the fields of an evaluation, as the Baichuan reward models' card has them. Code of a card is
@@ -16,7 +16,8 @@ from typing import Any
 
 from lightrm.errors import InputError
 
-CARD = "README.md"
+CARDS = ("README.md", "MODEL_CARD.md")
+UNREADABLE = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError, OverflowError)  # of code and JSON
 FENCE = re.compile(r"```(?:python|py)?[^\S\n]*\n(.*?)```", re.DOTALL)
 REWARD = re.compile(r"#\s*rewards?:\s*(.+)")
 RESULT = re.compile(r"^#\s*([\w.-]+)[^\n{]*\n(\{[^{}]*\})", re.MULTILINE | re.ASCII)
@@ -46,9 +47,12 @@ def find_card(folder: Path) -> Path:
     Raises InputError if there is none.
     """
     for place in (folder, folder.parent):
-        if (place / CARD).is_file():
-            return place / CARD
-    raise InputError(f"{folder} has no {CARD}, and neither has the folder above it: pass the card's file")
+        for name in CARDS:
+            if (place / name).is_file():
+                return place / name
+    raise InputError(
+        f"neither {folder} nor the folder above it has a {' or '.join(CARDS)}: pass the card's file (--card)"
+    )
 
 
 def read_card(path: Path) -> Card:
@@ -60,7 +64,10 @@ def read_card(path: Path) -> Card:
     examples = [example for block in FENCE.findall(text) if (example := example_of(block)) is not None]
     results = {name: fields for name, block in RESULT.findall(text) if (fields := fields_of(block))}
     if not examples and not results:
-        raise InputError(f"{path} holds neither examples with their rewards nor evaluation results")
+        raise InputError(
+            f"the card {path} publishes no number to compare with: neither an example (query = ..., response = ..., "
+            f"# reward: ...) nor evaluation results ({MARK}, ...)"
+        )
     return Card(tuple(dict.fromkeys(examples)), results)
 
 
@@ -70,29 +77,34 @@ def example_of(block: str) -> Example | None:
     try:
         statements = ast.parse(block).body
         scores = ast.literal_eval(published[1].strip()) if published is not None else None
-    except (SyntaxError, ValueError):
+    except UNREADABLE:
         return None
     assigned: dict[str, Any] = {}
     for statement in statements:
         if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
             try:
                 assigned[statement.targets[0].id] = ast.literal_eval(statement.value)
-            except ValueError:
+            except UNREADABLE:
                 continue  # computed, not written out
     query, answers = assigned.get("query"), assigned.get("response")
     responses = [answers] if isinstance(answers, str) else answers
-    values = [scores] if isinstance(scores, int | float) else scores
-    if not isinstance(query, str) or not isinstance(responses, list) or not isinstance(values, list):
+    values = scores if isinstance(scores, list) else [scores]
+    if not isinstance(query, str) or not isinstance(responses, list) or len(values) != len(responses):
         return None
-    if len(values) != len(responses):
+    if not all(isinstance(text, str) for text in responses) or not all(map(is_number, values)):
         return None
-    return Example(query, tuple(map(str, responses)), tuple(map(float, values)))
+    return Example(query, tuple(responses), tuple(map(float, values)))
+
+
+def is_number(value: Any) -> bool:
+    """A score that a float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def fields_of(block: str) -> dict[str, float]:
     try:
         raw = json.loads(block)
-    except ValueError:
+    except UNREADABLE:
         return {}
-    fields = {name: float(value) for name, value in raw.items() if isinstance(value, int | float)}
+    fields = {name: float(value) for name, value in raw.items() if is_number(value)}
     return fields if MARK in fields else {}

@@ -23,7 +23,6 @@ from lightrm.errors import SchemeError
 from lightrm.linear import FloatLinear, Linear, settled
 from lightrm.loading import Loader
 from lightrm.packing import PackedBatch
-from lightrm.progress import item_progress
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import dequantize, group_for
 from lightrm.schemes.int8 import dequantize_rows
@@ -77,11 +76,10 @@ class CompensatingLoader(Loader):
         decoder = Decoder(self.architecture, embedding_VD, layers, None, torch.float32)
         exact = [embedding_VD[pack.token_ids_T].float() for pack in self.packs]
         sides = [x.to(self.scheme.dtype, copy=True) for x in exact], exact
-        with item_progress(self.architecture.layers, "layers rounded") as advance:
-            for i in range(self.architecture.layers):
-                layer, sides = self.passed(decoder, i, sides)
-                layers.append(self.once(layer, self.beside(i)))
-                advance(1)
+        for i in range(self.architecture.layers):
+            layer, sides = self.passed(decoder, i, sides)
+            layers.append(self.once(layer, self.beside(i)))
+            self.advance(1)
         return layers
 
     def passed(self, decoder: Decoder, i: int, sides: Sides) -> tuple[Layer, Sides]:

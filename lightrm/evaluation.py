@@ -20,13 +20,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Group
 from scipy.stats import binomtest
 
 from lightrm.agreement import Array, Estimate, Prompts, estimate, margins, share
 from lightrm.errors import InputError
 from lightrm.questions import Question
+from lightrm.tables import Column, Sheet, plain_text
 
 STEP = 8  # pairs
 
@@ -72,26 +72,32 @@ class Evaluation:
 
     def __rich__(self) -> Group:
         title = f"{self.model} as {self.scheme} on {self.pairs} pairs of {self.prompts} prompts of {self.data}"
-        whole = Table(title=title, title_justify="left", show_header=False)
-        accuracy = f"{self.fields['eval_accuracy']:.4f}  ({self.accuracy.low:.4f} - {self.accuracy.high:.4f})"
-        whole.add_row("eval_accuracy", accuracy)
-        whole.add_row("eval_loss", f"{self.loss.value:.4f}  ({self.loss.low:.4f} - {self.loss.high:.4f})")
-        for name in ("eval_runtime", "eval_samples_per_second", "eval_steps_per_second"):
-            whole.add_row(name, f"{self.fields[name]}")
-        whole.add_row("a coin", "0.5000, loss 0.6931")
-        whole.add_row("the longer answer", f"{self.longer.value:.4f}  ({self.longer.low:.4f} - {self.longer.high:.4f})")
-        table = Table("by", "", "accuracy", "the longer answer", "pairs")
-        for part in self.parts:
-            table.add_row(part.by, part.name, percent(part.accuracy), percent(part.longer), str(part.accuracy.n))
-        return Group(whole, table)
+        lines = [
+            ("eval_accuracy", interval(self.accuracy)),
+            ("eval_loss", interval(self.loss)),
+            *((name, f"{self.fields[name]}") for name in list(self.fields)[2:]),
+            ("a coin", "0.5000, loss 0.6931"),
+            ("the longer answer", interval(self.longer)),
+        ]
+        whole = Sheet((Column("", words=True), Column("", words=True)), tuple(lines), title)
+        headings = (
+            Column("by", words=True), Column("", words=True), Column("accuracy"), Column("the longer answer"),
+            Column("pairs"),
+        )  # fmt: skip
+        parts = tuple(
+            (part.by, part.name, percent(part.accuracy), percent(part.longer), str(part.accuracy.n))
+            for part in self.parts
+        )
+        return Group(whole, Sheet(headings, parts)) if parts else Group(whole)
 
     def __str__(self) -> str:
-        console = Console(width=120, color_system=None, force_jupyter=False)
-        with console.capture() as captured:
-            console.print(self)
-        return captured.get()
+        return plain_text(self, 80)
 
     __repr__ = __str__
+
+
+def interval(e: Estimate) -> str:
+    return f"{e.value:.4f}  ({e.low:.4f} - {e.high:.4f})"
 
 
 def percent(e: Estimate) -> str:

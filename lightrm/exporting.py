@@ -34,6 +34,7 @@ from lightrm.native import LINEARS, is_native
 from lightrm.opening import calibration_packs, choose_device, text_side
 from lightrm.packers import Packer, WholePacker
 from lightrm.packing import PackedBatch
+from lightrm.progress import item_progress
 from lightrm.schemes import grouped
 from lightrm.schemes.grammar import Scheme, parse_scheme
 from lightrm.scorer import length_limit
@@ -52,6 +53,7 @@ def export_gptq(
     template: str | None = None,
     revision: str | None = None,
     calibration: Sequence[tuple[Prompt, str]] | None = None,
+    progress: bool = False,
 ) -> LoadReport:
     """Quantize a checkpoint and write it as GPTQ files; arguments as for `lightrm.load`.
 
@@ -77,7 +79,8 @@ def export_gptq(
     tokens, form, no_text = text_side(checkpoint, template, parse_specials=False)
     longest = length_limit(None, form, tokens, checkpoint.architecture)
     packs = calibration_packs(tokens, form, no_text, calibration, longest, checkpoint.reading)
-    decoder, _, report = GptqLoader(checkpoint, wanted, place, packs, group).load()
+    with item_progress(checkpoint.architecture.layers, "layers rounded", progress) as advance:
+        decoder, _, report = GptqLoader(checkpoint, wanted, place, packs, group).load(advance=advance)
     write(destination, checkpoint, decoder, group)
     return report
 

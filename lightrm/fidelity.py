@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
 
-from lightrm.agreement import Agreement, Array, Bucket, Estimate, Prompts, agreement
+from lightrm.agreement import Agreement, Array, Estimate, Prompts, agreement
 from lightrm.bounds import Bound, FidelityNote
 from lightrm.errors import InputError
+from lightrm.fields import INFINITE, made, read_object
+from lightrm.tables import Column, Sheet
 
 FORMAT = 3
 BANDS = ((0, 128), (128, 512), (512, None))  # tokens of a prompt with its answer
@@ -38,7 +37,7 @@ class Measured:
     scores: Array
     bytes: int
     tokens_per_second: float
-    sqnr_db: Mapping[str, float] = field(default_factory=dict)
+    sqnr_db: Mapping[str, float] = field(default_factory=dict, metadata=INFINITE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ class Row:
     tokens_per_second: float
     agreement: Agreement
     slices: dict[str, Agreement]
-    sqnr_db: dict[str, float]
+    sqnr_db: dict[str, float] = field(metadata=INFINITE)
     bound: Bound
 
 
@@ -93,16 +92,17 @@ class Sensitivity:
         """Layers, the one that moves the score most first."""
         return sorted(range(len(self.layers)), key=lambda i: -self.layers[i])
 
-    def table(self) -> Table:
-        title = f"{self.scheme}, one layer at a time, {self.answers} answers; all layers {100 * self.whole:.2f} %"
-        table = Table("layer", "moves the score by", "", title=title, title_justify="left")
-        top = max(self.layers) or 1.0
-        for i, moved in enumerate(self.layers):
-            table.add_row(str(i), f"{100 * moved:.2f} %", "█" * round(30 * moved / top))
-        return table
+    def table(self) -> Sheet:
+        top = max((moved for moved in self.layers if moved > 0), default=1.0)
+        bars = ("█" * round(30 * moved / top) if moved > 0 else "" for moved in self.layers)
+        return Sheet(
+            (Column("layer"), Column("moves the score by"), Column("", words=True)),
+            tuple((str(i), f"{100 * self.layers[i]:.2f} %", bar) for i, bar in enumerate(bars)),
+            f"{self.scheme}, one layer at a time, {self.answers} answers; all layers {100 * self.whole:.2f} %",
+        )
 
     def __str__(self) -> str:
-        return plain_text(self.table(), 80)
+        return str(self.table())
 
     __repr__ = __str__
 
@@ -151,16 +151,13 @@ class FidelityReport:
             if not row.agreement.tau.value >= tau  # a NaN is no pass
         ]
 
-    def table(self) -> Table:
-        title = (
-            f"{self.model} against {self.reference}, {self.prompts} prompts with {self.answers} answers of {self.data}"
+    def table(self) -> Sheet:
+        return Sheet(
+            tuple(Column(name, words=name == "scheme") for name in HEADINGS),
+            tuple((scheme, *map(stacked, rest)) for scheme, *rest in self.cells()),
+            f"{self.model} against {self.reference}, {self.prompts} prompts with {self.answers} answers of {self.data}",
+            TOKENS_PER_SECOND,
         )
-        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-        for name in HEADINGS:
-            table.add_column(name, justify="left" if name == "scheme" else "right")
-        for cells in self.cells():
-            table.add_row(*map(stacked, cells))
-        return table
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table's rows, as text: the reference, the noise floor, the schemes."""
@@ -180,23 +177,26 @@ class FidelityReport:
     @classmethod
     def read(cls, path: str | Path) -> FidelityReport:
         """A report from its JSON. Raises InputError if the file is none."""
+        raw = read_object(Path(path), "a fidelity report")
+        if raw.pop("format", None) != FORMAT:
+            raise InputError(f"{path} is a fidelity report of another format, or none: measure again")
         try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-            if raw.pop("format") != FORMAT:
-                raise InputError(f"{path} is a fidelity report of another format: measure again")
-            raw["rows"] = tuple(row_of(row) for row in raw["rows"])
-            raw["floor"] = row_of(raw["floor"]) if raw["floor"] else None
-            raw["accuracy"] = estimate_of(raw["accuracy"]) if raw["accuracy"] else None
-            raw["sensitivity"] = tuple(Sensitivity(**s | {"layers": tuple(s["layers"])}) for s in raw["sensitivity"])
-            raw["scores"] = {name: np.asarray(found, np.float64) for name, found in raw["scores"].items()}
-            return cls(**raw)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path} is not a fidelity report: {error!r}") from error
+            report = made(cls, raw, "the report")
+            report.check()
+        except InputError as error:
+            raise InputError(f"{path} is not a fidelity report: {error}") from error
+        return report
+
+    def check(self) -> None:
+        """Raises InputError unless there is a score of each scheme for each answer."""
+        rows = [*([self.floor] if self.floor else []), *self.rows]
+        for scheme in (self.reference, *(row.scheme for row in rows)):
+            found = len(self.scores[scheme]) if scheme in self.scores else 0
+            if found != self.answers:
+                raise InputError(f"it is of {self.answers} answers and holds {found} scores of {scheme}")
 
     def __str__(self) -> str:
-        return plain_text(self.table(), 110)
+        return str(self.table())
 
     __repr__ = __str__
 
@@ -204,6 +204,10 @@ class FidelityReport:
         return html_table(HEADINGS, self.cells())
 
 
+TOKENS_PER_SECOND = (
+    "tokens/s: tokens of all texts, a prompt's with each of its answers, over the seconds of scoring them, once the "
+    "model is loaded and its kernels are compiled."
+)
 FIGURES = ("mean error", "99th percentile", "tau-b", "tau-b in prompts", "flips", "same best")
 HEADINGS = ("scheme", "weights", "tokens/s", *FIGURES, "accuracy")
 
@@ -273,13 +277,6 @@ def build(
     )
 
 
-def plain_text(table: Table, width: int) -> str:
-    console = Console(width=width, color_system=None, force_jupyter=False)
-    with console.capture() as captured:
-        console.print(table)
-    return captured.get()
-
-
 def without_infinities(value: Any) -> Any:
     """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, dict):
@@ -287,30 +284,6 @@ def without_infinities(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [without_infinities(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def row_of(raw: dict[str, Any]) -> Row:
-    slices = {name: agreement_of(part) for name, part in raw["slices"].items()}
-    sqnr_db = {name: math.inf if db is None else db for name, db in raw["sqnr_db"].items()}
-    read = {"agreement": agreement_of(raw["agreement"]), "bound": Bound.read(raw["bound"])}
-    return Row(**raw | read | {"slices": slices, "sqnr_db": sqnr_db})
-
-
-def agreement_of(raw: dict[str, Any]) -> Agreement:
-    read: dict[str, Any] = {name: estimate_of(value) if is_estimate(value) else value for name, value in raw.items()}
-    read["buckets"] = tuple(
-        Bucket(**b | {"high": math.inf if b["high"] is None else b["high"]}) for b in raw["buckets"]
-    )
-    return Agreement(**read)
-
-
-def is_estimate(value: Any) -> bool:
-    return isinstance(value, dict) and "low" in value
-
-
-def estimate_of(raw: dict[str, Any]) -> Estimate:
-    known: dict[str, Any] = {name: math.nan if value is None else value for name, value in raw.items()}
-    return Estimate(**known)
 
 
 def shortest(score: float) -> float:

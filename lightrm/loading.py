@@ -24,6 +24,7 @@ from lightrm.folding import Folding
 from lightrm.heads import ValueHead
 from lightrm.linear import Linear, linear_for
 from lightrm.packers import Packer, WholePacker, packer_for
+from lightrm.progress import Advance, ignored
 from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
@@ -88,9 +89,12 @@ class Loader:
         self.sqnr_db: dict[str, float] = {}
         self.checked: set[int] = set()  # layers that were read before
         self.measures = True
+        self.advance: Advance = ignored
 
-    def load(self, streamed: bool = False) -> tuple[Decoder, ValueHead, LoadReport]:
-        """streamed: layers stay in the file, and are read and checked in the first pass over them."""
+    def load(self, streamed: bool = False, advance: Advance = ignored) -> tuple[Decoder, ValueHead, LoadReport]:
+        """streamed: layers stay in the file, and are read and checked in the first pass over them. advance: called
+        after each layer that is placed."""
+        self.advance = advance
         started = time.perf_counter()
         a = self.architecture
         check_tensors(self.checkpoint)
@@ -158,7 +162,11 @@ class Loader:
         self.sqnr_db[name] = ratio_db(signal, noise)
 
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
-        return [self.layer(i) for i in range(self.architecture.layers)]
+        layers = []
+        for i in range(self.architecture.layers):
+            layers.append(self.layer(i))
+            self.advance(1)
+        return layers
 
     def layer(self, i: int) -> Layer:
         """Checked and measured the first time."""

@@ -12,7 +12,8 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -23,21 +24,27 @@ import torch
 
 from lightrm import native
 from lightrm.checkpoints.contents import parts
+from lightrm.checkpoints.hub import resolve
 from lightrm.conversation import Prompt
-from lightrm.errors import InputError
+from lightrm.engine import Engine
+from lightrm.errors import InputError, NumericsError
 from lightrm.evaluation import Evaluation, evaluate_scores
-from lightrm.fidelity import Asked, FidelityReport, Measured, build
+from lightrm.fidelity import Asked, FidelityReport, Measured, build, without_infinities
+from lightrm.fields import made, read_object
 from lightrm.files import write_text
 from lightrm.identity import identity
 from lightrm.opening import choose_device, load
+from lightrm.prefixes import packs
 from lightrm.questions import Question, questions_of
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel
 from lightrm.sensitivity import measure_sensitivity
+from lightrm.transformer import Decoder
 
 SCHEMES = ("w8a8", "w4a8")
 CALIBRATED = "+cal"
 Calibration = Sequence[tuple[Prompt, str]]
+Tell = Callable[[str], None]
 
 
 def measure_fidelity(
@@ -55,7 +62,7 @@ def measure_fidelity(
     calibration: Calibration | None = None,
     layers: bool = False,
     keep: Path | None = None,
-    tell: Callable[[str], None] | None = None,
+    tell: Tell | None = None,
     progress: bool = False,
 ) -> FidelityReport:
     """How far each scheme moves the scores of one model.
@@ -71,12 +78,15 @@ def measure_fidelity(
     """
     questions = questions_of(data, tell)
     place = choose_device(device)
-    quantized = native.is_native(Path(model))
-    source = reference_model if quantized else model
+    folder = resolve(model if isinstance(model, str) else Path(model))
+    quantized = native.is_native(folder)
+    source = reference_model if quantized else folder
     if source is None:
         raise InputError(f"{model} is quantized: name the model it was made from as the reference (--reference-model)")
     if quantized:
-        schemes = [native.read_manifest(Path(model)).scheme]
+        schemes = [native.read_manifest(folder).scheme]
+    for scheme in (reference, *schemes):  # before the minutes of work, not after
+        parse_scheme(scheme.removesuffix(CALIBRATED), place)
 
     asks = [scheme for scheme in schemes if scheme.endswith(CALIBRATED)]
     if bool(asks) != bool(calibration):
@@ -88,27 +98,29 @@ def measure_fidelity(
         plain = scheme.removesuffix(CALIBRATED)
         text = calibration if plain != scheme else None
         return load(
-            path, scheme=plain, device=device, template=template, max_length=max_length, memory=memory, calibration=text
-        )
+            path, scheme=plain, device=device, template=template, max_length=max_length, memory=memory,
+            calibration=text, progress=progress,
+        )  # fmt: skip
 
     rm = opened(source, reference)
     prompts = [q.prompt for q in questions for _ in q.responses]
     ids = rm.encode(prompts, [text for q in questions for text in q.responses])
     of = {scheme: {"calibration": digest(calibration)} for scheme in asks}
     if quantized:
-        of = {scheme: {"quantized": digest(parts(native.open_native(Path(model))[1]))} for scheme in schemes}
-    key = {**identity(rm, str(source)), "ids": digest(ids), "device": str(place), "memory": str(memory)}
-    kept = Kept(keep, {**key, "versions": about(place)["versions"]}, of)
+        of = {scheme: {"quantized": digest(parts(native.open_native(folder)[1]))} for scheme in schemes}
+    named = str(reference_model if quantized else model)
+    key = {**identity(rm, named), "ids": digest(ids), "device": str(place), "memory": str(memory)}
+    kept = Kept(keep, {**key, "versions": about(place)["versions"]}, of, tell)
     exact = kept.get(reference) or kept.put(measured(rm, reference, ids, tell, progress))
     del rm
     found = []
     half = floor_of(reference, place)
-    for path, scheme in [(source, half)] * bool(half) + [(model, scheme) for scheme in schemes]:
+    for path, scheme in [(source, half)] * bool(half) + [(folder, scheme) for scheme in schemes]:
         done = kept.get(scheme)
         found.append(done or kept.put(measured(opened(path, scheme), scheme, ids, tell, progress)))
     floor, rest = (found[0], found[1:]) if half else (None, found)
     alone = tuple(
-        measure_sensitivity(opened(model, scheme), questions)
+        measure_sensitivity(opened(folder, scheme), questions, progress=progress)
         for scheme in (schemes if layers and not quantized else ())
         if parse_scheme(scheme.removesuffix(CALIBRATED), place).integer
     )
@@ -124,16 +136,37 @@ def floor_of(reference: str, device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "bf16"
 
 
-def measured(
-    rm: RewardModel, scheme: str, ids: Sequence[list[int]], tell: Callable[[str], None] | None, progress: bool
-) -> Measured:
+def measured(rm: RewardModel, scheme: str, ids: Sequence[list[int]], tell: Tell | None, progress: bool) -> Measured:
     if tell is not None:
         tell(f"{scheme}: {rm.report}; {rm.engine.residence}")
+    warm_up(rm, ids)
     started = time.perf_counter()
     scores = rm.shown(ids, progress)
     seconds = time.perf_counter() - started
     tokens = sum(map(len, ids))
     return Measured(scheme, scores.astype(np.float64), rm.report.bytes, tokens / seconds, dict(rm.report.sqnr_db))
+
+
+def warm_up(rm: RewardModel, ids: Sequence[list[int]]) -> None:
+    """Compile what scoring ids will run, so that its time is of scoring alone: the largest and the smallest of its
+    packs through the first layer, twice, for the last layer of a model runs kernels of its own. What comes out of that
+    is no score, and may overflow."""
+    if not ids:
+        return
+    every = sorted(packs(ids, rm.engine.tokens), key=lambda run: len(run[1]))
+    layer, decoder = rm.decoder.layers[0], rm.decoder
+    short = Decoder(decoder.architecture, decoder.embedding_VD, [layer, layer], decoder.final_norm_D, decoder.dtype)
+    engine = Engine(short, rm.engine.head, rm.report.scheme, rm.engine.residence)
+    for group in {tuple(group) for group, _ in (every[-1], every[0])}:
+        with suppress(NumericsError):
+            list(engine.scores([ids[i] for i in group]))
+    rm.token_budget = min(rm.token_budget, engine.tokens)  # lower, where the memory did not suffice
+
+
+def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
+    """So many of them, evenly over all; all where there are no more or nobody said."""
+    taken = min(count or len(questions), len(questions))
+    return [questions[k * len(questions) // taken] for k in range(taken)]
 
 
 def asked(name: str, questions: Sequence[Question], ids: Sequence[list[int]]) -> Asked:
@@ -165,10 +198,13 @@ class Kept:
     """Scores that are done, a file each, in a folder; of another model or other ids they are not taken.
 
     key: what all of them are of; of: what one scheme's are of besides, its calibration text or its quantized folder.
+    A file that is damaged is told of, and its scheme measured again.
     """
 
-    def __init__(self, folder: Path | None, key: dict[str, str], of: dict[str, dict[str, str]]) -> None:
-        self.folder, self.key, self.of = folder, key, of
+    def __init__(
+        self, folder: Path | None, key: dict[str, str], of: dict[str, dict[str, str]], tell: Tell | None = None
+    ) -> None:
+        self.folder, self.key, self.of, self.tell = folder, key, of, tell
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
 
@@ -176,20 +212,22 @@ class Kept:
         path = self.path(scheme)
         if path is None or not path.is_file():
             return None
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if raw.pop("key") != self.key_of(scheme):
+        try:
+            raw = read_object(path, "a file of scores")
+            found = made(Measured, raw["scored"], str(path)) if raw.get("key") == self.key_of(scheme) else None
+            if found is not None and raw["sum"] != digest(raw["scored"]):
+                raise InputError(f"{path} was altered")
+        except (InputError, KeyError) as error:
+            if self.tell is not None:
+                self.tell(f"{error}: {scheme} is measured again")
             return None
-        return Measured(**raw | {"scores": np.asarray(raw["scores"], np.float64)})
+        return found
 
     def put(self, measured: Measured) -> Measured:
         path = self.path(measured.scheme)
         if path is not None:
-            raw = {
-                "key": self.key_of(measured.scheme), "scheme": measured.scheme, "scores": measured.scores.tolist(),
-                "bytes": measured.bytes, "tokens_per_second": measured.tokens_per_second,
-                "sqnr_db": dict(measured.sqnr_db),
-            }  # fmt: skip
-            write_text(path, json.dumps(raw))
+            scored = without_infinities(asdict(measured) | {"scores": measured.scores.tolist()})
+            write_text(path, json.dumps({"key": self.key_of(measured.scheme), "sum": digest(scored), "scored": scored}))
         return measured
 
     def key_of(self, scheme: str) -> dict[str, str]:
@@ -218,7 +256,11 @@ def evaluate(
     asked = questions_of(questions)
     started = time.perf_counter()
     prompts = [q.prompt for q in asked for _ in q.responses]
-    scores = rm.score_batch(prompts, [text for q in asked for text in q.responses], progress=progress)
+    ids = rm.encode(prompts, [text for q in asked for text in q.responses])
     seconds = time.perf_counter() - started
+    warm_up(rm, ids)
+    started = time.perf_counter()
+    scores = rm.shown(ids, progress)
+    seconds += time.perf_counter() - started
     model = model or rm.checkpoint.folder.name
     return evaluate_scores(asked, scores, seconds, model, data, rm.report.scheme.name)

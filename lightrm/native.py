@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lightrm.bounds import Bound, FidelityNote
+from lightrm.bounds import FidelityNote
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
 from lightrm.checkpoints.safe import SafeFile
@@ -140,7 +140,7 @@ def read_manifest(folder: Path) -> Manifest:
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
         note = None
         if (kept := raw.get("fidelity")) and not older_note(kept):
-            note = FidelityNote(kept["summary"], kept["reference"], Bound.read(kept["bound"]))
+            note = FidelityNote.read(kept)
         checked = {name: dict(raw[name]) for name in ("sums", *(["files"] if raw["format"] >= 4 else []))}
         return Manifest(
             folder, str(raw["scheme"]), str(raw["layout"]), raw["template"], post, checked["sums"], sqnr,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import tee
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -26,6 +27,7 @@ from lightrm.loading import LoadReport
 from lightrm.packing import PackedBatch
 from lightrm.plan import choose_scheme, room_for
 from lightrm.prefixes import ALONE, packs
+from lightrm.progress import item_progress
 from lightrm.residence import MOST_TOKENS, Residence, choose_residence
 from lightrm.schemes.grammar import Scheme, parse_size, size_text
 from lightrm.scorer import RewardModel, check_length, length_limit
@@ -63,6 +65,7 @@ def load(
     calibration: Sequence[tuple[Prompt, str]] | None = None,
     beside: RewardModel | None = None,
     reference: str | os.PathLike[str] | None = None,
+    progress: bool = False,
 ) -> RewardModel:
     """Load a reward model without running any of its code.
 
@@ -73,27 +76,30 @@ def load(
     max_length: tokens of one text at most; None takes the template's. strict: raise where a text would be cut.
     parse_specials: let special tokens in user text act, as Hugging Face tokenizers do; for parity tests only.
     alibi: "absolute" repeats the half-precision position table of Baichuan's published code.
-    revision: commit, tag or branch of a hub id. base: the base model of a LoRA adapter, if it has moved.
+    revision: commit, tag or branch of path_or_id, where that is a hub id. base: the base model of a LoRA adapter, if it
+    has moved.
     token_budget: tokens computed at once; None takes what the memory allows.
     memory: what lightrm may take on the device, such as "8GiB" or a number of bytes, on a CPU Python and PyTorch
     included; None takes most of what is free. A model that does not fit is streamed, layer by layer.
     calibration: prompts with responses on which rounding compensates its own error; some 10,000 tokens serve.
     beside: a loaded model of the same base, whose equal tensors are taken instead of second copies, and its scheme.
     reference: what a quantized folder was made from, for `rank(exact=True)`; other models are their own.
+    progress: show a bar over the layers while they are loaded.
 
     Raises a CheckpointError for the files, SchemeError for scheme, device or memory, TemplateError for the template.
     """
-    if alibi not in get_args(Table):
-        raise InputError(f"alibi must be {' or '.join(map(repr, get_args(Table)))}, found {alibi!r}")
+    check_options(alibi, token_budget)
     folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
     place = choose_device(device)
-    if token_budget is not None and token_budget < 1:
-        raise InputError(f"token_budget must be positive, found {token_budget}")
     given = parse_size(memory) if isinstance(memory, str) else memory
     room = room_for(place, given, free_bytes(place))
     if beside is not None and scheme == "auto":
         scheme = beside.report.scheme.name
     twin = None if beside is None or beside.engine.residence.streamed else beside.decoder
+
+    def shown(residence: Residence) -> bool:
+        return progress and not residence.streamed  # of which nothing is loaded before it is used
+
     if native.is_native(folder):
         if calibration:
             raise InputError(f"{folder} is quantized already: pass calibration when loading its source")
@@ -104,9 +110,10 @@ def load(
         held = alike(beside, twin, a, chosen)
         residence = choose_residence(a, chosen, place, room, token_budget, held)
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
-        decoder, head, report = restoring.restore(
-            manifest, checkpoint, chosen, place, Alibi(alibi), twin, residence.streamed
-        )
+        with item_progress(a.layers, "layers mapped", shown(residence)) as advance:
+            decoder, head, report = restoring.restore(
+                manifest, checkpoint, chosen, place, Alibi(alibi), twin, residence.streamed, advance
+            )
     else:
         checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
         check_tensors(checkpoint)
@@ -124,7 +131,8 @@ def load(
             tokens, form, no_text, calibration, length_limit(max_length, form, tokens, a), checkpoint.reading
         )
         loader = loader_for(checkpoint, chosen, place, Alibi(alibi), packs, twin)
-        decoder, head, report = loader.load(residence.streamed)
+        with item_progress(a.layers, "layers rounded" if packs else "layers loaded", shown(residence)) as advance:
+            decoder, head, report = loader.load(residence.streamed, advance)
     if held > report.shared:
         residence = without(held, report, choose_residence(a, chosen, place, room, token_budget, report.shared))
     if report.kernels.slow:
@@ -132,6 +140,7 @@ def load(
     engine = Engine(decoder, head, chosen, residence)
     own = None if native.is_native(folder) else path_or_id
     source = reference if reference is not None else own
+    its = (revision, base) if reference is None else (None, None)  # another model has no revision or base of this one
     opened = None
 
     if source is not None:
@@ -140,10 +149,18 @@ def load(
             left = None if given is None else given - report.bytes
             return load(
                 source, scheme=exact, device=device, template=template, max_length=max_length, strict=strict,
-                parse_specials=parse_specials, alibi=alibi, revision=revision, base=base, memory=left,
+                parse_specials=parse_specials, alibi=alibi, revision=its[0], base=its[1], memory=left,
             )  # fmt: skip
 
     return RewardModel(checkpoint, engine, report, tokens, form, no_text, max_length, strict, opened)
+
+
+def check_options(alibi: str, token_budget: int | None) -> None:
+    """Raises InputError, before any work."""
+    if alibi not in get_args(Table):
+        raise InputError(f"alibi must be {' or '.join(map(repr, get_args(Table)))}, found {alibi!r}")
+    if token_budget is not None and token_budget < 1:
+        raise InputError(f"token_budget must be positive, found {token_budget}")
 
 
 def alike(beside: RewardModel | None, twin: Decoder | None, a: Architecture, scheme: Scheme) -> int:
@@ -179,10 +196,52 @@ def calibration_packs(
     """Calibration text in the model's own template, cut and packed as scoring would cut and pack it."""
     if not calibration:
         return []
+    ids = list(calibration_ids(tokens, template, no_text, calibration, longest, reading))
+    return [batch for _, batch in packs(ids, PLANNED_TOKENS, ALONE)]
+
+
+def calibration_ids(
+    tokens: Tokens | None,
+    template: AnyTemplate | None,
+    no_text: str,
+    calibration: Iterable[tuple[Prompt, str]],
+    longest: int,
+    reading: Reading,
+) -> Iterator[list[int]]:
+    """The ids of one text after the other. Raises TokenizerError for a model without text."""
     if tokens is None or template is None:
         raise TokenizerError(f"calibration needs text: {no_text}")
-    ids = [tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids for p, r in calibration]
-    return [batch for _, batch in packs([reading.cut(one) for one in ids], PLANNED_TOKENS, ALONE)]
+    for p, r in calibration:
+        yield reading.cut(tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids)
+
+
+def calibration_texts(
+    path_or_id: str,
+    texts: Iterable[tuple[Prompt, str]],
+    most: int,
+    template: str | None = None,
+    max_length: int | None = None,
+    revision: str | None = None,
+) -> tuple[list[tuple[Prompt, str]], int]:
+    """As many whole texts, from the first on, as have `most` of the model's tokens or fewer, and how many they have.
+
+    Raises what `load` raises for the text side, and InputError where the first text alone has more.
+    """
+    checkpoint = open_checkpoint(resolve(path_or_id, revision))
+    given, asked = tee(texts)
+    taken: list[tuple[Prompt, str]] = []
+    count = 0
+    tokens, form, no_text = text_side(checkpoint, template, False)
+    longest = length_limit(max_length, form, tokens, checkpoint.architecture)
+    every = calibration_ids(tokens, form, no_text, asked, longest, checkpoint.reading)
+    for text, ids in zip(given, every, strict=True):
+        if count + len(ids) > most:
+            break
+        taken.append(text)
+        count += len(ids)
+    if not taken:
+        raise InputError(f"there is no calibration text of {most} tokens or fewer")
+    return taken, count
 
 
 def text_side(

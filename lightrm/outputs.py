@@ -21,8 +21,8 @@ from typing import IO, Any
 from lightrm.errors import InputError
 from lightrm.reading import is_parquet, read_rows
 from lightrm.records import Record, Row, to_line
+from lightrm.sheets import BATCH, parquet_batches, parquet_file, pyarrow
 from lightrm.survey import Field, Survey, survey_of
-from lightrm.tables import BATCH, parquet_batches, parquet_file, pyarrow
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 ADDED = ("scores", "scored_by")

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from lightrm.fidelity import FIGURES, FidelityReport, Row, figures, html_table
+from lightrm.fidelity import FIGURES, TOKENS_PER_SECOND, FidelityReport, Row, figures, html_table
 from lightrm.files import write_text
 
 STYLE = """
@@ -49,7 +49,8 @@ def page(report: FidelityReport) -> str:
 every scheme.</p>
 {report._repr_html_()}
 <p class="note">Errors are in units of the reference's standard deviation within a prompt. Flips: pairs of a prompt's
-answers that change their order. The noise floor is what a half precision does without any quantization. {about}</p>
+answers that change their order. The noise floor is what a half precision does without any quantization.
+{html.escape(TOKENS_PER_SECOND)} {about}</p>
 {pictures}
 <h2>By language and length</h2>
 {slices}
@@ -67,7 +68,7 @@ def drawn(report: FidelityReport) -> Iterator[tuple[str, str]]:
     try:
         import_module("matplotlib")
     except ImportError:
-        yield "Plots", "<p>Plots need matplotlib: pip install 'lightrm[report]'</p>"
+        yield "Plots", "<p>Plots need matplotlib: pip install matplotlib</p>"
         return
     for name, figure in plots(report).items():
         picture = io.BytesIO()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import ProgressColumn
 
 
 class Advance(Protocol):
@@ -38,22 +40,31 @@ def console() -> Console:
     return Console(stderr=True, force_jupyter=None if find_spec("ipywidgets") else False)
 
 
+def on_terminal(quiet: bool = False) -> bool:
+    """Whether a bar that only a reader needs is shown: somebody watches, and did not ask for quiet."""
+    return not quiet and sys.stderr.isatty()
+
+
 @contextmanager
 def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
-    """A bar over `total` tokens (None where it is not known), on standard error."""
+    """A bar over `total` tokens, with the share that is done and the time that is left; None where nobody knows."""
     if not shown:
         yield ignored
         return
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress, ProgressColumn, Task
     from rich.text import Text
+
+    class Tokens(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            of = "" if task.total is None else f" of {task.total:,.0f}"
+            return Text(f"{task.completed:,.0f}{of} tokens")
 
     class Speed(ProgressColumn):
         def render(self, task: Task) -> Text:
             return Text(f"{task.completed / task.elapsed:,.0f} tokens/s" if task.elapsed else "")
 
-    columns = (TextColumn("scoring"), BarColumn(), TextColumn("{task.completed:,.0f} tokens"), Speed())
-    with Progress(*columns, TimeRemainingColumn(), console=console()) as bar:
-        task = bar.add_task("scoring", total=total)
+    with Progress(*columns("scoring", total, Tokens(), Speed()), console=console()) as bar:
+        task = bar.add_task("", total=total)
         yield lambda tokens: bar.advance(task, tokens)
 
 
@@ -63,15 +74,7 @@ def row_progress(total: int | None, shown: bool) -> Iterator[Told]:
     if not shown:
         yield untold
         return
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        ProgressColumn,
-        Task,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress, ProgressColumn, Task
     from rich.text import Text
 
     class Done(ProgressColumn):
@@ -80,10 +83,9 @@ def row_progress(total: int | None, shown: bool) -> Iterator[Told]:
             of = "" if task.total is None else f" of {task.total:,.0f}"
             return Text(f"{task.completed:,.0f}{of} records{speed}")
 
-    known = () if total is None else (TaskProgressColumn(), TimeRemainingColumn())
     done = 0.0
-    with Progress(TextColumn("scoring"), BarColumn(20), Done(), *known, console=console()) as bar:
-        task = bar.add_task("scoring", total=total, tokens=0)
+    with Progress(*columns("scoring", total, Done()), console=console()) as bar:
+        task = bar.add_task("", total=total, tokens=0)
 
         def told(rows: float, tokens: float, /) -> None:
             nonlocal done
@@ -94,11 +96,23 @@ def row_progress(total: int | None, shown: bool) -> Iterator[Told]:
 
 
 @contextmanager
-def item_progress(total: int, what: str) -> Iterator[Advance]:
-    """A bar over `total` things, for work that takes minutes."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def item_progress(total: int, what: str, shown: bool = True) -> Iterator[Advance]:
+    """A bar over `total` things, for work that takes minutes; it is gone when they are done."""
+    if not shown:
+        yield ignored
+        return
+    from rich.progress import MofNCompleteColumn, Progress
 
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console()) as bar:
-        task = bar.add_task(what, total=total)
+    with Progress(*columns(what, total, MofNCompleteColumn()), console=console(), transient=True) as bar:
+        task = bar.add_task("", total=total)
         yield lambda done: bar.advance(task, done)
+
+
+def columns(what: str, total: int | None, *between: ProgressColumn) -> list[ProgressColumn]:
+    """What it is, a bar, the share, the rest, and the time that is left; share and time where the total is known."""
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    first = [TextColumn(what, markup=False), BarColumn()]
+    if total is None:
+        return [*first, *between, TimeElapsedColumn()]
+    return [*first, TaskProgressColumn(), *between, TimeRemainingColumn()]

@@ -76,15 +76,11 @@ def questions_in(path: Path, tell: Tell | None = None) -> Iterator[Question]:
             tell(f"record {row.number}: {error}")
 
 
-def calibration_pairs(path: Path, tokens: int) -> Iterator[tuple[Prompt, str]]:
-    """Prompts with responses until there is text enough, at four characters a token at most."""
-    characters = 0
+def calibration_pairs(path: Path) -> Iterator[tuple[Prompt, str]]:
+    """Each prompt with each of its responses, one after the other."""
     for question in questions_in(path):
         for response in question.responses:
             yield question.prompt, response
-            characters += len(response) + len(str(question.prompt))
-        if characters > 4 * tokens:
-            return
 
 
 def question_of(record: Any) -> Question:

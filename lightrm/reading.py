@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lightrm.errors import InputError
 from lightrm.records import BOM, Row, array_rows, json_rows, lines_of, unzipped
-from lightrm.tables import PARQUET, csv_rows, delimiter_of, parquet_rows
+from lightrm.sheets import PARQUET, csv_rows, delimiter_of, parquet_rows
 
 TABS = (".tsv", ".tab")
 START = 2**16  # bytes

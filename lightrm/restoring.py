@@ -23,6 +23,7 @@ from lightrm.heads import PostStep, ValueHead
 from lightrm.linear import Linear, linear_for
 from lightrm.loading import LoadReport
 from lightrm.native import CONFIG, LINEARS, MANIFEST, WEIGHTS, Manifest
+from lightrm.progress import Advance, ignored
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import Int4, dequantize
 from lightrm.streaming import StreamedLayers
@@ -39,11 +40,12 @@ def restore(
     alibi: Alibi,
     twin: Decoder | None = None,
     streamed: bool = False,
+    advance: Advance = ignored,
 ) -> tuple[Decoder, ValueHead, LoadReport]:
     """Map the tensors, check their sums, and put the model together. Raises CorruptFileError.
 
     twin: a resident model whose equal tensors are taken instead; streamed: layers are read, and checked once, as they
-    are used.
+    are used. advance: called after each layer that is placed.
     """
     started = time.perf_counter()
     tensors = Tensors(manifest, device, streamed)
@@ -64,6 +66,7 @@ def restore(
             layer, saved = held_once(layer_of(tensors, i, a, scheme), beside)
             layers.append(layer)
             shared += saved
+            advance(1)
     watching = (tensors.file.watched.check,) if device.type == "cpu" else ()
     decoder = Decoder(a, embedding, layers, None, scheme.dtype, watching + (() if twin is None else twin.watching))
     kernels = kernels_for(device, scheme.path)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import html
 import math
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from numbers import Real
 
 import numpy as np
@@ -20,6 +18,7 @@ from lightrm.checkpoints.detect import Checkpoint
 from lightrm.conversation import Prompt, Response, Responses, items, kind, responses_of, turns_of
 from lightrm.engine import Engine
 from lightrm.errors import CopyError, InputError, TokenizerError
+from lightrm.explanation import Explanation
 from lightrm.loading import LoadReport
 from lightrm.progress import Advance, ignored, token_progress
 from lightrm.ranking import Effort, Ranking, Rankings, plain_ranking, ranking, settled
@@ -32,37 +31,6 @@ FOR_EACH = "expected a list of prompts, and a list of responses for each"
 
 class TruncationWarning(UserWarning):
     """Some texts were longer than the model's limit and were cut."""
-
-
-@dataclass(frozen=True, slots=True)
-class Explanation:
-    """What was scored: the whole text after templating, the ids and pieces that remained of it, how many tokens were
-    cut, and the score."""
-
-    text: str
-    token_ids: list[int]
-    pieces: list[str]
-    cut: int
-    template: str
-    score: float
-
-    def __str__(self) -> str:
-        pairs = "  ".join(f"{piece!r}:{i}" for piece, i in zip(self.pieces, self.token_ids, strict=True))
-        cut = f", {self.cut} more cut" if self.cut else ""
-        head = f"score {self.score:.4f} · template {self.template} · {len(self.token_ids)} tokens{cut}"
-        return f"{head}\n{self.text}\n{pairs}"
-
-    def _repr_html_(self) -> str:
-        shades = ("#e8f0fe", "#fef3e0")
-        spans = "".join(
-            f'<span title="{i}" style="background:{shades[k % 2]};color:#222">{html.escape(piece)}</span>'
-            for k, (piece, i) in enumerate(zip(self.pieces, self.token_ids, strict=True))
-        )
-        cut = f", {self.cut} more cut" if self.cut else ""
-        return (
-            f"<p><b>{self.score:.4f}</b> · template {self.template} · {len(self.token_ids)} tokens{cut}</p>"
-            f'<p style="font-family:monospace;white-space:pre-wrap">{spans}</p>'
-        )
 
 
 class RewardModel:
@@ -251,7 +219,7 @@ class RewardModel:
         assert self.template is not None
         assert self.tokens is not None
         pieces = [self.tokens.piece(i) for i in encoded.token_ids]
-        return Explanation(encoded.text, encoded.token_ids, pieces, encoded.cut, self.template.name, score)
+        return Explanation(encoded.text, encoded.token_ids, pieces, encoded.cut, str(self.template), score)
 
     def encode(self, prompts: Iterable[Prompt], responses: Responses) -> list[list[int]]:
         """Token ids of each prompt with its response, cut to `max_length`; warns once if any was cut."""
@@ -324,7 +292,7 @@ class RewardModel:
         return scores
 
     def __repr__(self) -> str:
-        template = self.template.name if self.template is not None else "none: score_ids only"
+        template = str(self.template) if self.template is not None else "none: score_ids only"
         shared = f", {size_text(self.report.shared)} of it shared" if self.report.shared else ""
         fidelity = f" · {self.report.fidelity.summary}" if self.report.fidelity else ""
         return (

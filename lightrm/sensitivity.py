@@ -46,10 +46,12 @@ class Mixture:
         return self.theirs[i] if i in self.taken else self.ours[i]
 
 
-def measure_sensitivity(rm: RewardModel, questions: Sequence[Question], *, tokens: int = TOKENS) -> Sensitivity:
-    """One pass for each layer over the first `tokens` tokens or so of the questions.
+def measure_sensitivity(
+    rm: RewardModel, questions: Sequence[Question], *, tokens: int = TOKENS, progress: bool = False
+) -> Sensitivity:
+    """One pass for each layer over whole questions, the first ones, until they have `tokens` tokens.
 
-    rm: loaded from its source with int8 activations (w8a8, w4a8, ..., calibrated or not).
+    progress: show a bar. rm: loaded from its source with int8 activations (w8a8, w4a8, ..., calibrated or not).
     Raises SchemeError for other schemes, InputError for a folder that holds no exact weights.
     """
     if not rm.report.scheme.integer:
@@ -72,7 +74,7 @@ def measure_sensitivity(rm: RewardModel, questions: Sequence[Question], *, token
 
     layers = []
     count = len(exact.layers)
-    with item_progress(count, "layers quantized alone") as advance:
+    with item_progress(count, "layers quantized alone", progress) as advance:
         for i in range(count):
             layers.append(moved((i,)))
             advance(1)

@@ -1,115 +1,118 @@
-"""Tables of records, read a little at a time: CSV, whose cells may hold JSON lists, and Parquet by way of pyarrow."""
+"""Tables for terminals: no cell is cut, no figure broken, and what stands in a cell is never read as markup.
+
+Where a terminal is too narrow for all columns, it is shown in parts below each other, each with the first column.
+"""
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Iterable, Iterator, Mapping
-from importlib import import_module
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
-from lightrm.errors import InputError
-from lightrm.forms import FIELDS, NUMBERS
-from lightrm.records import Row
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-PARQUET = b"PAR1"
-BATCH = 256  # rows of Parquet in memory at once
-MOST_FIELD = 2**24  # characters of one CSV cell
+GAP = 2  # between columns
+WORD = 16  # a longer word of a text, such as a path, may be folded
 
 
-def delimiter_of(line: bytes) -> str | None:
-    """What parts the names of fields in the first line of a table; None if it names none that records have."""
-    text = line.decode("utf-8", "replace").strip()
-    for delimiter in () if text.startswith(("{", "[")) else (",", "\t"):
-        if FIELDS & {name.strip().strip('"') for name in text.split(delimiter)}:
-            return delimiter
-    return None
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A heading ("" for none) and how its cells are set: figures to the right and in one piece, words to the left."""
+
+    heading: str
+    words: bool = False
 
 
-def csv_rows(lines: Iterable[bytes], delimiter: str) -> Iterator[Row]:
-    """A row for each record under the header. Raises InputError on a header that names a field twice, or no CSV."""
-    csv.field_size_limit(MOST_FIELD)
-    texts = (line.decode("utf-8", "surrogateescape") for line in lines)
-    reader = csv.reader(texts, delimiter=delimiter)
-    try:
-        header = next(reader, [])
-        twice = {name for name in header if header.count(name) > 1}
-        if twice:
-            raise InputError(f"the header names {sorted(twice)[0]!r} twice: rename one of them")
-        for number, cells in enumerate((cells for cells in reader if cells), 1):
-            raw = json.dumps(cells).encode()
-            if len(cells) == len(header):
-                record = {name: value_of(name, cell) for name, cell in zip(header, cells, strict=True)}
-                yield Row(number, raw, record, unit="row")
-            else:
-                error = f"{len(cells)} cells under a header of {len(header)}"
-                yield Row(number, raw, None, error, "row")
-    except csv.Error as error:
-        raise InputError(f"not CSV at line {reader.line_num}: {error}") from error
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """What a table says; rich shows it. A cell may have several lines. title, note: sentences above and below."""
+
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[str, ...], ...]
+    title: str = ""
+    note: str = ""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+        if self.title:
+            yield Text(self.title, "bold", overflow="fold")
+        for part in self.parts(options.max_width):
+            yield self.table(part, options.max_width)
+        if self.note:
+            yield Text(self.note, "dim", overflow="fold")
+
+    def __str__(self) -> str:
+        return plain_text(self, 80)
+
+    __repr__ = __str__
+
+    def parts(self, width: int) -> list[list[int]]:
+        """Which columns stand beside each other: as many as fit after the first."""
+        found: list[list[int]] = []
+        left = 0
+        for k in range(1, len(self.columns)):
+            need = self.least(k) + GAP
+            if not found or left < need:
+                found.append([0])
+                left = width - self.least(0)
+            found[-1].append(k)
+            left -= need
+        return found or [[0]]
+
+    def table(self, part: Sequence[int], width: int) -> Table:
+        widths = self.widths(part, width)
+        headed = any(column.heading for column in self.columns)
+        table = Table(
+            box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0), show_header=headed
+        )  # fmt: skip
+        for k in part:
+            justify: Literal["left", "right"] = "left" if self.columns[k].words else "right"
+            heading = Text(self.columns[k].heading, overflow="fold", justify=justify)
+            table.add_column(heading, width=widths[k], overflow="fold", justify=justify)
+        for row in self.rows:
+            table.add_row(*(Text(row[k], overflow="fold") for k in part))
+        return table
+
+    def widths(self, part: Sequence[int], width: int) -> dict[int, int]:
+        """The least each needs, and what is left over for those whose lines are longer."""
+        found = {k: self.least(k) for k in part}
+        left = max(width - sum(found.values()) - GAP * (len(part) - 1), 0)
+        wanting = sorted((self.most(k) - found[k], k) for k in part)
+        for i, (want, k) in enumerate(wanting):
+            more = min(want, left // (len(wanting) - i))
+            found[k] += more
+            left -= more
+        return found
+
+    def most(self, k: int) -> int:
+        return max(longest_line(cell) for cell in (self.columns[k].heading, *(row[k] for row in self.rows)))
+
+    def least(self, k: int) -> int:
+        heading = longest_word(self.columns[k].heading)
+        if not self.columns[k].words:
+            return max([heading, *(longest_line(row[k]) for row in self.rows)])
+        return max([heading, min(WORD, max((longest_word(row[k]) for row in self.rows), default=0))])
 
 
-def value_of(name: str, cell: str) -> Any:
-    """A cell; a JSON list of texts or turns in it is read as one, and one of numbers where the field says so."""
-    if not (cell.startswith("[") and cell.endswith("]")):
-        return cell
-    try:
-        value = json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
-    numbers = (int, float) if name in NUMBERS else ()
-    kinds = ((str,), (dict,), numbers)
-    return value if value and any(all(isinstance(part, kind) for part in value) for kind in kinds) else cell
+def longest_line(text: str) -> int:
+    return max(map(cell_len, text.split("\n")))
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
-    for _, rows in parquet_batches(path):
-        yield from rows
+def longest_word(text: str) -> int:
+    return max(map(cell_len, text.split()), default=0)
 
 
-def parquet_batches(path: Path) -> Iterator[tuple[Any, list[Row]]]:
-    """Record batches as they are in the file, with their rows. Raises InputError if the file is damaged."""
-    arrow, number = pyarrow(), 0
-    with parquet_file(path) as file:
-        try:
-            for batch in file.iter_batches(batch_size=BATCH):
-                records = readable(batch, arrow).to_pylist()
-                yield batch, [Row(number + k, raw_of(one), one, unit="row") for k, one in enumerate(records, 1)]
-                number += len(records)
-        except (arrow.ArrowException, OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read, row {number + 1} or soon after: {error}") from error
+def terminal() -> Console:
+    """Standard output, on which "[red]" and ":smile:" are what they are."""
+    return Console(markup=False, emoji=False, highlight=False)
 
 
-def parquet_file(path: Path) -> Any:
-    """The file, opened. Raises InputError if it is damaged, or two of its columns have one name."""
-    arrow = pyarrow()
-    try:
-        file = arrow.parquet.ParquetFile(path)
-        names = file.schema_arrow.names
-    except (arrow.ArrowException, OSError) as error:
-        raise InputError(f"{path} is cut short or damaged: {error}") from error
-    if len(set(names)) < len(names):
-        raise InputError(f"{path} has two columns of one name: rename one of them")
-    return file
-
-
-def readable(batch: Any, arrow: Any) -> Any:
-    """Times as texts, which Python's own times are too coarse for."""
-    columns = [
-        column.cast(arrow.string()) if arrow.types.is_temporal(column.type) and "[ns" in str(column.type) else column
-        for column in batch.columns
-    ]
-    return arrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
-def raw_of(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, default=str, sort_keys=True).encode()
-
-
-def pyarrow() -> Any:
-    """Raises InputError if it is not installed."""
-    try:
-        import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise InputError("Parquet files need pyarrow: pip install 'lightrm[parquet]', or use JSONL") from error
-    return import_module("pyarrow")
+def plain_text(shown: RenderableType, width: int) -> str:
+    """What a terminal of that width would show, without colours."""
+    console = Console(width=width, color_system=None, force_jupyter=False, markup=False, emoji=False, highlight=False)
+    with console.capture() as captured:
+        console.print(shown)
+    return captured.get()

@@ -84,6 +84,9 @@ class PlainText:
     whole: bool = True
     verified: bool = True
 
+    def __str__(self) -> str:
+        return self.name
+
     def render(self, turns: Sequence[Turn], response: str, specials: re.Pattern[str]) -> Rendered:
         check_said(self.name, turns)
         text = "".join([*(turn["content"] for turn in turns), response])
@@ -113,6 +116,9 @@ class Template:
     cut: Cut = "response end"
     max_length: int | None = None
     verified: bool = True
+
+    def __str__(self) -> str:
+        return self.name
 
     def render(self, turns: Sequence[Turn], response: str) -> tuple[list[Piece], list[Piece]]:
         """Pieces before the answer, and the answer's own with what closes it. Raises TemplateError on what a turn

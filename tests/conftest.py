@@ -41,6 +41,15 @@ UNCLEARED = (
 )  # fmt: skip
 
 
+@pytest.fixture
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals of few draws, for tests that are about something else."""
+    from lightrm import agreement, fidelity
+
+    monkeypatch.setattr(agreement, "DRAWS", 20)
+    monkeypatch.setattr(fidelity, "SLICE_DRAWS", 10)
+
+
 @pytest.fixture(scope="module")
 def poisoned() -> Iterator[None]:
     """What is not written stays NaN, or a number that no test expects."""

@@ -61,6 +61,13 @@ def test_a_model_is_held_against_its_card(tmp_path: Path) -> None:
     assert "1 of 2 scores" in bad.output
 
 
+def test_the_bundled_models_card_is_right() -> None:
+    found = CliRunner().invoke(main, ["verify-card", "demo", "--tolerance", "0.01"])
+    assert found.exit_code == 0, found.output
+    assert "MODEL_CARD.md" in found.output
+    assert "4 of 4 scores" in found.output
+
+
 def test_evaluations_stand_beside_the_users_own(tmp_path: Path, shared: Path) -> None:
     folder, data = write_model(tmp_path / "model"), tmp_path / "pairs.jsonl"
     data.write_text(json.dumps({"prompt": "x", "chosen": "it is", "rejected": "no"}))
@@ -72,12 +79,26 @@ def test_evaluations_stand_beside_the_users_own(tmp_path: Path, shared: Path) ->
 
 
 def test_cards_that_say_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"no README\.md"):
+    with pytest.raises(InputError, match=r"has a README\.md or MODEL_CARD\.md: pass the card's file"):
         find_card(tmp_path / "a" / "b")
     card = tmp_path / "README.md"
-    for text in ("hello", "```python\nquery = (\n```", '```\nquery = "x"\nresponse = ["a"]\n# reward: [1, 2]\n```'):
+    deep = "(" * 20_000 + ")" * 20_000
+    hostile = ("[10**400]", "[null]", "['a']", deep, "[1e999]", "[True]")
+    cards = [f'```\nquery = "x"\nresponse = ["a"]\n# reward: {scores}\n```' for scores in hostile]
+    cards += [
+        f'```\nquery = {deep}\nresponse = ["a"]\n# reward: 1\n```',
+        '# m\n{"eval_accuracy": 1' + "0" * 400 + "}\n",
+    ]
+    for text in (
+        *cards,
+        "hello",
+        "```python\nquery = (\n```",
+        '```\nquery = "x"\nresponse = ["a"]\n# reward: [1, 2]\n```',
+    ):
         card.write_text(text)
-        with pytest.raises(InputError, match="neither examples"):
+        with pytest.raises(InputError, match=r"README\.md publishes no number to compare with: neither an example"):
             read_card(card)
     (tmp_path / "model").mkdir()
     assert find_card(tmp_path / "model") == card
+    (tmp_path / "model" / "MODEL_CARD.md").write_text("x")
+    assert find_card(tmp_path / "model").name == "MODEL_CARD.md"

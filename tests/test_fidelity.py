@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 import lightrm
 from lightrm import measuring, native
 from lightrm.agreement import Prompts, spread_of
+from lightrm.bounds import Bound, FidelityNote
 from lightrm.cli import main
-from lightrm.errors import InputError, SchemeError
-from lightrm.fidelity import FidelityReport
+from lightrm.engine import Engine
+from lightrm.errors import InputError, NumericsError, SchemeError
+from lightrm.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
+from lightrm.heads import ValueHead
+from lightrm.measuring import spread
+from lightrm.opening import calibration_texts
 from lightrm.sensitivity import measure_sensitivity
 from tests.test_scoring import write_model
 
+pytestmark = pytest.mark.usefixtures("few_draws")
 RNG = np.random.default_rng(5)
 WORDS = ["it", "is", "the", "weather", "sunny", "warm", "and", "cold", "a", "day", "天气", "很", "好", "不", "晴"]
 
@@ -107,7 +118,9 @@ def test_a_stopped_run_goes_on(folder: Path, data: Path, tmp_path: Path, monkeyp
 
 def test_the_gate(folder: Path, data: Path) -> None:
     arguments = ["fidelity", str(folder), "--data", str(data), "--schemes", "w4a8", "--limit", "20", "--quiet"]
-    assert CliRunner().invoke(main, [*arguments, "--fail-under", "-1"]).exit_code == 0
+    passed = CliRunner().invoke(main, [*arguments, "--fail-under", "-1"])
+    assert passed.exit_code == 0
+    assert "20 prompts with" in " ".join(passed.stdout.split())
     failed = CliRunner().invoke(main, [*arguments, "--fail-under", "0.999999"])
     assert failed.exit_code == 1
     assert "w4a8: tau-b" in failed.stderr
@@ -164,8 +177,212 @@ def test_layers_add_up(folder: Path, data: Path) -> None:
         measure_sensitivity(lightrm.load(folder, scheme="bf16"), questions)
 
 
+def small_report() -> FidelityReport:
+    prompt = np.repeat(np.arange(4), 2)
+    exact = np.arange(8) ** 1.5
+    asked = Asked("d", prompt, np.full(8, 3), ["en"] * 8, np.tile([1.0, 0.0], 4))
+    found = [Measured("w8a8", exact + 0.1 * np.cos(exact), 9, 2.0, {"embedding": np.inf, "layers.0.qkv": 40.0})]
+    report = build("m", asked, Measured("fp32", exact, 9, 2.0), found, None, {"date": "today"})
+    return replace(report, sensitivity=(Sensitivity("w8a8", (0.5, 0.25), 0.6, 8, 24),))
+
+
+HOSTILE = (None, True, -1, 10**400, 1.5, "x", [], [[]], {}, {"x": None}, [None], ["x"])
+
+
+def mutated(raw: Any) -> Iterator[Any]:
+    """One value of a JSON document after the other, replaced by each hostile one, or gone; the first of each list."""
+    yield from HOSTILE
+    keys = list(raw) if isinstance(raw, dict) else list(range(min(1, len(raw)))) if isinstance(raw, list) else []
+    for key in keys:
+        for other in mutated(raw[key]):
+            copy = dict(raw) if isinstance(raw, dict) else list(raw)
+            copy[key] = other
+            yield copy
+        if isinstance(raw, dict):
+            yield {name: value for name, value in raw.items() if name != key}
+
+
 def test_reports_that_are_none(tmp_path: Path) -> None:
-    for content in ("{", "[]", '{"format": 99}', '{"format": 1}'):
-        (tmp_path / "x.json").write_text(content)
+    """Whatever stands in the file, it is a report that can be shown, or an InputError that names it."""
+    path = tmp_path / "x.json"
+    deep = '{"format": 3, "rows": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    for content in ("", "{", "[]", "null", '{"format": 99}', '{"format": 1}', deep, '{"format": 3}', "NaN"):
+        path.write_text(content)
         with pytest.raises(InputError, match=r"x\.json"):
-            FidelityReport.read(tmp_path / "x.json")
+            FidelityReport.read(path)
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match=r"x\.json"):
+        FidelityReport.read(path)
+    report = small_report()
+    path.write_text(report.to_json())
+    assert FidelityReport.read(path).to_json() == report.to_json()
+    refused = shown = 0
+    every = 0
+    for k, other in enumerate(mutated(json.loads(report.to_json()))):
+        every += 1
+        path.write_text(json.dumps(other))
+        try:
+            found = FidelityReport.read(path)
+        except InputError as error:
+            refused += "x.json" in str(error)
+            continue
+        shown += 1
+        if k % 20 == 0:
+            assert found.table().rows
+            assert found.to_json()
+            assert found._repr_html_()
+    assert refused + shown == every > 400, "each refusal names the file"
+    assert refused > shown > 50, "null is a NaN in many places, and a wrong text is a text"
+
+
+def test_bounds_that_nobody_measured() -> None:
+    good = json.loads(json.dumps(asdict(Bound({2: 9}, ((0.5, 2), (0.25, 2)), 0.75))))
+    assert Bound.read(good).gaps == ((0.5, 2), (0.25, 2))
+    for bad in (
+        {"error": -1.0}, {"error": float("nan")}, {"gaps": [[-0.5, 2]]}, {"gaps": [[0.25, 2], [0.5, 2]]},
+        {"gaps": [[1]]}, {"gaps": [[1e999, 2]]}, {"prompts": {"2": -1}}, {"prompts": {"x": 1}}, {"prompts": 3},
+        {"more": 1}, {"error": "1"},
+    ):  # fmt: skip
+        with pytest.raises(InputError):
+            Bound.read(good | bad)
+    with pytest.raises(InputError, match="lacks 'reference'"):
+        FidelityNote.read({"summary": "x", "bound": good})
+
+
+def test_kernels_are_warm_before_the_clock_starts(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What each scheme is timed for is the same ids through all layers, after two layers were run for nothing."""
+    seen: list[object] = []
+    scores, clock = Engine.scores, time.perf_counter
+
+    def watched(engine: Engine, ids: list[list[int]], *rest: Any) -> Any:
+        layers = engine.decoder.layers
+        seen.append(("warm up" if layers[0] is layers[1] else "all", len(ids)))
+        return scores(engine, ids, *rest)
+
+    def ticked() -> float:
+        seen.append("clock")
+        return clock()
+
+    monkeypatch.setattr(Engine, "scores", watched)
+    questions = lightrm.read_questions(data)[:30]
+    for scheme in ("fp32", "w8a8"):
+        rm = lightrm.load(folder, scheme=scheme)
+        rm.token_budget = 100  # so that there are several packs
+        ids = rm.encode([q.prompt for q in questions], [q.responses[0] for q in questions])
+        seen.clear()
+        monkeypatch.setattr(measuring.time, "perf_counter", ticked)
+        measuring.measured(rm, scheme, ids, None, False)
+        first = seen.index("clock")
+        assert {name for name, _ in seen[:first]} == {"warm up"}
+        assert seen[first:] == ["clock", ("all", 30), "clock"]
+        monkeypatch.setattr(measuring.time, "perf_counter", clock)
+    seen.clear()
+    monkeypatch.setattr(measuring.time, "perf_counter", ticked)
+    lightrm.evaluate(rm, questions)
+    assert seen.index("clock") < next(k for k, what in enumerate(seen) if what != "clock")
+    assert seen[-3:] == ["clock", ("all", 60), "clock"]
+
+
+def test_warming_up_says_nothing_of_the_model(folder: Path) -> None:
+    """No texts are no error; nor is an overflow of a layer that is run twice, which no score comes from."""
+    rm = lightrm.load(folder, scheme="fp32")
+    measuring.warm_up(rm, [])
+    scores = rm.score("what?", ["it is"])
+    bias_O = torch.full((1,), torch.inf)
+    rm.engine.head = ValueHead(rm.engine.head.weights, (bias_O,), rm.engine.head.post)
+    measuring.warm_up(rm, [[1, 2, 3]])
+    with pytest.raises(NumericsError):
+        rm.score("what?", ["it is"])
+    assert np.isfinite(scores).all()
+
+
+def test_the_limit_is_the_number_taken(data: Path) -> None:
+    questions = lightrm.read_questions(data)
+    for count in (1, 2, 20, 40, 69, 70, 71, None):
+        taken = [questions.index(q) for q in spread(questions, count)]
+        assert len(taken) == min(count or 70, 70)
+        steps = np.diff(taken)
+        assert len(steps) == 0 or (steps.min() >= 1 and steps.max() - steps.min() <= 1)
+
+
+def test_calibration_tokens_are_the_models(folder: Path) -> None:
+    """As many whole texts as have no more tokens, counted by the model's tokenizer, Chinese or not."""
+    rm = lightrm.load(folder)
+    texts = [("天气很好" * 3, "天气很好。" * k) for k in range(1, 9)]
+    lengths = np.cumsum([len(rm.encode([p], [r])[0]) for p, r in texts])
+    for most in (lengths[0], lengths[3], lengths[3] + 1, lengths[-1], 10**6):
+        taken, count = calibration_texts(str(folder), iter(texts), int(most))
+        assert count == max(n for n in lengths if n <= most)
+        assert taken == texts[: len(taken)]
+    with pytest.raises(InputError, match="no calibration text of 3 tokens"):
+        calibration_texts(str(folder), texts, 3)
+
+
+def test_damaged_scores_are_measured_again(folder: Path, data: Path, tmp_path: Path) -> None:
+    def measure() -> tuple[str, list[str]]:
+        said: list[str] = []
+        questions = lightrm.read_questions(data)[:9]
+        report = lightrm.measure_fidelity(folder, questions, schemes=["w8a8"], keep=tmp_path, tell=said.append)
+        return json.dumps([report.scores["w8a8"].tolist()]), said
+
+    whole, _ = measure()
+    kept = tmp_path / "scores-w8a8.json"
+    text = kept.read_text()
+    last = re.findall(r"-?\d+\.\d+", text)[-1]
+    for damaged in (
+        text[:-9],
+        "[" * 100_000,
+        "null",
+        "{}",
+        text.replace("scores", "scoers"),
+        text.replace(last, "7.5"),
+    ):
+        kept.write_text(damaged)
+        again, said = measure()
+        assert again == whole
+        if damaged != "{}":
+            assert any(line.startswith(str(kept)) and line.endswith("w8a8 is measured again") for line in said), said
+        assert kept.read_text() != damaged
+
+
+def test_a_quantized_folder_is_known_however_it_is_named(
+    folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`~`, a hub id; and a revision of it is not one of what it was made from."""
+    rm = lightrm.load(folder, scheme="w8a8")
+    native.write(tmp_path / "q", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
+    asked: list[tuple[str, str | None]] = []
+
+    def fetch(name: str, revision: str | None) -> Path:
+        asked.append((name, revision))
+        return tmp_path / "q" if name == "owner/quantized" else folder
+
+    monkeypatch.setattr("lightrm.checkpoints.hub.fetch", fetch)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/q", "owner/quantized", tmp_path / "q"):
+        with pytest.raises(InputError, match="is quantized: name the model it was made from"):
+            lightrm.measure_fidelity(name, data)
+        refused = CliRunner().invoke(main, ["fidelity", str(name), "--data", str(data), "--quiet"])
+        assert refused.exit_code == 1
+        assert "--reference-model" in refused.stderr
+    before = native.read_manifest(tmp_path / "q").fidelity
+    shown = CliRunner().invoke(
+        main, ["fidelity", "owner/quantized", "--data", str(data), "--reference-model", str(folder), "--limit", "9"]
+    )
+    assert shown.exit_code == 0, shown.output
+    assert "is left as it is" in shown.stderr
+    assert native.read_manifest(tmp_path / "q").fidelity == before
+    asked.clear()
+    lightrm.load("owner/quantized", revision="v1", reference="owner/source").reference()
+    assert asked == [("owner/quantized", "v1"), ("owner/source", None)]
+    asked.clear()
+    lightrm.load("owner/source", revision="v2", scheme="w8a8").reference()
+    assert asked == [("owner/source", "v2"), ("owner/source", "v2")]
+
+
+def test_a_wrong_scheme_is_refused_before_anything_is_scored(folder: Path, data: Path) -> None:
+    said: list[str] = []
+    for schemes, reference in ((["w8a8", "w9"], "fp32"), (["w8a8"], "fp33")):
+        with pytest.raises(SchemeError):
+            lightrm.measure_fidelity(folder, data, schemes=schemes, reference=reference, tell=said.append)
+    assert said == []

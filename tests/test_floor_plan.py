@@ -33,10 +33,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("scorer",),
     ("pages", "combination"),
     ("fidelity", "evaluation", "calibration"),
-    ("agreement", "ranking"),
+    ("agreement", "ranking", "explanation"),
     ("questions", "cards"),
     ("reading",),
-    ("tables",),
+    ("sheets",),
     ("records", "forms"),
     ("conversation",),
     ("tokens",),
@@ -61,7 +61,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("schemes",),
     ("prefixes",),
     ("packing",),
-    ("progress", "bounds", "files", "arena", "forks", "checksums"),
+    ("bounds",),
+    ("progress", "tables", "fields", "files", "arena", "forks", "checksums"),
     ("errors",),
 )
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

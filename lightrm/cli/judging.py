@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 import lightrm
+from lightrm.progress import on_terminal
+from lightrm.tables import Column, Sheet, terminal
 
 DATA = click.Path(exists=True, dir_okay=False, path_type=Path)
 
@@ -27,9 +26,11 @@ def tell(line: str) -> None:
 @click.option("--reference-model", help="What MODEL was made from, where MODEL is quantized already.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and scores.")
 @click.option("--calibrate", type=DATA, help="Texts for the schemes in +cal; not those of --data.")
-@click.option("--tokens", default=16384, show_default=True, help="Tokens of calibration text to use.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=16384, show_default=True, help="Of calibration text to use, at most."
+)
 @click.option("--layers", is_flag=True, help="Also measure how far each layer alone moves the scores.")
-@click.option("--limit", type=click.IntRange(1), help="Prompts to take, spread evenly over the data.")
+@click.option("--limit", type=click.IntRange(1), help="Prompts to take, if there are more, spread evenly.")
 @click.option("--fail-under", type=float, help="Exit with 1 if Kendall's tau-b of a scheme is lower.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
@@ -57,28 +58,36 @@ def fidelity(
     """Measure how far each scheme moves the scores and the rankings of MODEL, against full precision, on the same ids.
 
     With -o, the report is written as fidelity.json and fidelity.html, and a run that was stopped goes on where it was.
+    Its tokens/s counts the tokens of all texts, a prompt's with each of its answers, and the seconds of scoring alone.
     A MODEL that `lightrm quantize` wrote gets the result into its manifest, for `lightrm.load` to show.
     """
     from lightrm import native
-    from lightrm.measuring import measure_fidelity
+    from lightrm.checkpoints.hub import resolve
+    from lightrm.measuring import measure_fidelity, spread
+    from lightrm.opening import calibration_texts
     from lightrm.questions import calibration_pairs, read_questions
 
-    questions = read_questions(data, tell)
-    if limit is not None:
-        questions = questions[:: -(-len(questions) // limit)]
+    folder = resolve(model)
+    questions = spread(read_questions(data, tell), limit)
+    texts = None
+    if calibrate is not None:
+        texts, count = calibration_texts(model, calibration_pairs(calibrate), tokens, template, max_length)
+        tell(f"calibration: {len(texts)} texts of {count} tokens")
     report = measure_fidelity(
-        model, questions, name=data.name, schemes=schemes.split(","), reference=reference,
+        model, questions, name=data.name, schemes=[name.strip() for name in schemes.split(",")], reference=reference,
         reference_model=reference_model, device=device, template=template, max_length=max_length, memory=memory,
-        calibration=list(calibration_pairs(calibrate, tokens)) if calibrate else None,
-        layers=layers, keep=output, tell=tell, progress=not quiet,
+        calibration=texts, layers=layers, keep=output, tell=tell, progress=not quiet,
     )  # fmt: skip
-    Console().print(report.table(), *(alone.table() for alone in report.sensitivity))
+    terminal().print(report.table(), *(alone.table() for alone in report.sensitivity))
     if output is not None:
         from lightrm.pages import write_report
 
         tell(f"{write_report(report, output)}")
-    if native.is_native(Path(model)):
-        native.note_fidelity(Path(model), report.note(report.rows[0].scheme))
+    if native.is_native(folder):
+        if Path(model).expanduser().is_dir():
+            native.note_fidelity(folder, report.note(report.rows[0].scheme))
+        else:
+            tell(f"{model} lies in the hub's cache, which is left as it is: a copy of {folder} would keep the result")
     missed = report.below(fail_under) if fail_under is not None else []
     for line in missed:
         tell(line)
@@ -114,23 +123,26 @@ def evaluate(
     from lightrm.questions import read_questions
 
     questions = read_questions(data, tell)
-    rm = lightrm.load(model, scheme=scheme, device=device, template=template, memory=memory)
+    rm = lightrm.load(
+        model, scheme=scheme, device=device, template=template, memory=memory, progress=on_terminal(quiet)
+    )
     found = measuring.evaluate(rm, questions, model=model, data=data.name, progress=not quiet)
     if as_json:
         click.echo(json.dumps(found.fields))
     else:
-        Console().print(found)
+        terminal().print(found)
 
 
 @click.command()
 @click.argument("model")
-@click.option("--card", type=DATA, help="The card's file; the README.md beside the weights if not given.")
+@click.option("--card", type=DATA, help="The card's file; README.md or MODEL_CARD.md beside the weights.")
 @click.option("--data", type=DATA, help="Labelled data of your own, to stand beside the card's evaluation.")
 @click.option("--scheme", default="auto", show_default=True)
 @click.option("--device", default="auto", show_default=True)
 @click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
 @click.option("--template", default=None, help="Prompt template; the model's own if not given.")
 @click.option("--tolerance", default=0.05, show_default=True, help="How far a score may be from the published one.")
+@click.option("--quiet", is_flag=True, help="No progress bars.")
 def verify_card(
     model: str,
     card: Path | None,
@@ -140,6 +152,7 @@ def verify_card(
     memory: str | None,
     template: str | None,
     tolerance: float,
+    quiet: bool,
 ) -> None:
     """Hold MODEL against the numbers of its own card: published scores, one by one, and published evaluations.
 
@@ -153,33 +166,35 @@ def verify_card(
 
     path = card or find_card(resolve(model))
     published = read_card(path)
-    rm = lightrm.load(model, scheme=scheme, device=device, memory=memory, template=template)
-    console = Console()
+    rm = lightrm.load(
+        model, scheme=scheme, device=device, memory=memory, template=template, progress=on_terminal(quiet)
+    )
+    console = terminal()
     off = 0
+    for k, example in enumerate(published.examples, 1):
+        scores = rm.score(example.prompt, example.responses)
+        lines = []
+        for text, wanted, found in zip(example.responses, example.scores, scores.tolist(), strict=True):
+            far = not abs(found - wanted) <= tolerance
+            off += far
+            lines.append((text, f"{wanted:.2f}", f"{found:.3f}", f"{found - wanted:+.3f}", "off" if far else ""))
+        headings = (
+            Column("answer", words=True), Column("published"), Column("here"), Column("difference"), Column("")
+        )  # fmt: skip
+        console.print(Sheet(headings, tuple(lines), f"{path}, example {k}: {example.prompt}"))
     if published.examples:
-        table = Table("prompt", "answer", "published", "here", "difference", title=str(path), title_justify="left")
-        for example in published.examples:
-            scores = rm.score(example.prompt, example.responses)
-            for text, wanted, found in zip(example.responses, example.scores, scores.tolist(), strict=True):
-                far = not abs(found - wanted) <= tolerance
-                off += far
-                table.add_row(
-                    Text(example.prompt, "", overflow="ellipsis", no_wrap=True),
-                    Text(text.replace("\n", " "), "", overflow="ellipsis", no_wrap=True),
-                    f"{wanted:.2f}",
-                    f"{found:.3f}",
-                    Text(f"{found - wanted:+.3f}", "red" if far else ""),
-                )
-        console.print(table)
         count = sum(len(example.scores) for example in published.examples)
         console.print(f"{count - off} of {count} scores within {tolerance} of the card's, as {rm.report.scheme}")
     if published.results:
-        mine = None if data is None else measuring.evaluate(rm, read_questions(data, tell), model=model, data=data.name)
-        table = Table("", *published.results, *([data.name] if data else []), title=f"{path}: evaluations")
-        for name in next(iter(published.results.values())):
-            cells = [f"{fields.get(name, float('nan')):.4f}" for fields in published.results.values()]
-            table.add_row(name, *cells, *([f"{mine.fields.get(name, float('nan')):.4f}"] if mine else []))
-        console.print(table)
+        sides = dict(published.results)
+        if data is not None:
+            questions = read_questions(data, tell)
+            mine = measuring.evaluate(rm, questions, model=model, data=data.name, progress=on_terminal(quiet))
+            sides[data.name] = mine.fields
+        names = dict.fromkeys(name for fields in published.results.values() for name in fields)
+        rows = ((name, *(f"{f[name]:.4f}" if name in f else "-" for f in sides.values())) for name in names)
+        names_of = (Column("", words=True), *(Column(side) for side in sides))
+        console.print(Sheet(names_of, tuple(rows), f"{path}: evaluations"))
         if data is None:
             console.print(
                 "pass --data with labelled pairs to see this machine's beside them; the card's are not public"

@@ -6,10 +6,15 @@ import os
 from collections.abc import Iterator
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 import lightrm
+from lightrm.tables import Column, Sheet, terminal
+
+NAMED = (Column("", words=True), Column("", words=True))
+PLANNED = (
+    Column("scheme", words=True), Column("weights"), Column("resident from"), Column("streamed from"),
+    Column("at most"), Column("runs", words=True),
+)  # fmt: skip
 
 
 @click.command()
@@ -17,10 +22,7 @@ import lightrm
 @click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
 def inspect(path: str, revision: str | None) -> None:
     """Say what the checkpoint at PATH is, without loading weights (a hub id is fetched first)."""
-    table = Table(show_header=False, box=None)
-    for name, value in describe(path, revision):
-        table.add_row(name, value)
-    Console().print(table, markup=False)
+    terminal().print(Sheet(NAMED, tuple(describe(path, revision))))
 
 
 def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
@@ -60,7 +62,7 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     if heads:
         yield "head", ", ".join(f"{checkpoint.tensors[name][1]} {shape}" for name, shape in heads.items())
     yield "read at", str(checkpoint.reading)
-    yield "template", template.name if template is not None else f"none: {no_text}"
+    yield "template", str(template) if template is not None else f"none: {no_text}"
     if tokens is not None:
         yield (
             "tokenizer",
@@ -105,9 +107,7 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
     manifest = native.read_manifest(folder) if native.is_native(folder) else None
     room = room_for(place, None if memory is None else parse_size(memory), free_bytes(place))
     least = token_budget or LEAST_TOKENS
-    table = Table(title=f"{a}, {room.of} on {place}", title_justify="left")
-    for column in ("scheme", "weights", "resident from", "streamed from", "runs", "at most"):
-        table.add_column(column, justify="left" if column in ("scheme", "runs") else "right")
+    lines = []
     for scheme in schemes_of(place):
         needs = resident_bytes(a, scheme, least), streamed_bytes(a, scheme, least, least)
         try:
@@ -119,8 +119,8 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
             bound = size_text(found.bytes)
         except SchemeError:
             runs, bound = "no", "-"
-        table.add_row(str(scheme), *map(size_text, (weight_bytes(a, scheme), *needs)), runs, bound)
-    Console().print(table)
+        lines.append((str(scheme), *map(size_text, (weight_bytes(a, scheme), *needs)), bound, runs))
+    terminal().print(Sheet(PLANNED, tuple(lines), f"{a}, {room.of} on {place}"))
     if manifest is not None:
         chosen = native.chosen_scheme(manifest, "auto", place)
     else:
@@ -141,20 +141,20 @@ def doctor() -> None:
     from lightrm.opening import choose_device, free_bytes
     from lightrm.schemes.grammar import size_text
 
-    table = Table(show_header=False, box=None)
-    table.add_row("lightrm", f"{lightrm.__version__} on Python {platform.python_version()}, {platform.platform()}")
+    lines = [("lightrm", f"{lightrm.__version__} on Python {platform.python_version()}, {platform.platform()}")]
     for name in ("torch", "numba", "triton", "transformers", "bitsandbytes"):
         try:
             found = version(name)
         except PackageNotFoundError:
             found = "not installed"
-        table.add_row(name, found)
-    table.add_row(
-        "threads", f"{torch.get_num_threads()} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
-    )
+        lines.append((name, found))
+    cores = f"{torch.get_num_threads()} of {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}"
+    lines.append(("threads", cores))
     for device in dict.fromkeys((choose_device("cpu"), choose_device("auto"))):
-        table.add_row(f"{device}, free", size_text(free_bytes(device)))
-        table.add_row(f"{device}, fp32 bf16 fp16", str(kernels_for(device)))
-        table.add_row(f"{device}, w8a8 w4a8", str(kernels_for(device, "integer")))
-        table.add_row(f"{device}, nf4 bnb-int8", str(kernels_for(device, "bitsandbytes")))
-    Console().print(table, markup=False)
+        lines += [
+            (f"{device}, free", size_text(free_bytes(device))),
+            (f"{device}, fp32 bf16 fp16", str(kernels_for(device))),
+            (f"{device}, w8a8 w4a8", str(kernels_for(device, "integer"))),
+            (f"{device}, nf4 bnb-int8", str(kernels_for(device, "bitsandbytes"))),
+        ]
+    terminal().print(Sheet(NAMED, tuple(lines)))

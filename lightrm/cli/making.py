@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 import lightrm
+from lightrm.progress import on_terminal
 
 
 @click.command()
@@ -15,10 +16,13 @@ import lightrm
 @click.option("--scheme", default=None, help="w8a8, w4a8 (default), w4a16 (default for gptq); -g64 or -g32 after w4.")
 @click.option("--format", "form", type=click.Choice(["lightrm", "gptq"]), default="lightrm", show_default=True)
 @click.option("--calibrate", type=click.Path(exists=True, dir_okay=False), help="A file of prompts with answers.")
-@click.option("--tokens", default=16384, show_default=True, help="Tokens of calibration text to use.")
+@click.option(
+    "--tokens", type=click.IntRange(1), default=16384, show_default=True, help="Of calibration text to use, at most."
+)
 @click.option("--template", default=None, help="Prompt template; the model's own if not given.")
 @click.option("--device", default="auto", show_default=True)
 @click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
+@click.option("--quiet", is_flag=True, help="No progress bar.")
 def quantize(
     source: str,
     destination: Path,
@@ -29,6 +33,7 @@ def quantize(
     template: str | None,
     device: str,
     revision: str | None,
+    quiet: bool,
 ) -> None:
     """Write the model at SOURCE, a folder or hub id, as a quantized folder that loads at once.
 
@@ -37,21 +42,28 @@ def quantize(
     """
     from lightrm import native
     from lightrm.checkpoints.stored import check_free
+    from lightrm.opening import calibration_texts
     from lightrm.questions import calibration_pairs
 
     check_free(destination)  # before the minutes of work, not after
-    pairs = list(calibration_pairs(Path(calibrate), tokens)) if calibrate else None
+    pairs = None
+    if calibrate is not None:
+        pairs, count = calibration_texts(
+            source, calibration_pairs(Path(calibrate)), tokens, template, revision=revision
+        )
+        click.echo(f"calibration: {len(pairs)} texts of {count} tokens", err=True)
     if form == "gptq":
         from lightrm.exporting import export_gptq
 
         report = export_gptq(
             source, destination, scheme=scheme or "w4a16", device=device, template=template, revision=revision,
-            calibration=pairs,
+            calibration=pairs, progress=on_terminal(quiet),
         )  # fmt: skip
     else:
         rm = lightrm.load(
-            source, scheme=scheme or "w4a8", device=device, template=template, revision=revision, calibration=pairs
-        )
+            source, scheme=scheme or "w4a8", device=device, template=template, revision=revision, calibration=pairs,
+            progress=on_terminal(quiet),
+        )  # fmt: skip
         name = rm.template.name if rm.template is not None else None
         native.write(destination, rm.checkpoint, rm.decoder, rm.head, rm.report, name)
         report = rm.report

@@ -54,7 +54,7 @@ def score(
     """
     from lightrm import jobs, outputs, reading
     from lightrm.files import UNFINISHED
-    from lightrm.progress import row_progress
+    from lightrm.progress import on_terminal, row_progress
 
     def tell(problem: str) -> None:
         click.echo(problem, err=True)
@@ -66,7 +66,10 @@ def score(
         if not Path(output).parent.is_dir():
             raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
         outputs.ending_of(Path(output))
-    rm = lightrm.load(model, scheme=scheme, device=device, template=template, strict=strict, memory=memory)
+    rm = lightrm.load(
+        model, scheme=scheme, device=device, template=template, strict=strict, memory=memory,
+        progress=on_terminal(quiet),
+    )  # fmt: skip
     if output != "-":
         try:
             counts = jobs.score_file(rm, model, source, Path(output), tell, shown)

@@ -1,0 +1,37 @@
+"""What was scored: the text, ids and pieces behind one score, as text and as a line of a notebook."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What was scored: the whole text after templating, the ids and pieces that remained of it, how many tokens were
+    cut, and the score."""
+
+    text: str
+    token_ids: list[int]
+    pieces: list[str]
+    cut: int
+    template: str
+    score: float
+
+    def __str__(self) -> str:
+        pairs = "  ".join(f"{piece!r}:{i}" for piece, i in zip(self.pieces, self.token_ids, strict=True))
+        cut = f", {self.cut} more cut" if self.cut else ""
+        head = f"score {self.score:.4f} · template {self.template} · {len(self.token_ids)} tokens{cut}"
+        return f"{head}\n{self.text}\n{pairs}"
+
+    def _repr_html_(self) -> str:
+        shades = ("#e8f0fe", "#fef3e0")
+        spans = "".join(
+            f'<span title="{i}" style="background:{shades[k % 2]};color:#222">{html.escape(piece)}</span>'
+            for k, (piece, i) in enumerate(zip(self.pieces, self.token_ids, strict=True))
+        )
+        cut = f", {self.cut} more cut" if self.cut else ""
+        return (
+            f"<p><b>{self.score:.4f}</b> · template {self.template} · {len(self.token_ids)} tokens{cut}</p>"
+            f'<p style="font-family:monospace;white-space:pre-wrap">{spans}</p>'
+        )

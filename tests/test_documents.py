@@ -1,0 +1,215 @@
+"""Every block of code that a reader is shown runs and gives what stands below it; figures in words are the tables."""
+
+from __future__ import annotations
+
+import doctest
+import json
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import SkipTest
+
+import click
+import pytest
+from click.testing import CliRunner
+from sybil import Document, Example, Sybil
+from sybil.document import PythonDocStringDocument
+from sybil.evaluators.doctest import DocTestEvaluator
+from sybil.example import SybilFailure
+from sybil.parsers.abstract.doctest import DocTestStringParser
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+
+import lightrm
+from benchmarks.record import ROOT, read_result
+from lightrm.cards import read_card
+from lightrm.checkpoints.hub import DEMO_FOLDER
+from lightrm.cli import main
+from tests.test_exporting import CONFIG, HEAD, WIDTH, body
+from tests.zoo import Specimen, normal, write_tokenizer
+
+DOCUMENTS = sorted(
+    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") or part == "build" for part in path.parts[1:])
+)
+NUMBER = re.compile(r"-?\d+\.\d*")
+NOT_RUN = {  # the only blocks that are not, and why
+    "README.md": ["it installs; `make test` on a bare machine does the same", "it needs a card"],
+}
+PAIRS = [
+    {"prompt": "How do I make tea?", "chosen": "Boil water and pour it over the leaves.", "rejected": "Boil water and"},
+    {"prompt": "Why is the sky blue?", "chosen": "Air scatters blue light most.", "rejected": "Air scatters blue"},
+    {"prompt": "怎样才能睡得更好？", "chosen": "睡前不看手机，少喝咖啡。", "rejected": "睡前不看手机，少喝"},
+]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model that every command takes, with its card."""
+    folder = tmp_path_factory.mktemp("model")
+    weights = body() | {"value_head.weight": HEAD, "model.embed_tokens.weight": normal(400, WIDTH, seed=0)}
+    Specimen({"model.safetensors": weights}, CONFIG | {"vocab_size": 400}).write(folder)
+    write_tokenizer(folder)
+    (reward,) = lightrm.load(folder).score("what?", ["it is"]).round(2)
+    (folder / "README.md").write_text(f"```\nquery = 'what?'\nresponse = ['it is']\n# reward: {reward}\n```\n")
+    return folder
+
+
+class Rounded(doctest.OutputChecker):
+    """Figures are as far from those shown as their last digit at most: another CPU or card rounds otherwise."""
+
+    def check_output(self, want: str, got: str, optionflags: int) -> bool:
+        shown, found = NUMBER.findall(want), NUMBER.findall(got)
+        if len(shown) == len(found):
+            for a, b in zip(shown, found, strict=True):
+                if abs(float(a) - float(b)) <= 10.0 ** -len(a.partition(".")[2]) * 1.01:
+                    got = got.replace(b, a, 1)
+        return super().check_output(" ".join(want.split()), " ".join(got.split()), optionflags)
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    for line in text.splitlines():
+        if words := shlex.split(line, comments=True):
+            yield words
+
+
+def run_commands(example: Example) -> None:
+    """Each line in a folder of its own, in which MODEL is a tiny model with a card, and the files that are read are."""
+    for number, words in enumerate(commands(example.parsed)):
+        if words[0] == "make":
+            subprocess.run(["make", "-n", *words[1:]], cwd=ROOT, check=True, capture_output=True)
+            continue
+        assert words[0] == "lightrm", f"nobody runs {words[0]}"
+        folder = example.namespace["folder"] / f"{example.line}-{number}"
+        folder.mkdir()
+        shutil.copytree(example.namespace["model"], folder / "MODEL")
+        (folder / "pairs.jsonl").write_text("\n".join(map(json.dumps, PAIRS)))
+        shutil.copy(folder / "pairs.jsonl", folder / "texts.jsonl")
+        answers = [{"prompt": p["prompt"], "responses": [p["chosen"], p["rejected"]]} for p in PAIRS]
+        (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
+        with pytest.MonkeyPatch.context() as patched:
+            patched.chdir(folder)
+            found = CliRunner().invoke(main, words[1:])
+        assert found.exit_code == 0, f"{' '.join(words)}: {found.output} {found.exception!r}"
+
+
+DOCTESTS = DocTestStringParser(DocTestEvaluator())
+DOCTESTS.evaluator.runner = doctest.DocTestRunner(Rounded())
+PYTHON = PythonCodeBlockParser()
+PYTHON.doctest_parser = DOCTESTS
+SKIPS = SkipParser()
+SYBIL = Sybil(parsers=[PYTHON, CodeBlockParser("sh", run_commands), SKIPS], encoding="utf-8")
+
+
+def evaluated(document: Document, folder: Path, model: Path) -> tuple[int, list[str]]:
+    """How many examples ran, and why the others did not."""
+    ran, skipped = 0, []
+    document.namespace.update(folder=folder, model=model)
+    for example in document.examples():
+        try:
+            example.evaluate()
+        except SkipTest as reason:
+            skipped.append(str(reason))
+        else:
+            ran += example.region.evaluator is not SKIPS.skipper
+    return ran, skipped
+
+
+@pytest.mark.usefixtures("few_draws")
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_block_runs(path: Path, model: Path, tmp_path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    languages = re.findall(r"^```(.*)$", text, re.MULTILINE)[::2]
+    assert set(languages) <= {"python", "sh", ""}, "a block that nobody runs"  # without a language: the tree of files
+    ran, skipped = evaluated(SYBIL.parse(path), tmp_path, model)
+    assert skipped == NOT_RUN.get(str(path.relative_to(ROOT)), [])
+    assert ran >= sum(map(bool, languages)) - len(skipped)
+
+
+def test_every_docstring_runs(model: Path, tmp_path: Path) -> None:
+    total = 0
+    for path in sorted((ROOT / "lightrm").rglob("*.py")):
+        for _, _, text in PythonDocStringDocument.extract_docstrings(path.read_text(encoding="utf-8")):
+            document = Document(text, str(path))
+            for region in DOCTESTS(text, str(path)):
+                document.add(region)
+            ran, _ = evaluated(document, tmp_path, model)
+            assert ran == text.count(">>> ")
+            total += ran
+            assert "import lightrm\n" not in text.replace(">>> import lightrm", ""), f"{path}: code that nobody runs"
+    assert total >= 3
+
+
+def test_a_block_that_fails_is_found(model: Path, tmp_path: Path) -> None:
+    """The test above can fail: a wrong figure, a raising block, a command that is none."""
+    for block in ("python\n>>> 1.25\n1.27", "python\n1 / 0", "sh\nlightrm rate MODEL", "sh\ncurl x"):
+        (tmp_path / "x.md").write_text(f"# x\n\n```{block}\n```\n")
+        with pytest.raises((SybilFailure, ZeroDivisionError, AssertionError)):
+            evaluated(SYBIL.parse(tmp_path / "x.md"), tmp_path, model)
+    (tmp_path / "x.md").write_text("# x\n\n```python\n>>> 1.2512\n1.25\n```\n")
+    assert evaluated(SYBIL.parse(tmp_path / "x.md"), tmp_path, model) == (1, [])
+
+
+def test_the_first_example_ranks_as_it_says() -> None:
+    """Higher is better, and the proper answer is first; the card's example is the same."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"array\(\[([^]]*)\]", text)
+    assert shown is not None
+    proper, *others = map(float, shown[1].split(","))
+    assert proper > max(others) + 1
+    (example,) = read_card(DEMO_FOLDER / "MODEL_CARD.md").examples
+    scores = lightrm.load("demo").score(example.prompt, example.responses)
+    assert scores.argmax() == 0
+    assert example.prompt in text
+    assert all(answer in text for answer in example.responses[:2])
+
+
+def names_of(command: click.Command) -> set[str]:
+    return {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
+
+
+def test_commands_in_the_text_exist() -> None:
+    """`lightrm fidelity ... --layers` in a sentence is a command with these options, `python -m x` a module."""
+    for path in DOCUMENTS:
+        for code in re.findall(r"`([^`\n]+)`", path.read_text(encoding="utf-8")):
+            words = code.split()
+            if words[0] == "lightrm" and len(words) > 1:
+                command = main.commands[words[1]]
+                assert {word for word in words if word.startswith("-")} <= names_of(command) | {"--help"}, code
+            if words[:2] == ["python", "-m"] and words[2] not in ("pytest", "pip"):
+                module = ROOT / words[2].replace(".", "/")
+                assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), code
+
+
+def test_figures_in_words_are_those_of_the_tables() -> None:
+    """Sentences beside the tables round what the result files hold."""
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    model = read_result("bundled_model")
+    spoilt = [model["corrupted"][f"{lang} {kind}"]["share"] for lang in ("zh", "en") for kind in ("repeated", "cut")]
+    foreign = [model["corrupted"][f"{lang} foreign"]["share"] for lang in ("zh", "en")]
+    assert f"the first two in {100 * min(spoilt):.0f} to {100 * max(spoilt):.0f} of 100" in readme
+    assert f"the last in {100 * min(foreign):.0f} to {100 * max(foreign):.0f}, and" in readme
+    assert "no more often than a coin (48.7 %, [below]" in readme
+    assert "both languages together: 48.7 %" in readme
+    rows = read_result("fidelity")["models"]["The 135 M reference model"]["rows"]
+    error = {name: row["whole"]["mean_error"]["value"] for name, row in rows.items()}
+    assert "calibrated w4a8 errs little more than a third as much in 1 % more bytes" in readme
+    assert 1 / 3 < error["w4a8+cal"] / error["nf4"] < 0.4
+    assert round(100 * rows["w4a8+cal"]["bytes"] / rows["nf4"]["bytes"]) == 101
+    assert "in groups of 32 less than a third" in readme
+    assert error["w4a8-g32+cal"] / error["nf4"] < 1 / 3
+    assert "Calibrated w8a8 errs by less than twice what bf16 does" in readme
+    assert error["w8a8+cal"] < 2 * error["bf16"]
+    exact = read_result("exact")["models"]["The 135 M reference model"]["w8a8+cal"]
+    sure = exact["0.995"]
+    assert sum(sure[what]["same order"] for what in ("pairs", "lists")) == 1833
+    assert "all 1833 questions have float32's order" in readme
+    shares = [sure[what]["rescored tokens"] / sure[what]["tokens"] for what in ("pairs", "lists")]
+    assert "an eighth of the pairs' tokens is scored again, but two thirds of the lists'" in readme
+    assert abs(shares[0] - 1 / 8) < 0.01
+    assert abs(shares[1] - 2 / 3) < 0.02
+    less = [exact["0.99"][what] for what in ("pairs", "lists")]
+    share = sum(one["rescored tokens"] for one in less) / sum(one["tokens"] for one in less)
+    right = sum(one["same order"] for one in less)
+    assert f"At 99 % it is {100 * share:.0f} % of all tokens for {right} questions" in readme
