@@ -284,13 +284,9 @@ def test_plan_says_what_load_does(tmp_path: Path) -> None:
         planned = CliRunner().invoke(main, ["plan", str(folder)]).output
         loaded = lightrm.load(folder)
         assert f"auto takes {loaded.report.scheme.name}: " in planned
-    table = CliRunner().invoke(main, ["plan", str(tmp_path / "native")]).output
+    table = CliRunner().invoke(main, ["plan", str(tmp_path / "native")], env={"COLUMNS": "200"}).output
     assert "auto takes w4a8: the folder holds w4a8" in table
-    rows = {cells[0]: cells[-2] for line in table.splitlines() if len(cells := line.replace("│", " ").split()) > 5}
-    assert {name for name in ("fp32", "bf16", "w8a8", "w4a8", "w4a16", "nf4") if rows[name] != "no"} == {
-        "w4a8",
-        "w4a16",
-    }
+    assert {line.split()[0] for line in table.splitlines() if "resident, packs" in line} == {"w4a8", "w4a16"}
     refused = CliRunner().invoke(main, ["plan", str(written(tmp_path / "fp8", {"quant_method": "fp8"}))])
     assert refused.exit_code != 0
     assert "fp8" in refused.output

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import lightrm
 from lightrm import native
 from lightrm.bounds import CONFIDENCE, Bound, FidelityNote, Limit, order_error, wrong_gap
+from lightrm.checksums import sealed
 from lightrm.ranking import groups, plain_ranking, ranking, settled, too_close
 from tests.test_scoring import write_model
 
@@ -227,5 +228,5 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
         {"bound": {"prompts": 99, "gaps": [0.25], "error": 0.5}},
     ):
         manifest["fidelity"] = {"summary": "tau-b", "reference": "fp32"} | older
-        path.write_text(json.dumps(manifest))
+        path.write_text(json.dumps(sealed(manifest)))
         assert lightrm.load(tmp_path / "w8a8").report.fidelity is None, "an older bound is of another kind"

@@ -21,8 +21,8 @@ import transformers
 from torch import nn
 
 from lightrm.conversation import Turn, turns_of
+from lightrm.forms import prompt_of
 from lightrm.prefixes import common
-from lightrm.questions import prompt_of
 from lightrm.tokens import Tokens, read_tokens
 from training.corruptions import cut, repeated
 from training.lowrank import save_adapter, with_updates
@@ -58,7 +58,7 @@ class Groups:
     def __init__(self, data: Path, tokens: Tokens) -> None:
         self.tokens, self.template = tokens, tokens.own_template()
         self.items = [
-            (turns_of(prompt_of(r["prompt"], r["format"])), *sides(r), r["lang"])
+            (turns_of(prompt_of(r)), *sides(r), r["lang"])
             for r in read_jsonl(data / "pairs_train.jsonl.gz")
             if "CC-BY-SA" not in r["license"]
             and all(sides(r))
