@@ -99,6 +99,16 @@ print(json.dumps([torch.equal(products.int8_product(x, w), integer.product(x, w)
     assert exact, why
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_of_two_exact_products_the_quicker_is_taken(slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A CPU without instructions for int8 multiplies them one by one: floats are as exact, and quicker."""
+    monkeypatch.setattr(gemm, "int_mm", lambda x, w: integer.product(x, w))
+    monkeypatch.setattr(gemm, "seconds", lambda product: 1.0 if (product is gemm.int_mm) == slow else 0.1)
+    chosen, why = gemm.cpu_product.__wrapped__()
+    assert chosen is (gemm.float_blocks if slow else gemm.int_mm)
+    assert ("twice as long" in why) == slow
+
+
 @pytest.mark.parametrize("group", [8, 16, 32, 64, 128])
 @pytest.mark.parametrize("outputs", [1, 5, 1024, 1100])
 def test_widening_is_exact(group: int, outputs: int) -> None:
