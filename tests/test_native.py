@@ -209,7 +209,8 @@ def test_plan_and_doctor(tmp_path: Path) -> None:
     assert "auto takes w8a8" in seven.output
     assert "auto takes w4a8" in CliRunner().invoke(main, ["plan", str(tmp_path), "--vram", "5 GB"]).output
     small = CliRunner().invoke(main, ["plan", str(tmp_path), "--vram", "1g"])
-    assert "auto takes bf16: w8a8 (6." in small.output
+    assert "auto takes bf16: " in small.output
+    assert "w8a8 (6." in small.output, "after fp32 and bf16, where a CPU has no quick int8 product"
     assert "would not fit into 1.0 GiB given" in small.output
     three = CliRunner().invoke(main, ["plan", str(tmp_path), "--memory", "3GiB"])
     assert "streamed, " in three.output
