@@ -1,7 +1,8 @@
 """Jinja for strangers' chat templates: what transformers gives them, no way out, and an end in time.
 
 A sandbox keeps a template from Python's insides. It does not keep it from running for ever or from filling the memory.
-So loops and calls are counted here, and what would make a value too long is refused before it is made.
+So loops, calls and filters are counted here, what would make a value too long is refused before it is made, and so
+is more than one rendering can need of all values together.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, ItemsView, Iterable, Iterator, KeysView, Mapping, ValuesView
 from contextvars import ContextVar
 from functools import wraps
 from typing import Any, NoReturn
@@ -29,13 +30,20 @@ MOST_STEPS = 1_000_000  # rounds of loops and calls of one rendering
 SECONDS = 5.0  # of one rendering: for steps that are slow
 LONGEST = 1 << 24  # characters or items of a value
 WRITTEN = 1 << 26  # characters that all outputs of one rendering have together
+MADE = 1 << 28  # characters and items of all values that one rendering makes, whether it drops them or not
 LARGEST = 1 << 16  # of a number that is a length
 BITS = 4096  # of a number
 LENGTHS = frozenset((
     "center", "ljust", "rjust", "zfill", "expandtabs", "indent", "wordwrap", "truncate", "batch", "slice",
     "round", "generate_lorem_ipsum",
 ))  # fmt: skip
-MULTIPLIED = ("replace", "join", "translate")
+MULTIPLIED = ("replace", "join", "translate", "wordwrap")
+SPREAD = ("indent", "expandtabs")  # what they are given comes once a line, or once a tab
+# Filters that hand their values on; all others may write them out as text.
+PICKING = frozenset((
+    "length", "count", "first", "last", "list", "default", "d", "map", "select", "reject", "selectattr", "rejectattr",
+    "items", "reverse", "batch", "slice", "random",
+))  # fmt: skip
 WIDE = re.compile(r"%[-+ #0]*(\*|\d*\.\*|\d{6,}|\d*\.\d{6,})|\{[^}]*:[^}]*(\d{6,}|\{)")
 
 
@@ -43,10 +51,14 @@ class Allowance:
     """What a rendering may still take."""
 
     def __init__(self) -> None:
-        self.steps, self.written, self.until = MOST_STEPS, WRITTEN, time.monotonic() + SECONDS
+        self.steps, self.written, self.made = MOST_STEPS, WRITTEN, MADE
+        self.until = time.monotonic() + SECONDS
 
     def step(self) -> None:
         self.steps -= 1
+        self.tick()
+
+    def tick(self) -> None:
         if self.steps < 0 or time.monotonic() > self.until:
             refuse(f"it does not come to an end within {MOST_STEPS} steps and {SECONDS:g} seconds")
 
@@ -54,6 +66,11 @@ class Allowance:
         self.written -= characters
         if self.written < 0:
             refuse(f"it writes more than {WRITTEN} characters")
+
+    def make(self, size: int) -> None:
+        self.made -= size
+        if self.made < 0:
+            refuse(f"it makes values of more than {MADE} characters and items")
 
 
 ALLOWANCE: ContextVar[Allowance] = ContextVar("allowance")
@@ -76,7 +93,7 @@ class Counted:
 
 
 class Counting(NodeTransformer):
-    """Loops over counted items, and `a ~ b` checked as `a + b` is. The names are none that a template can write."""
+    """Loops over counted items; `a ~ b` checked as `a + b` is, and slices. A template cannot write these names."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -86,6 +103,10 @@ class Counting(NodeTransformer):
     def visit_Concat(self, node: nodes.Concat) -> nodes.Node:
         self.generic_visit(node)
         return nodes.Filter(nodes.List(node.nodes), "joined texts", [], [], None, None, lineno=node.lineno)
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return nodes.Filter(node, "made value", [], [], None, None) if isinstance(node.arg, nodes.Slice) else node
 
 
 class Generation(Extension):
@@ -137,8 +158,8 @@ class Sandbox(ImmutableSandboxedEnvironment):
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if isinstance(left, str) and operator == "%":
-            check_format(left)
+        if isinstance(left, str | bytes) and operator == "%":
+            check_format(str(left), right)
         elif operator == "+":
             check_length(length(left) + length(right))
         elif isinstance(left, int) and isinstance(right, int):
@@ -148,12 +169,12 @@ class Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "*":
             check_length(length(left) * length(right) * abs(left if isinstance(left, int) else 1)
                          * abs(right if isinstance(right, int) else 1))  # fmt: skip
-        return super().call_binop(context, operator, left, right)
+        return made(super().call_binop(context, operator, left, right))
 
     def call(__self, __context: Any, __function: Any, *args: Any, **options: Any) -> Any:  # noqa: N805
         ALLOWANCE.get().step()
         check_call(__function, args, options)
-        return super().call(__context, __function, *args, **options)
+        return made(super().call(__context, __function, *args, **options))
 
 
 def check_call(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
@@ -163,18 +184,26 @@ def check_call(function: Any, args: tuple[Any, ...], options: Mapping[str, Any])
     values = [owner, *args, *options.values()]
     if name in LENGTHS and any(isinstance(value, int) and value > LARGEST for value in values):
         refuse(f"{name} is given a length above {LARGEST}")
-    if name in MULTIPLIED:
-        sizes = sorted(length(value) for value in values if isinstance(value, str | list | tuple))
+    if name in MULTIPLIED or name in SPREAD:
+        sizes = sorted(length(value) for value in values if isinstance(value, str | bytes | list | tuple))
+        if name in SPREAD:
+            sizes = sorted([*sizes, *(value for value in values if isinstance(value, int))])
         check_length(sizes[-1] * sizes[-2] if len(sizes) > 1 and sizes[-1] > 1 << 12 else 0)
+    if name == "join":
+        check_length(weight(values))
     if name in ("format", "format_map"):
         for value in values:
             if isinstance(value, str):
-                check_format(value)
+                check_format(value, values)
 
 
-def check_format(text: str) -> None:
+def check_format(text: str, values: Any) -> None:
+    """Widths, and values that are named more than once."""
     if WIDE.search(text):
         refuse("a format has a width of its arguments, or of more than five digits")
+    check_length(sum(map(int, re.findall(r"[0-9]{1,5}", text))))
+    fields = text.count("%") + text.count("{")
+    check_length(weight(values) * fields if fields else 0)
 
 
 def check_length(size: int) -> None:
@@ -183,7 +212,24 @@ def check_length(size: int) -> None:
 
 
 def length(value: Any) -> int:
-    return len(value) if isinstance(value, str | list | tuple) else 1
+    return len(value) if isinstance(value, str | bytes | list | tuple) else 1
+
+
+def weight(value: Any, known: dict[int, tuple[Any, int]] | None = None) -> int:
+    """Characters of a value written out, about. A part that is held twice is written twice, and looked at once."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if isinstance(value, int):
+        return value.bit_length() // 3 + 1
+    if not isinstance(value, list | tuple | Mapping | KeysView | ValuesView | ItemsView):
+        return 1
+    known = {} if known is None else known
+    if id(value) not in known:
+        ALLOWANCE.get().step()
+        check_length(len(value))
+        parts = [part for pair in value.items() for part in pair] if isinstance(value, Mapping) else list(value)
+        known[id(value)] = value, len(parts) + sum(weight(part, known) for part in parts)  # kept: an id may come again
+    return known[id(value)][1]
 
 
 def refuse(message: str) -> NoReturn:
@@ -198,30 +244,54 @@ def to_json(
     """Jinja's own filter escapes HTML; chat templates mean plain JSON."""
     if isinstance(indent, int) and indent > LARGEST:
         refuse(f"tojson is given an indent above {LARGEST}")
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    encoder = json.JSONEncoder(
+        ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )  # fmt: skip
+    check_length(weight(value))
+    parts: list[str] = []
+    size = 0
+    for part in encoder.iterencode(value):  # bit by bit: an indent comes once a line, and more in what is nested
+        ALLOWANCE.get().tick()
+        size += len(part)
+        check_length(size)
+        parts.append(part)
+    ALLOWANCE.get().make(size)
+    return "".join(parts)
 
 
 def joined(values: list[Any]) -> str:
-    texts = list(map(str, values))
-    check_length(sum(map(len, texts)))
-    return "".join(texts)
+    check_length(weight(values))
+    text = "".join(map(str, values))
+    ALLOWANCE.get().make(len(text))
+    return text
+
+
+def made(value: Any) -> Any:
+    """Every value that an operation, a call or a filter makes passes here, as it is."""
+    ALLOWANCE.get().make(length(value))
+    return value
 
 
 def measured(value: Any) -> Any:
     """Every output of a template passes here, as it is."""
     allowance = ALLOWANCE.get(None)  # None: a constant, while compiling
-    if allowance is not None and isinstance(value, str):
-        allowance.write(len(value))
+    if allowance is not None:
+        allowance.write(weight(value))
     return value
 
 
-def checked(function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter whose arguments are checked first."""
+def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """A filter that is a step, and whose arguments are checked first."""
 
     @wraps(function)
     def called(*args: Any, **options: Any) -> Any:
+        ALLOWANCE.get().step()
+        if name == "join":  # what is made one by one is not measured before
+            args = tuple(list(map(made, value)) if isinstance(value, Iterator) else value for value in args)
         check_call(function, args, options)
-        return function(*args, **options)
+        if name not in PICKING:
+            check_length(weight((args, options)))
+        return made(function(*args, **options))
 
     return called
 
@@ -231,8 +301,8 @@ def template_of(source: str, names: Mapping[str, Any]) -> jinja2.Template:
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=measured
     )  # fmt: skip
-    filters = {name: checked(function) for name, function in environment.filters.items()}
-    own = {"tojson": to_json, "counted items": Counted, "joined texts": joined}
+    filters = {name: checked(name, function) for name, function in environment.filters.items()}
+    own = {"tojson": to_json, "counted items": Counted, "joined texts": joined, "made value": made}
     environment.filters = filters | own
     environment.globals.update({"raise_exception": refuse, "dict": Dictionary(), "namespace": Fields, **names})
     try:

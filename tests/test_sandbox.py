@@ -11,6 +11,14 @@ from lightrm.errors import TemplateError
 from lightrm.sandbox import render, template_of
 
 MESSAGES = [{"role": "user", "content": "hi <there>"}]
+# A list that holds another twice, which holds another twice: little memory, and no end of text.
+DOUBLED = "{% set ns = namespace(l=['a']) %}{% for i in range(40) %}{% set ns.l = [ns.l, ns.l] %}{% endfor %}"
+
+# Values that are each short enough, and all kept.
+KEPT = (
+    "{% set ns = namespace(l=[]) %}{% set s = 'a' * 9999999 %}{% macro f() %}{{ s }}{% endmacro %}"
+    "{% for i in range(999) %}{% set ns.l = ns.l + [MADE] %}{% endfor %}"
+)
 
 
 def rendered(source: str) -> str:
@@ -30,6 +38,11 @@ def rendered(source: str) -> str:
         ("{{ dict(a=1)['a'] }}{{ dict.fromkeys('ab') }}", "1{'a': None, 'b': None}"),
         ("{{ '%05d' % 3 }}{{ '%s-%s' | format(1, 2) }}{{ '{:>4}'.format(7) }}{{ 'ab' * 2 }}{{ 2 ** 8 }}",
          "000031-2   7abab256"),
+        ("{{ [1, {'a': 'b'}] }}{{ {'a': [2]}.items() }}{{ 'a\nb' | indent(2) }}{{ b }}",
+         "[1, {'a': 'b'}]dict_items([('a', [2])])a\n  b"),
+        ("{{ {'a': [1, 2.5], 'b': {}} | tojson(indent=2) }}", '{\n  "a": [\n    1,\n    2.5\n  ],\n  "b": {}\n}'),
+        ("{{ 'abc'[1:] }}{{ messages[0:1][0].role[::-1] }}{% set a, b = [1, 2][:2] %}{{ a }}", "bcresu1"),
+        ("{{ 'é' | tojson }}{{ messages | map(attribute='role') | join(',') }}", '"é"user'),
         ("{{ undefined }}{{ undefined is defined }}", "False"),
         ("{% for x in [[1, [2]]] recursive %}{{ loop(x) if x is iterable else x }}{% endfor %}", "12"),
         ("{% macro f(x) %}{{ x }}{% endmacro %}{{ f(1) ~ f('a') }}", "1a"),
@@ -62,6 +75,26 @@ def test_what_transformers_gives_templates(source: str, text: str) -> None:
         "{{ '{:>1000000000}'.format(1) }}",
         "{{ '{:>{}}'.format(1, 10 ** 9) }}",
         "{{ [1] | tojson(indent=10 ** 9) }}",
+        "{{ [1] | tojson(indent='a' * 10 ** 7 * 2) }}",
+        f"{DOUBLED}{{{{ ns.l }}}}",
+        f"{DOUBLED}{{{{ ns.l | string }}}}",
+        f"{DOUBLED}{{{{ ns.l | tojson }}}}",
+        f"{DOUBLED}{{{{ ns.l ~ 1 }}}}",
+        f"{DOUBLED}{{{{ '%s' % ns.l }}}}",
+        f"{DOUBLED}{{{{ '{{}}'.format(ns.l) }}}}",
+        f"{DOUBLED}{{{{ {{'a': ns.l}}.items() }}}}",
+        "{{ 'a'.encode() * 10 ** 9 }}",
+        "{{ ('%(x)s' * 5000) % {'x': 'a' * 9999} }}",
+        "{{ ('{0}' * 5000).format('a' * 9999) }}",
+        "{{ '%99999d' * 500 % ((1,) * 500) }}",
+        "{{ (['a' * 9999] * 5000) | map('upper') | join }}",
+        "{{ range(9999) | map('string') | join('a' * 9999) }}",
+        "{{ ('\t' * 5000).expandtabs(9999) }}",
+        "{{ ('a\n' * 5000) | indent(9999) }}",
+        "{{ ('a\n' * 5000) | indent('a' * 9999) }}",
+        "{{ ('a ' * 5000) | wordwrap(1, wrapstring='a' * 9999) }}",
+        *(KEPT.replace("MADE", made) for made in ("s ~ i", "s + 'a'", "s[1:]", "s.upper()", "s | upper", "f()")),
+        "{{ (['a' * 9999999] * 999) | map('upper') | list }}",
         "{{ lipsum(n=10 ** 6) }}",
         "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}",
         "{{ 1 + none }}",
