@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import tokenizers
@@ -52,8 +54,10 @@ def pattern_of(spellings: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
-def overlaps(start: int, end: int, spans: Iterable[Span]) -> bool:
-    return any(start < b and a < end for a, b in spans)
+def overlaps(start: int, end: int, spans: Sequence[Span]) -> bool:
+    """Whether a span has a character of one of the spans, which are in order and apart."""
+    before = bisect_left(spans, end, key=itemgetter(0))  # these start before it ends
+    return before > 0 and start < spans[before - 1][1]
 
 
 def made_at(backend: tokenizers.Tokenizer, text: str, spans: Sequence[Span], ids: Mapping[str, int]) -> list[Span]:

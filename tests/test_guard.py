@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from lightrm.errors import TokenizerError
-from lightrm.guard import PRIVATE, steers, unused
+from lightrm.guard import PRIVATE, overlaps, steers, unused
 from lightrm.templates import find_template
 from lightrm.tokens import read_tokens
 
@@ -94,3 +94,10 @@ def test_an_alphabet_that_the_text_does_not_hold() -> None:
     assert unused(chr(PRIVATE.start + 3), 3) == PRIVATE.start
     with pytest.raises(TokenizerError, match="private-use"):
         unused("".join(map(chr, PRIVATE)), 1)
+
+
+def test_spans_overlap_where_they_share_a_character() -> None:
+    spans = [(0, 2), (2, 3), (6, 9)]
+    found = [(a, b) for a in range(10) for b in range(a + 1, 11) if overlaps(a, b, spans)]
+    assert found == [(a, b) for a in range(10) for b in range(a + 1, 11) if {*range(a, b)} & {0, 1, 2, 6, 7, 8}]
+    assert not overlaps(0, 5, [])
