@@ -19,7 +19,7 @@ import sentencepiece
 import tokenizers
 
 from lightrm.errors import TokenizerError
-from lightrm.guard import Aliased, Span, aliased, made_at, overlaps, pattern_of, steers, unused
+from lightrm.guard import PRIVATE, Aliased, Span, aliased, made_at, overlaps, pattern_of, steers, unused
 from lightrm.tokenizer_files import DESCRIBED, MODEL
 from lightrm.tokenizer_limits import check_description
 from lightrm.vocabulary import marks_of
@@ -125,8 +125,9 @@ class CheckpointTokenizer:
         with self.lock, raised(self.folder):
             kept = made_at(self.backend, text, kept, self.steering)
             alphabet = unused(text, len(self.steering))
-            if alphabet not in self.aliases:
-                self.aliases[alphabet] = aliased(self.backend, self.steering, alphabet)
+            if alphabet not in self.aliases:  # of the rare ones the last is kept: a caller's text chooses them
+                usual = {first: second for first, second in self.aliases.items() if first == PRIVATE.start}
+                self.aliases = usual | {alphabet: aliased(self.backend, self.steering, alphabet)}
             return self.aliases[alphabet].encode(text, kept)
 
     def apart(self, text: str, kept: Sequence[Span]) -> list[int]:

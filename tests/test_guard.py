@@ -101,3 +101,13 @@ def test_spans_overlap_where_they_share_a_character() -> None:
     found = [(a, b) for a in range(10) for b in range(a + 1, 11) if overlaps(a, b, spans)]
     assert found == [(a, b) for a in range(10) for b in range(a + 1, 11) if {*range(a, b)} & {0, 1, 2, 6, 7, 8}]
     assert not overlaps(0, 5, [])
+
+
+def test_texts_that_choose_an_alphabet_do_not_pile_up_tokenizers(tmp_path: Path) -> None:
+    own = read_tokens(write(tmp_path, "bpe")).own
+    assert own is not None
+    for letter in ("", *map(chr, PRIVATE[:4])):
+        text = f"<eoh>{letter}"
+        ids = own.encode(text, whole=False, written=[(0, len(text))])
+        assert own.steering["<eoh>"] not in ids
+    assert [*own.aliases] == [PRIVATE.start, PRIVATE.start + 4]
