@@ -111,12 +111,15 @@ class CheckpointTokenizer:
         return sum(i in self.counted for i in ids)
 
     def around(self, whole: bool) -> int:
-        return int(self.tokenizer.num_special_tokens_to_add(pair=False)) if whole else 0
+        """How many tokens that steer the tokenizer itself puts around a text."""
+        return self.count(self.plain("a", True)) - self.count(self.plain("a", False)) if whole else 0
 
     def surrounded(self, ids: list[int]) -> list[int]:
         """With what the tokenizer puts around a text."""
         bare, full = self.plain("a", False), self.plain("a", True)
-        at = next((k for k in range(len(full) + 1) if full[k : k + len(bare)] == bare), 0)
+        at = next((k for k in range(len(full)) if full[k : k + len(bare)] == bare), None)
+        if at is None:
+            raise TokenizerError(f"{self.folder}: what the tokenizer puts around a text cannot be told from the text")
         return full[:at] + ids + full[at + len(bare) :]
 
     def guarded(self, text: str, kept: Sequence[Span]) -> list[int]:

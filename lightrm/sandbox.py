@@ -192,9 +192,8 @@ def check_call(function: Any, args: tuple[Any, ...], options: Mapping[str, Any])
     if name == "join":
         check_length(weight(values))
     if name in ("format", "format_map"):
-        for value in values:
-            if isinstance(value, str):
-                check_format(value, values)
+        text = owner if isinstance(owner, str) else next((value for value in args if isinstance(value, str)), "")
+        check_format(text, values)  # the format alone: what it is given is the caller's text, whatever it looks like
 
 
 def check_format(text: str, values: Any) -> None:

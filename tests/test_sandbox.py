@@ -112,6 +112,13 @@ def test_what_does_not_end_or_fails_is_refused(source: str) -> None:
     assert time.monotonic() - started < sandbox.SECONDS + 5, "not a speed: that it ends at all"
 
 
+@pytest.mark.parametrize("source", ["{{ '%s' | format(text) }}", "{{ '%s' % text }}", "{{ '{}'.format(text) }}"])
+def test_what_a_format_is_given_is_no_format(source: str) -> None:
+    """A caller's text with braces, percents and wide numbers is text."""
+    text = "{x:>12345678} %99999999d %*d " + "{ } % " * 20000
+    assert render(template_of(source, {}), {"text": text}) == text
+
+
 def test_slow_steps_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "SECONDS", 0.2)
     with pytest.raises(TemplateError, match="does not come to an end within"):
