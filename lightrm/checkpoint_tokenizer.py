@@ -21,10 +21,12 @@ import tokenizers
 from lightrm.errors import TokenizerError
 from lightrm.guard import PRIVATE, Aliased, Span, aliased, made_at, overlaps, pattern_of, steers, unused
 from lightrm.tokenizer_files import DESCRIBED, MODEL
-from lightrm.tokenizer_limits import check_description
+from lightrm.tokenizer_limits import check_description, told
 from lightrm.vocabulary import marks_of
 
 STRANGE = "\U000ffff0 \U0003134a \ua66e"  # a vocabulary that has an unknown token makes it of one of these
+
+UNUSABLE = "the tokenizer files in {} cannot be used"
 
 
 class OwnCodeError(TokenizerError):
@@ -38,13 +40,14 @@ class CheckpointTokenizer:
         self.tokenizer, self.folder, self.parse_specials = tokenizer, folder, parse_specials
         self.lock = threading.Lock()
         vocabulary = tokenizer.get_vocab()
+        self.bos_id, self.eos_id = vocabulary.get(self.bos), vocabulary.get(self.eos)
         steering = {
             str(name) for name in tokenizer.special_tokens_map.values() if isinstance(name, str) and name.strip()
         }
         added = [token for token in tokenizer.added_tokens_decoder.values() if steers(token.content, token.special)]
         steering |= {token.content for token in added}
         if not (folder / DESCRIBED).is_file() and (folder / MODEL).is_file():  # it may match them and not list them
-            steering |= {piece for piece in marks_of((folder / MODEL).read_bytes()) if steers(piece, special=False)}
+            steering |= marks_of((folder / MODEL).read_bytes())
         if getattr(tokenizer, "split_special_tokens", False):  # special tokens are text, the template's too
             steering = {name for name in steering & vocabulary.keys() if vocabulary[name] in self.plain(name, False)}
         steering.add(str(getattr(tokenizer, "fill_token", "")))  # CodeLlama's class acts on it by itself
@@ -91,7 +94,8 @@ class CheckpointTokenizer:
             return ids
         meant = [match.span() for match in self.pattern.finditer(text)]
         kept = [span for span in meant if not overlaps(*span, written)]
-        if len(kept) == len(meant) and self.count(ids) - self.around(whole) <= len(kept):
+        bare, full = self.around if whole else ((), ())
+        if len(kept) == len(meant) and self.count(ids) - (self.count(full) - self.count(bare)) <= len(kept):
             return ids
         found = self.guarded(text, kept)
         if self.count(found) > len(kept):
@@ -102,7 +106,7 @@ class CheckpointTokenizer:
         return self.surrounded(found) if whole else found
 
     def plain(self, text: str, whole: bool) -> list[int]:
-        with self.lock, raised(self.folder):
+        with self.lock, told(UNUSABLE.format(self.folder)):
             found = self.tokenizer(text, add_special_tokens=whole, truncation=False, padding=False, verbose=False)
         return list(found["input_ids"])
 
@@ -110,13 +114,14 @@ class CheckpointTokenizer:
         """How many tokens that steer; the unknown token is made of text, too, and not counted."""
         return sum(i in self.counted for i in ids)
 
-    def around(self, whole: bool) -> int:
-        """How many tokens that steer the tokenizer itself puts around a text."""
-        return self.count(self.plain("a", True)) - self.count(self.plain("a", False)) if whole else 0
+    @cached_property
+    def around(self) -> tuple[list[int], list[int]]:
+        """Ids of a text alone, and with what the tokenizer itself puts around any text."""
+        return self.plain("a", False), self.plain("a", True)
 
     def surrounded(self, ids: list[int]) -> list[int]:
         """With what the tokenizer puts around a text."""
-        bare, full = self.plain("a", False), self.plain("a", True)
+        bare, full = self.around
         at = next((k for k in range(len(full)) if full[k : k + len(bare)] == bare), None)
         if at is None:
             raise TokenizerError(f"{self.folder}: what the tokenizer puts around a text cannot be told from the text")
@@ -125,7 +130,7 @@ class CheckpointTokenizer:
     def guarded(self, text: str, kept: Sequence[Span]) -> list[int]:
         if self.backend is None:
             return self.apart(text, kept)
-        with self.lock, raised(self.folder):
+        with self.lock, told(UNUSABLE.format(self.folder)):
             kept = made_at(self.backend, text, kept, self.steering)
             alphabet = unused(text, len(self.steering))
             if alphabet not in self.aliases:  # of the rare ones the last is kept: a caller's text chooses them
@@ -138,29 +143,13 @@ class CheckpointTokenizer:
         ids, at = [], 0
         for start, end in [*kept, (len(text), len(text))]:
             if text[at:start]:
-                with self.lock, raised(self.folder):
+                with self.lock, told(UNUSABLE.format(self.folder)):
                     part = self.tokenizer(text[at:start], add_special_tokens=False, split_special_tokens=True)
                 ids += part["input_ids"]
             if text[start:end]:
                 ids.append(self.steering[text[start:end]])
             at = end
         return ids
-
-
-@contextmanager
-def raised(folder: Path) -> Iterator[None]:
-    """Whatever the libraries raise, a Rust panic included, as a TokenizerError that names the folder."""
-    try:
-        yield
-    except (TokenizerError, KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException as error:  # Rust's PanicException is no Exception
-        raise TokenizerError(f"the tokenizer files in {folder} cannot be used: {short(error)}") from error
-
-
-def short(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{lines[0].strip():.300}" if lines else type(error).__name__
 
 
 def open_tokenizer(folder: Path, parse_specials: bool) -> CheckpointTokenizer:
@@ -176,12 +165,12 @@ def open_tokenizer(folder: Path, parse_specials: bool) -> CheckpointTokenizer:
         if name is None:
             raise
         raise TokenizerError(f"{folder / name} cannot be read: {error.__cause__ or error}") from error
-    with raised(folder):
+    with told(UNUSABLE.format(folder)):
         return CheckpointTokenizer(found, folder, parse_specials)
 
 
 def read(folder: Path) -> Any:
-    with raised(folder):
+    with told(UNUSABLE.format(folder)):
         transformers = import_module("transformers")
         with quiet(transformers):
             try:
@@ -191,7 +180,7 @@ def read(folder: Path) -> Any:
             except ValueError as error:
                 if "trust_remote_code" not in str(error):
                     raise
-                if not (folder / "tokenizer.json").is_file():
+                if not (folder / DESCRIBED).is_file():
                     raise OwnCodeError(f"{folder}: its tokenizer class is code of its own, which is not run") from error
                 found = transformers.PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
     return found
@@ -203,7 +192,7 @@ def damaged(folder: Path) -> str | None:
     for name, reader in readers:
         if (folder / name).is_file():
             try:
-                with raised(folder):
+                with told(UNUSABLE.format(folder)):
                     reader(str(folder / name))
             except TokenizerError:
                 return name

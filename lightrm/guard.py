@@ -78,16 +78,24 @@ class Aliased:
 
     def encode(self, text: str, matches: Sequence[Span]) -> list[int]:
         """Ids of a text in which the tokens at `matches`, in order, are meant and no others."""
-        written, places, at = "", [], 0
+        while True:
+            written, places = self.written(text, matches)
+            made = set(made_at(self.tokenizer, written, places, self.ids))
+            if len(made) == len(places):
+                return [self.back.get(i, i) for i in self.tokenizer.encode(written, add_special_tokens=False).ids]
+            matches = [match for match, place in zip(matches, places, strict=True) if place in made]  # the rest is text
+
+    def written(self, text: str, matches: Sequence[Span]) -> tuple[str, list[Span]]:
+        """The text with aliases at `matches`, and where they stand."""
+        parts: list[str] = []
+        places: list[Span] = []
+        at = length = 0
         for start, end in matches:
-            written += text[at:start] + self.alias[text[start:end]]
-            places.append((len(written) - 1, len(written)))
+            parts += [text[at:start], self.alias[text[start:end]]]
+            length += start - at + 1
+            places.append((length - 1, length))
             at = end
-        written += text[at:]
-        made = set(made_at(self.tokenizer, written, places, self.ids))
-        if len(made) < len(places):  # what is none is text
-            return self.encode(text, [match for match, place in zip(matches, places, strict=True) if place in made])
-        return [self.back.get(i, i) for i in self.tokenizer.encode(written, add_special_tokens=False).ids]
+        return "".join([*parts, text[at:]]), places
 
 
 def unused(text: str, count: int) -> int:

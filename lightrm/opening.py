@@ -15,6 +15,7 @@ import torch
 
 from lightrm import native, restoring
 from lightrm.architecture import Alibi, Architecture
+from lightrm.chat import ChatTemplate
 from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import check_tensors, real_architecture
@@ -269,9 +270,11 @@ def text_side(
             f"layout {checkpoint.layout.name} does not say how its prompts look: pass template=... to load",
         )
     try:
-        if name == "chat":
-            return tokens, replace(tokens.own_template(), whole=checkpoint.layout.whole), ""
-        return tokens, find_template(name), ""
+        form: AnyTemplate = find_template(name) if name != "chat" else tokens.own_template()
+        if isinstance(form, ChatTemplate):
+            form = replace(form, whole=checkpoint.layout.whole)
+        tokens.prepare(form)
+        return tokens, form, ""
     except TemplateError as error:
         if template is not None:
             raise

@@ -61,7 +61,8 @@ def told(what: str) -> Iterator[None]:
             raise
         if isinstance(error, TokenizerError | MemoryError):
             raise
-        raise TokenizerError(f"{what}: {str(error).strip()[:300] or type(error).__name__}") from error
+        said = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise TokenizerError(f"{what}: {said[:300]}") from error
 
 
 def steps_of(step: Any, inner: str) -> Iterator[dict[str, Any]]:

@@ -21,7 +21,7 @@ from lightrm.errors import TemplateError, TooLongError
 from lightrm.guard import Span, overlaps, pattern_of, steers
 from lightrm.templates import AnyTemplate, Ending, Piece, Special, Template, Text, Turn, WholeTemplate
 from lightrm.tokenizer_files import MODEL, TokenizerFiles, read_files
-from lightrm.vocabulary import JsonVocabulary, SentencePieceVocabulary, Vocabulary
+from lightrm.vocabulary import JsonVocabulary, SentencePieceVocabulary, Vocabulary, marks_of
 
 NOTHING = re.compile(r"(?!)")
 
@@ -46,26 +46,47 @@ class Tokens:
         self.files, self.parse_specials, self.reward_id, self.ending = files, parse_specials, reward_id, ending
         self.max_length = files.max_length
         self.opened = open_tokenizer(files.folder, parse_specials) if files.described else None
-        self.vocabulary, self.bos, self.eos, self.add_bos = self.bare()
+        self.model: SentencePieceVocabulary | None = None
+        if self.opened is None:
+            self.model, self.bos, self.eos = self.read_model()
+        else:
+            self.bos, self.eos = self.opened.bos, self.opened.eos
 
-    def bare(self) -> tuple[Vocabulary, str, str, bool]:
-        """The vocabulary of pieces, its BOS and EOS, and whether a text gets BOS unasked."""
-        if self.opened is not None:
-            described = JsonVocabulary(self.opened.description(), self.parse_specials)
-            return described, self.opened.bos, self.opened.eos, described.adds_first()
-        files, model = self.files, (self.files.folder / MODEL).read_bytes()
-        vocabulary = SentencePieceVocabulary(model, files.added, self.parse_specials)
-        bos = files.named("bos") or vocabulary.own("bos")
-        eos = files.named("eos") or vocabulary.own("eos")
+    def read_model(self) -> tuple[SentencePieceVocabulary, str, str]:
+        """A tokenizer.model, its BOS and its EOS."""
+        files, content = self.files, (self.files.folder / MODEL).read_bytes()
+        model = SentencePieceVocabulary(content, files.added, self.parse_specials)
+        bos, eos = (files.named(role) or model.own(role) for role in ("bos", "eos"))
         if self.parse_specials:
             # Hugging Face's slow tokenizers split text at these before sentencepiece sees it.
             names = {*files.added, bos, eos, files.named("pad"), files.named("unk")}
-            live = {name: i for name in names if name and (i := vocabulary.id_of(name)) is not None}
-            vocabulary = SentencePieceVocabulary(model, live, True)
-        llama = (
-            "llama" in str(files.config.get("tokenizer_class", "")).lower()
-        )  # the one slow class that adds BOS unasked
-        return vocabulary, bos, eos, bool(files.config.get("add_bos_token", llama))
+            live = {name: i for name in names if name and (i := model.id_of(name)) is not None}
+            model = SentencePieceVocabulary(content, live, True)
+        return model, bos, eos
+
+    @cached_property
+    def described(self) -> JsonVocabulary:
+        """The vocabulary of what transformers opened: large ones take seconds, and whole texts need none."""
+        assert self.opened is not None
+        return JsonVocabulary(self.opened.description(), self.parse_specials)
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Of pieces, for frozen templates."""
+        return self.described if self.model is None else self.model
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether a text in pieces gets BOS unasked."""
+        if self.model is None:
+            return self.described.adds_first
+        # The one slow class that adds BOS unasked.
+        llama = "llama" in str(self.files.config.get("tokenizer_class", "")).lower()
+        return bool(self.files.config.get("add_bos_token", llama))
+
+    def prepare(self, template: AnyTemplate) -> None:
+        """Open what the texts of a template go through. Raises TokenizerError if it cannot be read."""
+        _ = self.vocabulary if isinstance(template, Template) else self.own
 
     @cached_property
     def own(self) -> CheckpointTokenizer | None:
@@ -125,11 +146,20 @@ class Tokens:
             ids = self.apart(text, written, template.whole)
         if not ids:
             raise nothing(template.name)
+        bos_id, _, eos_id = self.edges
         if ending == "openrlhf":
-            ids[-1] = self.end_id()  # as its data set does, after a cut, too
+            assert eos_id is not None
+            ids[-1] = eos_id  # as its data set does, after a cut, too
             return ids, cut_end(ids, room, 1), text
-        bos = self.vocabulary.id_of(self.bos) if self.bos else None
-        return ids, cut_start(ids, room, int(ids[0] == bos)), text
+        return ids, cut_start(ids, room, int(ids[0] == bos_id)), text
+
+    @cached_property
+    def edges(self) -> tuple[int | None, str, int | None]:
+        """Of whole texts: the id of BOS, the spelling of EOS, and its id; None for one that is not there."""
+        if self.own is not None:
+            return self.own.bos_id, self.own.eos, self.own.eos_id
+        bos, eos = (self.vocabulary.id_of(name) if name else None for name in (self.bos, self.eos))
+        return bos, self.eos, eos
 
     @cached_property
     def steering(self) -> re.Pattern[str]:
@@ -137,20 +167,18 @@ class Tokens:
         if self.own is not None:
             return self.own.pattern
         named = {self.bos, self.eos, self.files.named("pad"), self.files.named("unk"), *self.files.added}
-        pieces = {piece for piece in self.vocabulary.marks() if steers(piece, special=False)}
-        return pattern_of(name for name in named | pieces if steers(name, special=True))
+        marks = marks_of((self.files.folder / MODEL).read_bytes())
+        return pattern_of(name for name in named | marks if steers(name, special=True))
 
     def ended(self, text: str, written: Sequence[Span], ending: Ending) -> str:
         """A text as a trainer closes it. An EOS that the caller spelled is text and closes nothing."""
         if ending == "none":
             return text
-        if not self.eos:
+        _, eos, eos_id = self.edges
+        if eos_id is None:
             raise TemplateError("this model's texts are closed with EOS, and its tokenizer files name none")
-        closed = text.endswith(self.eos) and not overlaps(len(text) - len(self.eos), len(text), written)
-        return text if closed else text + (" " if ending == "openrlhf" else "") + self.eos
-
-    def end_id(self) -> int:
-        return self.ids_of(Special("eos"), first=False)[0]
+        closed = text.endswith(eos) and not overlaps(len(text) - len(eos), len(text), written)
+        return text if closed else text + (" " if ending == "openrlhf" else "") + eos
 
     def apart(self, text: str, written: Sequence[Span], whole: bool) -> list[int]:
         """A whole text piece by piece, as Hugging Face's slow tokenizers of 2023 did: where no other is to be had."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -40,9 +40,6 @@ class Vocabulary(Protocol):
 
     def piece(self, token_id: int) -> str:
         """The piece behind an id, as the vocabulary spells it."""
-
-    def marks(self) -> Iterable[str]:
-        """Pieces that the vocabulary matches whole in any text."""
 
 
 class SentencePieceVocabulary:
@@ -84,9 +81,6 @@ class SentencePieceVocabulary:
         token_id = self.processor.bos_id() if role == "bos" else self.processor.eos_id()
         return self.piece(token_id) if token_id >= 0 else ""
 
-    def marks(self) -> Iterable[str]:
-        return [self.piece(i) for i in range(self.processor.get_piece_size()) if self.processor.is_control(i)]
-
 
 class JsonVocabulary:
     """A `tokenizer.json`, through the tokenizers library."""
@@ -120,9 +114,7 @@ class JsonVocabulary:
     def piece(self, token_id: int) -> str:
         return self.tokenizer.id_to_token(token_id) or f"<{token_id}>"
 
-    def marks(self) -> Iterable[str]:
-        return [token.content for token in self.tokenizer.get_added_tokens_decoder().values()]
-
+    @cached_property
     def adds_first(self) -> bool:
         """Whether the file's own post-processor puts a token before a text."""
         with told("tokenizer.json cannot encode a text"):
@@ -164,9 +156,10 @@ def disarm(model: bytes) -> bytes:
     return bytes(proto.SerializeToString())
 
 
-def marks_of(model: bytes) -> list[str]:
-    """The control and user-defined pieces of a sentencepiece model."""
-    return [piece.piece for piece in model_proto(model).pieces if piece.type in (USER_DEFINED, CONTROL)]
+def marks_of(model: bytes) -> set[str]:
+    """The control and user-defined pieces of a sentencepiece model that steer."""
+    listed = (piece.piece for piece in model_proto(model).pieces if piece.type in (USER_DEFINED, CONTROL))
+    return {piece for piece in listed if steers(piece, special=False)}
 
 
 def model_proto(model: bytes) -> Any:

@@ -265,3 +265,21 @@ def test_a_broken_template_stops_no_ids(tmp_path: Path) -> None:
         rm.score("x", ["y"])
     with pytest.raises(TemplateError, match="not valid Jinja"):
         lightrm.load(folder, template="chat")
+
+
+def test_a_tokenizer_written_in_python(tmp_path: Path) -> None:
+    """CTRL's class has nothing of the tokenizers library behind it: whole texts go through it, pieces do not."""
+    import transformers
+
+    (tmp_path / "vocab.json").write_text(json.dumps({"<unk>": 0, "a</w>": 1, "b</w>": 2, "<s>": 3}))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    template = "{% for m in messages %}<s> {{ m.content }} {% endfor %}"
+    config = {"tokenizer_class": "CTRLTokenizer", "eos_token": "<s>", "chat_template": template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ids, text = encoded_text(tmp_path, "chat", "a")
+    assert ids == theirs(text, add_special_tokens=False)["input_ids"]
+    assert encoded_text(tmp_path, "chat", "<s>", parse_specials=True)[0].count(3) == 3
+    assert encoded_text(tmp_path, "chat", "<s>")[0].count(3) == 2, "what the caller spelled is text"
+    with pytest.raises(lightrm.TokenizerError, match="CTRLTokenizer is not read here"):
+        encoded_text(tmp_path, "ultrarm", "a")
