@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from importlib.metadata import version
+from typing import Any
 
 from lightrm.checkpoints.contents import DIGITS, parts
 from lightrm.scorer import RewardModel
@@ -35,10 +36,14 @@ def identity(rm: RewardModel, model: str) -> dict[str, str]:
 def summary(by: dict[str, str]) -> dict[str, str]:
     """An identity as each scored record has it: the rest of it as one fingerprint."""
     rest = {name: value for name, value in by.items() if name not in SHOWN}
-    fingerprint = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:DIGITS]
     return {
         "model": by["model"],
-        "fingerprint": fingerprint,
+        "fingerprint": digest(rest),
         "scheme": by["scheme"],
         "template": by["template"],
     }
+
+
+def digest(value: Any) -> str:
+    """Of what JSON can hold, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGITS]

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from lightrm.checksums import file_sum
 from lightrm.errors import InputError
 from lightrm.files import UNFINISHED, to_disk
 from lightrm.outputs import Entry, Tell
@@ -150,11 +151,11 @@ class Journal:
         for _ in self.entries():
             pass
         said = self.line()
-        return isinstance(said, dict) and said.get(OUTPUT) == print_of(target) and not self.file.read(1)
+        return isinstance(said, dict) and said.get(OUTPUT) == file_sum(target) and not self.file.read(1)
 
     def foretell(self, draft: Path) -> None:
         """The last line: what the output will be."""
-        self.write([{OUTPUT: print_of(draft)}])
+        self.write([{OUTPUT: file_sum(draft)}])
 
     def rest(self, rows: Iterator[Row], source: Path, had: Callable[[Row, Entry], None], tell: Tell) -> Iterator[Row]:
         """The rows that are not in it yet; of the others `had` is told. What is torn at its end is cut off.
@@ -185,12 +186,3 @@ class Journal:
             tell(f"{self.path}: line {place[2] + 1} is damaged; what it and the lines after it said is scored again")
         self.go(place)
         self.file.truncate()
-
-
-def print_of(path: Path) -> list[int]:
-    """Size and checksum of a file."""
-    size = found = 0
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            size, found = size + len(block), zlib.crc32(block, found)
-    return [size, found]

@@ -6,7 +6,6 @@ the ids and of the model's files, so that a run that was stopped goes on where i
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
@@ -32,7 +31,7 @@ from lightrm.evaluation import Evaluation, evaluate_scores
 from lightrm.fidelity import Asked, FidelityReport, Measured, build, without_infinities
 from lightrm.fields import made, read_object
 from lightrm.files import write_text
-from lightrm.identity import identity
+from lightrm.identity import digest, identity
 from lightrm.opening import choose_device, load
 from lightrm.prefixes import packs
 from lightrm.questions import Question, questions_of
@@ -188,10 +187,6 @@ def about(device: torch.device) -> dict[str, str]:
         "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
         "versions": ", ".join(f"{package} {version(package)}" for package in ("lightrm", "torch", "numpy")),
     }
-
-
-def digest(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Kept:

@@ -25,7 +25,14 @@ from lightrm.bounds import FidelityNote
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
 from lightrm.checkpoints.safe import SafeFile
-from lightrm.checkpoints.stored import check_finished, copy_text_files, text_files, whole_folder, write_safetensors
+from lightrm.checkpoints.stored import (
+    MANIFEST,
+    check_finished,
+    copy_text_files,
+    text_files,
+    whole_folder,
+    write_safetensors,
+)
 from lightrm.checksums import SEAL, file_sum, sealed, tensor_sum
 from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.files import read_json, write_json
@@ -35,7 +42,7 @@ from lightrm.schemes.grammar import Scheme, parse_scheme
 from lightrm.transformer import Decoder
 from lightrm.weights import ForeignWeight, Int4Weight, Int8Weight, PlainWeight
 
-MANIFEST, WEIGHTS, CONFIG, FORMAT = "lightrm.json", "lightrm.safetensors", "config.json", 4
+WEIGHTS, CONFIG, FORMAT = "lightrm.safetensors", "config.json", 4
 READ = (2, 3, FORMAT)  # format 2 knew no shifts; 2 and 3 have sums of words, and of the weights alone
 LINEARS = ("qkv", "output", "gate_up", "down")
 

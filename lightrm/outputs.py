@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import gzip
 import json
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -69,7 +68,7 @@ class Output:
             checksum, scores, _ = next(entries, (None, None, ""))
             if checksum != row.checksum:
                 raise changed
-            digest = zlib.crc32(row.checksum.to_bytes(4, "little"), digest)
+            digest = row.after(digest)
             yield row, scores
         if digest != self.survey.digest or next(entries, None) is not None:
             raise changed

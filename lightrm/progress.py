@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import ProgressColumn
+    from rich.progress import ProgressColumn, Task
 
 
 class Advance(Protocol):
@@ -51,19 +51,15 @@ def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
     if not shown:
         yield ignored
         return
-    from rich.progress import Progress, ProgressColumn, Task
-    from rich.text import Text
+    from rich.progress import Progress
 
-    class Tokens(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            of = "" if task.total is None else f" of {task.total:,.0f}"
-            return Text(f"{task.completed:,.0f}{of} tokens")
+    def tokens_done(task: Task) -> str:
+        return f"{done_of(task)} tokens"
 
-    class Speed(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            return Text(f"{task.completed / task.elapsed:,.0f} tokens/s" if task.elapsed else "")
+    def speed(task: Task) -> str:
+        return f"{task.completed / task.elapsed:,.0f} tokens/s" if task.elapsed else ""
 
-    with Progress(*columns("scoring", total, Tokens(), Speed()), console=console()) as bar:
+    with Progress(*columns("scoring", total, saying(tokens_done), saying(speed)), console=console()) as bar:
         task = bar.add_task("", total=total)
         yield lambda tokens: bar.advance(task, tokens)
 
@@ -74,17 +70,14 @@ def row_progress(total: int | None, shown: bool) -> Iterator[Told]:
     if not shown:
         yield untold
         return
-    from rich.progress import Progress, ProgressColumn, Task
-    from rich.text import Text
+    from rich.progress import Progress
 
-    class Done(ProgressColumn):
-        def render(self, task: Task) -> Text:
-            speed = f", {task.fields['tokens'] / task.elapsed:,.0f} tokens/s" if task.elapsed else ""
-            of = "" if task.total is None else f" of {task.total:,.0f}"
-            return Text(f"{task.completed:,.0f}{of} records{speed}")
+    def rows_done(task: Task) -> str:
+        speed = f", {task.fields['tokens'] / task.elapsed:,.0f} tokens/s" if task.elapsed else ""
+        return f"{done_of(task)} records{speed}"
 
     done = 0.0
-    with Progress(*columns("scoring", total, Done()), console=console()) as bar:
+    with Progress(*columns("scoring", total, saying(rows_done)), console=console()) as bar:
         task = bar.add_task("", total=total, tokens=0)
 
         def told(rows: float, tokens: float, /) -> None:
@@ -116,3 +109,19 @@ def columns(what: str, total: int | None, *between: ProgressColumn) -> list[Prog
     if total is None:
         return [*first, *between, TimeElapsedColumn()]
     return [*first, TaskProgressColumn(), *between, TimeRemainingColumn()]
+
+
+def saying(words: Callable[[Task], str]) -> ProgressColumn:
+    """A column of what a function says of the work."""
+    from rich.progress import ProgressColumn
+    from rich.text import Text
+
+    class Said(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text(words(task))
+
+    return Said()
+
+
+def done_of(task: Task) -> str:
+    return f"{task.completed:,.0f}" + ("" if task.total is None else f" of {task.total:,.0f}")

@@ -46,6 +46,10 @@ class Row:
     def checksum(self) -> int:
         return zlib.crc32(self.raw)
 
+    def after(self, digest: int) -> int:
+        """The digest of rows that this one follows, with this one."""
+        return zlib.crc32(self.checksum.to_bytes(4, "little"), digest)
+
 
 @contextmanager
 def unzipped(path: Path) -> Iterator[IO[bytes]]:

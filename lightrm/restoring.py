@@ -15,6 +15,7 @@ import torch
 from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.checkpoints.safe import SafeFile
+from lightrm.checkpoints.stored import MANIFEST
 from lightrm.checksums import tensor_sum, word_sum
 from lightrm.dispatch import kernels_for
 from lightrm.errors import CorruptFileError
@@ -22,7 +23,7 @@ from lightrm.folding import Folding
 from lightrm.heads import PostStep, ValueHead
 from lightrm.linear import Linear, linear_for
 from lightrm.loading import LoadReport
-from lightrm.native import CONFIG, LINEARS, MANIFEST, WEIGHTS, Manifest
+from lightrm.native import CONFIG, LINEARS, WEIGHTS, Manifest
 from lightrm.progress import Advance, ignored
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import Int4, dequantize

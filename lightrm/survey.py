@@ -3,7 +3,6 @@ that a format which cannot hold them says so then."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,7 +101,7 @@ def survey_of(rows: Iterator[Row], closely: bool) -> Survey:
     found = Survey()
     for row in rows:
         found.rows += 1
-        found.digest = zlib.crc32(row.checksum.to_bytes(4, "little"), found.digest)
+        found.digest = row.after(found.digest)
         if row.error or not usable(row.record):
             continue
         for name, value in row.record.items():

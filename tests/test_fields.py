@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import lightrm
 from lightrm import errors
+from lightrm.architecture import Rope
 from lightrm.checkpoints.config import Config, read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, open_checkpoint
 from lightrm.checkpoints.fields import READ, READ_OF, check_fields
@@ -85,8 +86,9 @@ def test_all_that_transformers_writes_is_known(kind: str, how: str) -> None:
     raw = json.loads(json.dumps(getattr(config, how)())) | {"model_type": config.model_type}
     generation = transformers.GenerationConfig._get_default_generation_params()
     old = {name: value for name, value in generation.items() if name not in raw}
-    check_fields(Config(raw | old, HERE), ())
-    read_architecture(Config(raw, HERE))
+    known = check_fields(Config(raw | old, HERE), ())
+    assert {*known.read, *known.harmless} == (raw | old).keys()
+    assert read_architecture(Config(raw, HERE)).layers == config.num_hidden_layers
 
 
 class Recorded(dict):
@@ -247,7 +249,9 @@ def test_rope_settings_are_read_to_the_last(more: dict, error: type, says: str) 
 @pytest.mark.parametrize("scaling", [{"type": "dynamic", "factor": 2.0}, {"rope_type": "default", "type": "default"},
                                      {"type": "linear", "factor": 1.0, "finetuned": True}])  # fmt: skip
 def test_rope_settings_that_people_publish(scaling: dict) -> None:
-    read_architecture(Config({**CONFIG, "rope_scaling": scaling}, HERE))
+    found = read_architecture(Config({**CONFIG, "rope_scaling": scaling}, HERE)).positions
+    assert isinstance(found, Rope)
+    assert (found.theta, found.factor) == (Rope().theta, 1.0), "turns as without it"
 
 
 def test_a_stated_alibi_is_one_of_two(tmp_path: Path) -> None:

@@ -137,10 +137,9 @@ def test_a_checksum_is_kept_until_the_file_is_another(tmp_path: Path, monkeypatc
     path = tmp_path / "large.safetensors"
     path.write_bytes(bytes(3 * 1024))
     read = []
-    real = contents.hashed
-    monkeypatch.setattr(contents, "hashed", lambda *given: (read.append(1), real(*given))[1])
+    real = contents.file_sum
+    monkeypatch.setattr(contents, "file_sum", lambda *given: (read.append(1), real(*given))[1])
     monkeypatch.setattr(contents, "LARGE", 1024)
-    monkeypatch.setattr(contents, "BLOCK", 1000)
     monkeypatch.setenv("LIGHTRM_CACHE", str(tmp_path / "cache"))
     first = contents.content(path)
     assert contents.content(path) == first

@@ -13,19 +13,18 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 from lightrm.checkpoints.detect import Checkpoint
+from lightrm.checkpoints.stored import MANIFEST
+from lightrm.checksums import file_sum
 from lightrm.errors import CheckpointError
 from lightrm.files import write_text
 
-BLOCK = 2**24  # bytes; blocks are hashed side by side
 LARGE = 2**22  # bytes from which a checksum is kept
 YOUNG = 2.0  # seconds
 DIGITS = 16
-MANIFEST = "lightrm.json"
 NOT_SCORES = ("fidelity", "lightrm")  # fields of a manifest that change no score
 CONFIGS, SKIPPED = "*config*.json", ("tokenizer_config.json", "generation_config.json")
 SPELLING = ("*token*.json", "*.model", "vocab*", "merges.txt", "preprocessor_config.json")
@@ -88,7 +87,7 @@ def chat_text(path: Path) -> str:
 
 
 def content(path: Path) -> str:
-    """sha256 of the checksums of a file's blocks, in hex. Raises CheckpointError if it cannot be read."""
+    """The checksum of a file, in hex. Raises CheckpointError if it cannot be read."""
     try:
         state = path.stat()
         known = json.dumps(
@@ -98,7 +97,7 @@ def content(path: Path) -> str:
         kept = cache() / hashlib.sha256(known.encode()).hexdigest() if large else None
         if kept is not None and (had := read_kept(kept)):
             return had
-        made = hashed(path, state.st_size)
+        made = file_sum(path)
         after = path.stat()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from error
@@ -107,26 +106,6 @@ def content(path: Path) -> str:
     if kept is not None and time.time() - max(state.st_mtime, state.st_ctime) > YOUNG:
         keep(kept, made)
     return made
-
-
-def hashed(path: Path, size: int) -> str:
-    def block(start: int) -> bytes:
-        with path.open("rb", buffering=0) as file:
-            file.seek(start)
-            read = bytearray(min(BLOCK, size - start))
-            filled = 0
-            while filled < len(read) and (got := file.readinto(memoryview(read)[filled:])):
-                filled += got
-        return hashlib.sha256(memoryview(read)[:filled]).digest()
-
-    whole = hashlib.sha256(str(size).encode())
-    if size <= BLOCK:
-        whole.update(block(0))
-        return whole.hexdigest()
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        for one in threads.map(block, range(0, size, BLOCK)):
-            whole.update(one)
-    return whole.hexdigest()
 
 
 def cache() -> Path:

@@ -155,11 +155,9 @@ def load(path: Path) -> Any:
 
 def plain_tensors(path: Path, state: Any) -> dict[str, torch.Tensor]:
     """The tensors of a state dict, by name. Raises CorruptFileError on anything but plain ones under strings."""
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
     if not isinstance(state, dict):
         raise CorruptFileError(f"{path}: expected a dictionary of tensors, found {type(state).__name__}")
-    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    tensors = named_tensors(state)
     for name, tensor in tensors.items():
         if not isinstance(name, str):
             raise CorruptFileError(f"{path}: expected tensors under names, found one under {name!r}")
@@ -186,14 +184,15 @@ def fault(tensor: torch.Tensor) -> str | None:
 def places_of(path: Path) -> dict[str, int]:
     """Where each tensor's storage starts in a zip archive; empty where this PyTorch does not tell."""
     try:
-        tensors = plain_names(torch.load(path, map_location="meta", weights_only=True))
+        tensors = named_tensors(torch.load(path, map_location="meta", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError):
         return {}
     places = {name: getattr(t.untyped_storage(), "_checkpoint_offset", None) for name, t in tensors.items()}
     return {name: place for name, place in places.items() if place is not None}
 
 
-def plain_names(state: Any) -> dict[str, torch.Tensor]:
+def named_tensors(state: dict[Any, Any]) -> dict[str, torch.Tensor]:
+    """Of a state dict, or of one that a trainer put into another."""
     state = state["state_dict"] if isinstance(state.get("state_dict"), dict) else state
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 

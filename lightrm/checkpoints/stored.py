@@ -21,6 +21,7 @@ from lightrm.checkpoints.safe import DTYPES
 from lightrm.errors import CheckpointError, CorruptFileError
 from lightrm.files import UNFINISHED, to_disk
 
+MANIFEST = "lightrm.json"  # of lightrm's own folder
 TEXT_FILES = (
     "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "vocab.txt",
