@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import DrawFn, SearchStrategy
 
-Message = dict[str, str]
+Message = dict[str, Any]
 THINK = "</think>"
 
 
@@ -76,7 +76,9 @@ QWEN3 = """{%- if tools %}{{- '<|im_start|>system\n# Tools\n' + tools | tojson }
                 {%- set content = content.split('</think>')[-1].lstrip('\n') %}{%- endif %}{%- endif %}
         {%- if loop.index0 > ns.last_query_index and (loop.last or reasoning_content) %}
             {{- '<|im_start|>' + message.role + '\n<think>\n' + reasoning_content.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
-        {%- else %}{{- '<|im_start|>' + message.role + '\n' + content }}{%- endif %}{{- '<|im_end|>\n' }}
+        {%- else %}{{- '<|im_start|>' + message.role + '\n' + content }}{%- endif %}
+        {%- for call in message.tool_calls or [] %}{{- '<tool_call>' ~ call.function.name ~ call.function.arguments | tojson }}
+        {%- endfor %}{{- '<|im_end|>\n' }}
     {%- elif message.role == "tool" %}
         {%- if loop.first or (messages[loop.index0 - 1].role != "tool") %}{{- '<|im_start|>user' }}{%- endif %}
         {{- '\n<tool_response>\n' }}{{- content }}{{- '\n</tool_response>' }}
@@ -173,6 +175,8 @@ CONTENTS = (
     "message.content | wordcount", "message.content | first", "message.content | reverse", "message.content | indent(2)",
     "message.content.startswith('<think>')", "('</think>' in message.content)", "message.content.removeprefix('<think>')",
     "message.content * 2", "'%s' | format(message.content)", "message.content | list | join", "message.items() | list",
+    "message.reasoning_content", "(message.thinking or '') ~ message.content", "(message.tool_calls or []) | tojson",
+    "(message.tool_calls | map(attribute='function.arguments') | list if message.tool_calls else message.content)",
 )  # fmt: skip
 AFTER = (
     "{{ eos_token }}", "{{ eos_token }}\n", "\n", "", " ", "{{ '\\n' }}", "\n\n", "{% if not loop.last %}\n{% endif %}",
@@ -237,4 +241,19 @@ def conversations(draw: DrawFn, specials: tuple[str, ...] = ()) -> list[Message]
         roles += ["user", "assistant", "tool"]
     else:
         roles.append("user")
-    return [{"role": role, "content": draw(content)} for role in [*roles, "assistant"]]
+    turns: list[Message] = [{"role": role, "content": draw(content)} for role in [*roles, "assistant"]]
+    for turn in turns[:-1]:
+        if turn["role"] == "assistant" and draw(pick(False, True)):
+            turn |= draw(beside(specials))
+    return turns
+
+
+@st.composite
+def beside(draw: DrawFn, specials: tuple[str, ...]) -> Message:
+    """What an assistant's turn holds beside its content: its reasoning, a call of a tool."""
+    content = texts(specials)
+    found: Message = {"reasoning_content": draw(content)} if draw(pick(False, True)) else {}
+    if draw(pick(False, True)):
+        function = {"name": "weather", "arguments": {"city": draw(content), "days": 2}}
+        found["tool_calls"] = [{"type": "function", "function": function}]
+    return found

@@ -183,13 +183,13 @@ print(json.dumps([peak() - before, rm.report.bytes]))
 )
 def test_loading_never_holds_the_whole_model(file: str, dtype: torch.dtype, scheme: str, tmp_path: Path) -> None:
     """Peak memory of the process grows by at most the packed model and 1.5 x the largest tensor of the file."""
-    width, ffn, layers = 1024, 2816, 10
+    width, ffn, layers = 1024, 2816, 4
     config = {**LLAMA_CONFIG, "hidden_size": width, "intermediate_size": ffn, "num_hidden_layers": layers}
-    config |= {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 8000}
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 8, "vocab_size": 2000}
     shapes = {"self_attn.q_proj": (width, width), "self_attn.k_proj": (width, width)}
     shapes |= {"self_attn.v_proj": (width, width), "self_attn.o_proj": (width, width)}
     shapes |= {"mlp.gate_proj": (ffn, width), "mlp.up_proj": (ffn, width), "mlp.down_proj": (width, ffn)}
-    weights = {"model.embed_tokens.weight": torch.randn(8000, width), "model.norm.weight": torch.ones(width)}
+    weights = {"model.embed_tokens.weight": torch.randn(2000, width), "model.norm.weight": torch.ones(width)}
     weights["score.weight"] = torch.randn(1, width)
     for i in range(layers):
         prefix = f"model.layers.{i}."

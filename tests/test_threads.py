@@ -4,7 +4,10 @@ other's. Every attribute that threads share is made to hand over to another thre
 from __future__ import annotations
 
 import copy
+import os
 import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -213,6 +216,22 @@ def test_what_is_found_out_or_compiled_once() -> None:
     )
     truth = integer.widen(packed, multiplier).tolist()
     assert found == [gemm.cpu_product()[1]] * 3 + ["lightrm.kernels.cpu"] * 3 + [truth] * 3
+
+
+COUNT = """
+import sys, torch, lightrm
+torch.set_num_threads(1)
+lightrm.load(sys.argv[1], scheme="w8a8").score("why?", ["a", "b c"])
+print(torch.get_num_threads())
+"""
+
+
+def test_the_number_of_threads_stays_the_callers(folder: Path) -> None:
+    """numba's OpenMP is PyTorch's: when it starts its threads, it sets their number for both."""
+    command = [sys.executable, "-c", COUNT, str(folder)]
+    environment = os.environ | {"NUMBA_NUM_THREADS": "2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1"]
 
 
 def test_one_iterator_is_one_threads(folder: Path) -> None:

@@ -136,12 +136,14 @@ class Theirs:
             return []
 
     def controls(self, user_defined: Sequence[str]) -> dict[int, str]:
-        """Tokens that steer a model, by id: added ones but for those that are words, and marks of a sentencepiece."""
+        """Tokens that steer a model, by id: added ones but for those that are words, and marks of a sentencepiece.
+        A mark that is harmless elsewhere steers where it is the tokenizer's bos, eos, pad or the like."""
         added = self.tokenizer.added_tokens_decoder
         found = {i: token.content for i, token in added.items() if token.special or token.content not in PLAIN}
         vocabulary = self.tokenizer.get_vocab()
         found |= {vocabulary[name]: name for name in user_defined if name in vocabulary}
-        return {i: name for i, name in found.items() if name.strip() and name not in HARMLESS}
+        harmless = set(HARMLESS) - {str(token) for token in self.tokenizer.special_tokens_map.values()}
+        return {i: name for i, name in found.items() if name.strip() and name not in harmless}
 
     def offsets(self, text: str) -> list[tuple[int, int]]:
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
@@ -185,7 +187,7 @@ def protected(folder: Folder, path: Path, draw: Draw) -> Iterator[Finding]:
     controls = theirs.controls(folder.user_defined)
     messages = draw(conversations())
     wanted = theirs.chat(messages)
-    if not holds(controls, theirs, [message["content"] for message in messages]):
+    if not holds(controls, theirs, written(messages)):
         fault = pardoned(folder, equal_ids(ours.chat(messages), wanted))
         yield Finding("asleep", theirs.name, messages, fault, isinstance(wanted, Made))
     for _ in range(2):
@@ -272,6 +274,27 @@ def beside(ours: Made, other: Made, theirs: Theirs, controls: Mapping[int, str])
     return None
 
 
+def written(messages: Sequence[Message]) -> list[str]:
+    """Every text that users wrote, in a content or in a field beside it."""
+    found: list[str] = []
+
+    def keep(said: str) -> str:
+        found.append(said)
+        return said
+
+    changed(messages, keep)
+    return found
+
+
+def changed(value: Any, change: Callable[[str], str]) -> Any:
+    """The same messages, each text in them changed but the names of roles."""
+    if isinstance(value, dict):
+        return {key: part if key == "role" else changed(part, change) for key, part in value.items()}
+    if isinstance(value, list):
+        return [changed(part, change) for part in value]
+    return change(value) if isinstance(value, str) else value
+
+
 WORD = re.compile("<zq([0-9]+)qz>")
 
 
@@ -282,12 +305,7 @@ def neutral(theirs: Theirs, controls: Mapping[int, str], messages: list[Message]
     """
     spellings = sorted({*controls.values()}, key=len, reverse=True)
     pattern = re.compile("|".join(map(re.escape, spellings)) or "(?!)")
-    other = theirs.chat(
-        [
-            {**m, "content": pattern.sub(lambda match: f"<zq{spellings.index(match[0])}qz>", m["content"])}
-            for m in messages
-        ]
-    )
+    other = theirs.chat(changed(messages, lambda said: pattern.sub(lambda m: f"<zq{spellings.index(m[0])}qz>", said)))
     if isinstance(other, Refused) or WORD.search(text):
         return None
     back = WORD.sub(lambda match: spellings[int(match[1])], other.text or "")

@@ -35,7 +35,10 @@ def launch(kernel: Rows, *arguments: Any) -> None:
         return
     with ONE_AT_A_TIME:
         forks.started()
-        numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        threads = torch.get_num_threads()
+        numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        if torch.get_num_threads() != threads:  # numba's OpenMP is PyTorch's, and starting it set the number of both
+            torch.set_num_threads(threads)
         kernel.by_many(*lent)
 
 

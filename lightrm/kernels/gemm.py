@@ -8,6 +8,7 @@ terms of size 127 * 128 stays below 2^24, where float32 still counts by ones. Bo
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from functools import lru_cache
@@ -19,6 +20,7 @@ from lightrm.arena import empty
 
 LEAST_ROWS, MULTIPLE = 32, 8  # what cuBLAS takes: more than 16 rows, widths in whole eights
 EXACT_TERMS = 2**24 // 2**14  # |int8 * int8| is at most 2^14
+ONE_AT_A_TIME = threading.Lock()  # who measures sets PyTorch's number of threads, and sets it back
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -67,16 +69,23 @@ def cpu_product() -> tuple[Product, str]:
         return float_blocks, f"float32 blocks, exact, because torch._int_mm says: {str(error).splitlines()[0]}"
     if not torch.equal(found, float_blocks(x, weight)):
         return float_blocks, "float32 blocks, exact, because torch._int_mm saturates on this CPU"
-    if 2 * seconds(float_blocks) < seconds(int_mm):
+    with ONE_AT_A_TIME:
+        slow = 2 * seconds(float_blocks) < seconds(int_mm)
+    if slow:
         return float_blocks, "float32 blocks, exact, because torch._int_mm takes more than twice as long on this CPU"
     return int_mm, f"torch._int_mm, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def seconds(product: Product) -> float:
-    """The least of three runs, of a small layer."""
-    x, weight, found = torch.ones(64, 1024, dtype=torch.int8), torch.ones(512, 1024, dtype=torch.int8), []
-    for _ in range(4):
-        started = time.perf_counter()
-        product(x, weight)
-        found.append(time.perf_counter() - started)
+    """The least of three runs of a small layer by one thread: more would wait for whatever else this machine does."""
+    x, weight, found = torch.ones(32, 1024, dtype=torch.int8), torch.ones(256, 1024, dtype=torch.int8), []
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for _ in range(4):
+            started = time.perf_counter()
+            product(x, weight)
+            found.append(time.perf_counter() - started)
+    finally:
+        torch.set_num_threads(threads)
     return min(found[1:])
