@@ -244,7 +244,7 @@ def conversations(draw: DrawFn, specials: tuple[str, ...] = ()) -> list[Message]
     turns: list[Message] = [{"role": role, "content": draw(content)} for role in [*roles, "assistant"]]
     for turn in turns[:-1]:
         if turn["role"] == "assistant" and draw(pick(False, True)):
-            turn |= draw(beside(specials))
+            turn.update(draw(beside(specials)))
     return turns
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 # Tests run side by side: OpenMP threads of several processes on few cores wait for each other in every small operation.
-# Set before PyTorch starts its threads, and for the processes that tests start.
-os.environ["OMP_NUM_THREADS"] = "1"
+# Set before PyTorch starts its threads, and for the processes that tests start; OMP_NUM_THREADS=2 runs them with two.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
 
 import pytest
@@ -17,7 +17,7 @@ import torch
 
 from lightrm.arena import Arena
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # before the kernels are imported; with a card, they run on it
 
