@@ -2,7 +2,8 @@
 
 A sandbox keeps a template from Python's insides. It does not keep it from running for ever or from filling the memory.
 So loops, calls and filters are counted here, what would make a value too long is refused before it is made, and so
-is more than one rendering can need of all values together.
+is more than one rendering can need of all values together. A part that a value holds twice counts twice: to compare or
+to hash such a value takes that long, in one step that nothing ends.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from lightrm.errors import TemplateError
 
 MOST_STEPS = 1_000_000  # rounds of loops and calls of one rendering
 SECONDS = 5.0  # of one rendering: for steps that are slow
-LONGEST = 1 << 24  # characters or items of a value
+LONGEST = 1 << 24  # characters of a value
+ITEM = 16  # characters that an item of a list counts as
 WRITTEN = 1 << 26  # characters that all outputs of one rendering have together
 MADE = 1 << 28  # characters and items of all values that one rendering makes, whether it drops them or not
 LARGEST = 1 << 16  # of a number that is a length
@@ -52,6 +54,7 @@ class Allowance:
 
     def __init__(self) -> None:
         self.steps, self.written, self.made = MOST_STEPS, WRITTEN, MADE
+        self.weights: dict[int, tuple[Any, int]] = {}  # by id, with the value: an id may come again
         self.until = time.monotonic() + SECONDS
 
     def step(self) -> None:
@@ -93,7 +96,8 @@ class Counted:
 
 
 class Counting(NodeTransformer):
-    """Loops over counted items; `a ~ b` checked as `a + b` is, and slices. A template cannot write these names."""
+    """Loops over counted items; `a ~ b` checked as `a + b` is, slices, and what lists of values hold. A template cannot
+    write these names."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -106,7 +110,26 @@ class Counting(NodeTransformer):
 
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         self.generic_visit(node)
-        return nodes.Filter(node, "made value", [], [], None, None) if isinstance(node.arg, nodes.Slice) else node
+        return checked_value(node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
+        self.generic_visit(node)
+        named = isinstance(node, nodes.Tuple) and node.ctx != "load"  # the names that a loop or a set gives
+        return node if named or constant(node) else checked_value(node)
+
+    visit_Tuple = visit_Dict = visit_List
+
+
+def checked_value(node: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, "made value", [], [], None, None, lineno=node.lineno)
+
+
+def constant(node: nodes.Expr) -> bool:
+    try:
+        node.as_const()
+    except Exception:  # nodes.Impossible, or what the expression raises
+        return False
+    return True
 
 
 class Generation(Extension):
@@ -174,6 +197,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __function: Any, *args: Any, **options: Any) -> Any:  # noqa: N805
         ALLOWANCE.get().step()
         check_call(__function, args, options)
+        check_length(together((*args, *options.values())))  # a macro has them as one tuple
         return made(super().call(__context, __function, *args, **options))
 
 
@@ -190,7 +214,7 @@ def check_call(function: Any, args: tuple[Any, ...], options: Mapping[str, Any])
             sizes = sorted([*sizes, *(value for value in values if isinstance(value, int))])
         check_length(sizes[-1] * sizes[-2] if len(sizes) > 1 and sizes[-1] > 1 << 12 else 0)
     if name == "join":
-        check_length(weight(values))
+        check_length(together(values))
     if name in ("format", "format_map"):
         text = owner if isinstance(owner, str) else next((value for value in args if isinstance(value, str)), "")
         check_format(text, values)  # the format alone: what it is given is the caller's text, whatever it looks like
@@ -202,7 +226,7 @@ def check_format(text: str, values: Any) -> None:
         refuse("a format has a width of its arguments, or of more than five digits")
     check_length(sum(map(int, re.findall(r"[0-9]{1,5}", text))))
     fields = text.count("%") + text.count("{")
-    check_length(weight(values) * fields if fields else 0)
+    check_length(together(values) * fields if fields else 0)
 
 
 def check_length(size: int) -> None:
@@ -211,10 +235,13 @@ def check_length(size: int) -> None:
 
 
 def length(value: Any) -> int:
-    return len(value) if isinstance(value, str | bytes | list | tuple) else 1
+    """Characters, or items as characters, without what the items hold."""
+    if isinstance(value, list | tuple):
+        return len(value) * ITEM
+    return len(value) if isinstance(value, str | bytes) else 1
 
 
-def weight(value: Any, known: dict[int, tuple[Any, int]] | None = None) -> int:
+def weight(value: Any) -> int:
     """Characters of a value written out, about. A part that is held twice is written twice, and looked at once."""
     if isinstance(value, str | bytes):
         return len(value)
@@ -222,13 +249,18 @@ def weight(value: Any, known: dict[int, tuple[Any, int]] | None = None) -> int:
         return value.bit_length() // 3 + 1
     if not isinstance(value, list | tuple | Mapping | KeysView | ValuesView | ItemsView):
         return 1
-    known = {} if known is None else known
-    if id(value) not in known:
+    known = ALLOWANCE.get().weights
+    if id(value) not in known:  # nothing that a template has is ever changed
         ALLOWANCE.get().step()
-        check_length(len(value))
         parts = [part for pair in value.items() for part in pair] if isinstance(value, Mapping) else list(value)
-        known[id(value)] = value, len(parts) + sum(weight(part, known) for part in parts)  # kept: an id may come again
+        check_length(len(parts) * ITEM)
+        known[id(value)] = value, len(parts) * ITEM + sum(map(weight, parts))
     return known[id(value)][1]
+
+
+def together(values: Any) -> int:
+    """The weight of the values of a call."""
+    return sum(map(weight, values)) if isinstance(values, list | tuple) else weight(values)
 
 
 def refuse(message: str) -> NoReturn:
@@ -266,8 +298,9 @@ def joined(values: list[Any]) -> str:
 
 
 def made(value: Any) -> Any:
-    """Every value that an operation, a call or a filter makes passes here, as it is."""
+    """Every value that an operation, a call, a filter or a literal makes passes here, as it is."""
     ALLOWANCE.get().make(length(value))
+    check_length(weight(value))
     return value
 
 
@@ -289,7 +322,7 @@ def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
             args = tuple(list(map(made, value)) if isinstance(value, Iterator) else value for value in args)
         check_call(function, args, options)
         if name not in PICKING:
-            check_length(weight((args, options)))
+            check_length(together((*args, *options.values())))
         return made(function(*args, **options))
 
     return called

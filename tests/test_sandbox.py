@@ -119,6 +119,26 @@ def test_what_a_format_is_given_is_no_format(source: str) -> None:
     assert render(template_of(source, {}), {"text": text}) == text
 
 
+@pytest.mark.parametrize(
+    "twice",
+    [
+        "[{0}, {0}]", "({0}, {0})", "{{1: {0}, 2: {0}}}", "[{0}] * 2", "[{0}] + [{0}]", "dict(x={0}, y={0})",
+        "dict.fromkeys('ab', {0})", "{{'a': {0}, 'b': {0}}}.items() | list", "[1] | batch(3, {0}) | list",
+        "[1, 2] | slice(4, {0}) | list", "[1, 2] | map(attribute='a', default={0}) | list", "cycler({0}, {0}).items",
+        "both({0}, {0})",
+    ],
+)  # fmt: skip
+def test_what_holds_itself_twice_is_never_compared(twice: str) -> None:
+    """Python compares and hashes part by part, and nothing ends that: 2^40 parts here."""
+    source = "{% macro both() %}{% set ns.found = varargs %}{% endmacro %}{% set ns = namespace(a=[1], b=[1]) %}"
+    source += "{% for i in range(40) %}"
+    for name in ("ns.a", "ns.b"):
+        made = twice.format(name)
+        source += f"{{{{ {made} }}}}{{% set {name} = ns.found %}}" if "both" in made else f"{{% set {name} = {made} %}}"
+    with pytest.raises(TemplateError, match="a value of more than"):
+        rendered(source + "{% endfor %}{{ ns.a == ns.b }}")
+
+
 def test_slow_steps_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "SECONDS", 0.2)
     with pytest.raises(TemplateError, match="does not come to an end within"):
