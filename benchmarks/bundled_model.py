@@ -23,7 +23,7 @@ from scipy.stats import binomtest
 
 import lightrm
 from benchmarks.record import ROOT, provenance, quote, write_result
-from lightrm import forms
+from lightrm.data import record_forms
 from training.corruptions import SHORTEST, cut, repeated
 from training.records import read_jsonl
 
@@ -35,7 +35,7 @@ LANGUAGES = {"zh": "Chinese", "en": "English"}
 
 
 def prompt_of(record: dict) -> str | list[dict[str, str]]:
-    return forms.prompt_of(record)
+    return record_forms.prompt_of(record)
 
 
 def sample(path: Path, count: int, languages: tuple[str, ...] = ("zh", "en")) -> list[dict]:

@@ -21,10 +21,10 @@ import numpy as np
 import lightrm
 from benchmarks.fidelity import LONGEST, held_out, measured, models_of, options
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
-from lightrm.bounds import Bound, Limit, wrong_gap
-from lightrm.fidelity import FidelityReport
-from lightrm.questions import Question
-from lightrm.ranking import Ranking, plain_ranking, ranking, settled
+from lightrm.data.preferences import Question
+from lightrm.judge.bounds import Bound, Limit, wrong_gap
+from lightrm.judge.exact_ranking import Ranking, plain_ranking, ranking, settled
+from lightrm.judge.fidelity import FidelityReport
 
 QUICK = ("w8a8+cal", "bf16")
 CONFIDENCES = (0.98, 0.99, 0.995, 0.9999)  # the last is more than the halves can say: the surest they have

@@ -22,11 +22,11 @@ import numpy as np
 
 import lightrm
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
-from lightrm.conversation import Prompt
-from lightrm.fidelity import FidelityReport, Row, number, percent
-from lightrm.measuring import measure_fidelity
-from lightrm.questions import Question, questions_in, read_questions
-from lightrm.sensitivity import some_ids
+from lightrm.data.preferences import Question, questions_in, read_questions
+from lightrm.judge.fidelity import FidelityReport, Row, number, percent
+from lightrm.measure.measurement import measure_fidelity
+from lightrm.measure.sensitivity import some_ids
+from lightrm.text.conversation import Prompt
 
 LONGEST = 512  # tokens
 CALIBRATION = 4 * 16384  # characters of prompts and answers, so 16384 tokens or more

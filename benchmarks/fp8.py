@@ -23,16 +23,16 @@ from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.fidelity import models_of, options
 from benchmarks.record import provenance, quote, write_result
 from benchmarks.schemes import LONGEST, PAIRS
-from lightrm import ops
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.checkpoints.hub import resolve
-from lightrm.engine import Engine
-from lightrm.folding import Folding
-from lightrm.linear import FloatLinear, FloatProduct, Stream
-from lightrm.loading import Loader
+from lightrm.engine.engine import Engine
+from lightrm.kernels import passes
+from lightrm.loading.folding import Folding
+from lightrm.loading.loader import Loader
+from lightrm.model.linear import FloatLinear, FloatProduct, Stream
+from lightrm.model.weights import PlainWeight
 from lightrm.schemes.grammar import parse_scheme
-from lightrm.weights import PlainWeight
 
 E4M3 = torch.float8_e4m3fn
 ROWS = ("w8a8", "fp8", "fp8 without any rotation")
@@ -53,7 +53,7 @@ class Fp8Linear(FloatLinear):
         return rounded(FloatLinear.attended(self, heads, paths, slopes_H, absolute_bias))
 
     def gated(self, gate_up: FloatProduct) -> torch.Tensor:
-        return rounded(ops.silu_mul(gate_up.y_TO, self.block))
+        return rounded(passes.silu_mul(gate_up.y_TO, self.block))
 
 
 def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], rotated: bool) -> np.ndarray:

@@ -24,7 +24,7 @@ import lightrm
 from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.fidelity import models_of, options
 from benchmarks.record import provenance, quote, write_result
-from lightrm.exporting import export_gptq
+from lightrm.loading.gptq_export import export_gptq
 from lightrm.schemes.grouped import Grouped
 
 PACKAGES = (

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from benchmarks.record import provenance, write_result
-from lightrm import products
-from lightrm.dispatch import kernels_for
-from lightrm.linear import IntegerLinear, Linear, linear_for, settled
-from lightrm.packers import WholePacker, packer_for
+from lightrm.kernels import products
+from lightrm.kernels.dispatch import kernels_for
+from lightrm.loading.packers import WholePacker, packer_for
+from lightrm.model.linear import IntegerLinear, Linear, linear_for, settled
 from lightrm.schemes.grammar import parse_scheme
 
 SHAPES = {

@@ -31,7 +31,7 @@ VOCABULARY = 32000
 WORKER = """
 import ctypes, json, sys, time
 import lightrm
-from lightrm.plan import activation_bytes, weight_bytes
+from lightrm.engine.memory import activation_bytes, weight_bytes
 lightrm.load("demo", scheme=sys.argv[2]).score_ids([[k] * 256 for k in range(5, 13)])
 def settle():  # give freed memory back, and let the peak start from here; its value
     ctypes.CDLL("libc.so.6").malloc_trim(0)

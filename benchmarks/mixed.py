@@ -24,17 +24,17 @@ import numpy as np
 import lightrm
 from benchmarks.fidelity import LISTS, LONGEST, PAIRS, calibration_text, every, held_out, models_of, options
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
-from lightrm.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
-from lightrm.compensating import CompensatingLoader
-from lightrm.fidelity import number, percent
-from lightrm.fields import made
-from lightrm.linear import FloatLinear, IntegerLinear, Linear
-from lightrm.native import LINEARS
+from lightrm.data.preferences import Question, read_questions
+from lightrm.judge.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
+from lightrm.judge.fidelity import number, percent
+from lightrm.loading.calibrated_loader import CompensatingLoader
+from lightrm.loading.quantized_folder import LINEARS
+from lightrm.measure.sensitivity import exact_twin, scores_through, some_ids
+from lightrm.model.decoder import Layer, Layers
+from lightrm.model.linear import FloatLinear, IntegerLinear, Linear
+from lightrm.model.weights import PlainWeight
 from lightrm.progress import item_progress
-from lightrm.questions import Question, read_questions
-from lightrm.sensitivity import exact_twin, scores_through, some_ids
-from lightrm.transformer import Layer, Layers
-from lightrm.weights import PlainWeight
+from lightrm.typed_json import made
 
 COARSE, FINE = "w4a8", "w4a8-g32"
 DOWN = f"{FINE}, down_proj in 8 bits"
@@ -125,7 +125,7 @@ def compared(path: str, questions: list[Question], data: Path) -> dict[str, Any]
     prompts = Prompts(np.asarray([k for k, q in enumerate(questions) for _ in q.responses]))
 
     def scored(scheme: str, calibration: Any = text, eight: Collection[Place] = ()) -> tuple[Array, int]:
-        with patch("lightrm.compensating.CompensatingLoader", mixed_loader(eight)):
+        with patch("lightrm.loading.calibrated_loader.CompensatingLoader", mixed_loader(eight)):
             rm = lightrm.load(path, scheme=scheme, max_length=LONGEST, calibration=calibration)
         asked = [q.prompt for q in questions for _ in q.responses]
         return rm.score_batch(asked, [r for q in questions for r in q.responses]).astype(np.float64), rm.report.bytes

@@ -37,8 +37,8 @@ def sequences(groups: list[tuple[int, list[int]]], seed: int, vocabulary: int) -
 def ours(scheme: str, shares: bool = True) -> Load:
     def load(folder: Path) -> tuple[Score, str]:
         import lightrm
-        from lightrm import engine
-        from lightrm.prefixes import ALONE, packs
+        from lightrm.engine import engine
+        from lightrm.engine.packing import ALONE, packs
 
         rm = lightrm.load(folder, scheme=scheme, device="cpu")
         if not shares:
@@ -160,8 +160,7 @@ PEERS: dict[str, Load] = {
 
 def gemms_alone(folder: Path) -> tuple[Score, str]:
     """The int8 products of w8a8 and nothing between them: the ceiling. Its "scores" are zeros."""
-    from lightrm import products
-    from lightrm.kernels import gemm
+    from lightrm.kernels import gemm, products
 
     config = json.loads((folder / "config.json").read_text())
     width, ffn, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]

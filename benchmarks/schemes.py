@@ -24,8 +24,8 @@ import lightrm
 from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.fidelity import models_of, options
 from benchmarks.record import provenance, quote, write_result
-from lightrm import loading
-from lightrm.folding import Folding
+from lightrm.loading import loader
+from lightrm.loading.folding import Folding
 
 LONGEST, PAIRS, CALIBRATION = 256, 75, 60
 
@@ -89,7 +89,7 @@ def measure(path: str, data: Path) -> dict[str, Any]:
     truth = exact.score_ids(texts)
     rows = {}
     for row, scheme, folding, calibrated in ROWS:
-        with patch.object(loading, "Folding", folding):
+        with patch.object(loader, "Folding", folding):
             rm = lightrm.load(path, scheme=scheme, max_length=LONGEST, calibration=calibration if calibrated else None)
         scores = rm.score_ids(texts)
         worst = rm.report.worst

@@ -139,7 +139,7 @@ def evaluation(groups: Groups, rounds: int) -> dict[str, Any]:
 def beside_the_model(data: Path, every: int) -> float:
     """Seconds from text to packs of the same records, by the bundled model's tokenizer and template."""
     import lightrm
-    from lightrm.prefixes import packs
+    from lightrm.engine.packing import packs
 
     rm = lightrm.load("demo", max_length=512)
     pairs = [(prompt_of(record), text) for record, answers in texts_of(data, every) for text in answers]

@@ -31,8 +31,8 @@ from safetensors.torch import load_file
 import lightrm
 from benchmarks.record import ROOT, provenance, quote, this_cpu, write_result
 from benchmarks.scoring import build
-from lightrm import native
 from lightrm.checkpoints.stored import write_safetensors
+from lightrm.loading import quantized_folder
 
 RESULT, LARGE, LENGTH = "streaming", 16384, 1024
 WINDOWS = {"w8a8": (4096, 16384, 65536, 131072), "bf16": (4096, 16384)}  # of itself, lightrm takes 32768
@@ -40,8 +40,8 @@ WORKER = f"""
 import json, sys, time
 import numpy as np, torch
 import lightrm, lightrm.opening
-from lightrm.plan import overhead
-from lightrm.residence import Residence, streamed_bytes
+from lightrm.engine.memory import overhead
+from lightrm.engine.residence import Residence, streamed_bytes
 from benchmarks.peers import peak_memory
 folder, scheme, window, streamed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "streamed"
 real = lightrm.opening.choose_residence
@@ -182,7 +182,7 @@ def main() -> None:
         plain.mkdir()
         build(plain, arguments.layers)
         rm = lightrm.load(plain, scheme="w8a8", device="cpu")
-        native.write(own, rm.checkpoint, rm.decoder, rm.head, rm.report, None)
+        quantized_folder.write(own, rm.checkpoint, rm.decoder, rm.head, rm.report, None)
         del rm
         result["windows"] = [
             *windows(own, "w8a8", arguments.rounds),

@@ -15,7 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightrm.engine import MemoryWarning
+    from lightrm.data.preferences import read_questions
+    from lightrm.engine.engine import MemoryWarning
     from lightrm.errors import (
         CheckpointError,
         InputError,
@@ -26,9 +27,8 @@ if TYPE_CHECKING:
         TemplateError,
         TokenizerError,
     )
-    from lightrm.measuring import evaluate, measure_fidelity
+    from lightrm.measure.measurement import evaluate, measure_fidelity
     from lightrm.opening import KernelWarning, load
-    from lightrm.questions import read_questions
     from lightrm.scorer import RewardModel, TruncationWarning
 
 __version__ = "0.1.0"
@@ -55,13 +55,13 @@ __all__ = [
 
 ROOMS = {
     "KernelWarning": "lightrm.opening",
-    "MemoryWarning": "lightrm.engine",
+    "MemoryWarning": "lightrm.engine.engine",
     "RewardModel": "lightrm.scorer",
     "TruncationWarning": "lightrm.scorer",
-    "evaluate": "lightrm.measuring",
+    "evaluate": "lightrm.measure.measurement",
     "load": "lightrm.opening",
-    "measure_fidelity": "lightrm.measuring",
-    "read_questions": "lightrm.questions",
+    "measure_fidelity": "lightrm.measure.measurement",
+    "read_questions": "lightrm.data.preferences",
 }
 
 

@@ -1,4 +1,4 @@
-"""What a decoder looks like: a frozen description, read from a config, that everything else is built from.
+"""What a decoder looks like, and what is done to its score: frozen descriptions that everything else is built from.
 
 Knows no file formats and no tensors. The position scheme is a value of its own, `Rope` or `Alibi`.
 """
@@ -92,3 +92,20 @@ class Architecture:
         if self.kv_heads != self.query_heads:
             heads += f"/{self.kv_heads} kv"
         return f"{self.family} {self.layers}x{self.width}, {heads}, {self.positions}"
+
+
+@dataclass(frozen=True, slots=True)
+class PostStep:
+    """score = sign * (x - mean) / std."""
+
+    mean: float = 0.0
+    std: float = 1.0
+    negate: bool = False
+
+    def __str__(self) -> str:
+        parts = []
+        if self.mean != 0.0 or self.std != 1.0:
+            parts.append(f"(x - {self.mean:.4g}) / {self.std:.4g}")
+        if self.negate:
+            parts.append("negated: the model scores cost")
+        return ", ".join(parts) or "raw"

@@ -4,38 +4,28 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import tee
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
-import psutil
-import torch
-
-from lightrm import native, restoring
 from lightrm.architecture import Alibi, Architecture
-from lightrm.chat import ChatTemplate
-from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
+from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import check_tensors, real_architecture
-from lightrm.checkpoints.reading import Reading
-from lightrm.compensating import loader_for
-from lightrm.conversation import Prompt, responses_of, turns_of
-from lightrm.engine import Engine
-from lightrm.errors import InputError, SchemeError, TemplateError, TokenizerError
-from lightrm.loading import LoadReport
-from lightrm.packing import PackedBatch
-from lightrm.plan import choose_scheme, room_for
-from lightrm.prefixes import ALONE, packs
+from lightrm.engine.devices import choose_device, free_bytes
+from lightrm.engine.engine import Engine
+from lightrm.engine.memory import choose_scheme, room_for
+from lightrm.engine.residence import Residence, choose_residence
+from lightrm.errors import InputError, SchemeError
+from lightrm.loading import folder_loader, quantized_folder
+from lightrm.loading.calibrated_loader import loader_for
+from lightrm.loading.loader import LoadReport
+from lightrm.loading.text_side import calibration_packs, check_length, length_limit, text_side
+from lightrm.model.decoder import Decoder
 from lightrm.progress import item_progress
-from lightrm.residence import MOST_TOKENS, Residence, choose_residence
 from lightrm.schemes.grammar import Scheme, parse_size, size_text
-from lightrm.scorer import RewardModel, check_length, length_limit
-from lightrm.templates import AnyTemplate, find_template
-from lightrm.tokenizer_files import has_tokenizer
-from lightrm.tokens import Tokens, read_tokens
-from lightrm.transformer import Decoder
+from lightrm.scorer import RewardModel
+from lightrm.text.conversation import Prompt
 
 Table = Literal["relative", "absolute"]
 PLANNED_TOKENS = 2048  # computed at once where nothing else is said: enough to fill the units
@@ -43,10 +33,6 @@ PLANNED_TOKENS = 2048  # computed at once where nothing else is said: enough to 
 
 class KernelWarning(UserWarning):
     """A fast kernel that belongs on this machine cannot run, and a slow one does its work."""
-
-
-class TokenizerWarning(UserWarning):
-    """A model has a tokenizer that cannot be read: it scores token ids, and no text."""
 
 
 def load(
@@ -73,7 +59,7 @@ def load(
     path_or_id: a folder, a hub id such as "IDEA-CCNL/Ziya-LLaMA-7B-Reward", or "demo" for the bundled model.
     scheme: "auto", or a name of `lightrm.schemes.grammar`: "w8a8", "w4a8", "bf16", ...
     device: "auto", "cpu", "cuda", "cuda:1".
-    template: a name of `lightrm.templates.TEMPLATES`, "chat" for the checkpoint's own; None takes the layout's.
+    template: a name of `lightrm.text.templates.TEMPLATES`, "chat" for the checkpoint's own; None takes the layout's.
     max_length: tokens of one text at most; None takes the template's. strict: raise where a text would be cut.
     parse_specials: let special tokens in user text act, as Hugging Face tokenizers do; for parity tests only.
     alibi: "absolute" repeats the half-precision position table of Baichuan's published code.
@@ -101,18 +87,18 @@ def load(
     def shown(residence: Residence) -> bool:
         return progress and not residence.streamed  # of which nothing is loaded before it is used
 
-    if native.is_native(folder):
+    if quantized_folder.is_native(folder):
         if calibration:
             raise InputError(f"{folder} is quantized already: pass calibration when loading its source")
-        manifest, checkpoint = native.open_native(folder)
+        manifest, checkpoint = quantized_folder.open_native(folder)
         a = checkpoint.architecture
         check_length(max_length, a)
-        chosen = native.chosen_scheme(manifest, scheme, place)
+        chosen = quantized_folder.chosen_scheme(manifest, scheme, place)
         held = alike(beside, twin, a, chosen)
         residence = choose_residence(a, chosen, place, room, token_budget, held)
         tokens, form, no_text = text_side(checkpoint, template, parse_specials)
         with item_progress(a.layers, "layers mapped", shown(residence)) as advance:
-            decoder, head, report = restoring.restore(
+            decoder, head, report = folder_loader.restore(
                 manifest, checkpoint, chosen, place, Alibi(alibi), twin, residence.streamed, advance
             )
     else:
@@ -139,7 +125,7 @@ def load(
     if report.kernels.slow:
         warnings.warn(f"slow kernels: {report.kernels}", KernelWarning, stacklevel=2)
     engine = Engine(decoder, head, chosen, residence)
-    own = None if native.is_native(folder) else path_or_id
+    own = None if quantized_folder.is_native(folder) else path_or_id
     source = reference if reference is not None else own
     its = (revision, base) if reference is None else (None, None)  # another model has no revision or base of this one
     opened = None
@@ -184,120 +170,3 @@ def without(held: int, report: LoadReport, residence: Residence) -> Residence:
             f"they are shared: {residence.reason}; load it without beside="
         )
     return residence
-
-
-def calibration_packs(
-    tokens: Tokens | None,
-    template: AnyTemplate | None,
-    no_text: str,
-    calibration: Sequence[tuple[Prompt, str]] | None,
-    longest: int,
-    reading: Reading,
-) -> list[PackedBatch]:
-    """Calibration text in the model's own template, cut and packed as scoring would cut and pack it."""
-    if not calibration:
-        return []
-    ids = list(calibration_ids(tokens, template, no_text, calibration, longest, reading))
-    return [batch for _, batch in packs(ids, PLANNED_TOKENS, ALONE)]
-
-
-def calibration_ids(
-    tokens: Tokens | None,
-    template: AnyTemplate | None,
-    no_text: str,
-    calibration: Iterable[tuple[Prompt, str]],
-    longest: int,
-    reading: Reading,
-) -> Iterator[list[int]]:
-    """The ids of one text after the other. Raises TokenizerError for a model without text."""
-    if tokens is None or template is None:
-        raise TokenizerError(f"calibration needs text: {no_text}")
-    for p, r in calibration:
-        yield reading.cut(tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids)
-
-
-def calibration_texts(
-    path_or_id: str,
-    texts: Iterable[tuple[Prompt, str]],
-    most: int,
-    template: str | None = None,
-    max_length: int | None = None,
-    revision: str | None = None,
-) -> tuple[list[tuple[Prompt, str]], int]:
-    """As many whole texts, from the first on, as have `most` of the model's tokens or fewer, and how many they have.
-
-    Raises what `load` raises for the text side, and InputError where the first text alone has more.
-    """
-    checkpoint = open_checkpoint(resolve(path_or_id, revision))
-    given, asked = tee(texts)
-    taken: list[tuple[Prompt, str]] = []
-    count = 0
-    tokens, form, no_text = text_side(checkpoint, template, False)
-    longest = length_limit(max_length, form, tokens, checkpoint.architecture)
-    every = calibration_ids(tokens, form, no_text, asked, longest, checkpoint.reading)
-    for text, ids in zip(given, every, strict=True):
-        if count + len(ids) > most:
-            break
-        taken.append(text)
-        count += len(ids)
-    if not taken:
-        raise InputError(f"there is no calibration text of {most} tokens or fewer")
-    return taken, count
-
-
-def text_side(
-    checkpoint: Checkpoint, template: str | None, parse_specials: bool
-) -> tuple[Tokens | None, AnyTemplate | None, str]:
-    """Tokenizer and template, or None with the sentence that says what is missing."""
-    try:
-        tokens = read_tokens(
-            checkpoint.tokenizer_folder(),
-            parse_specials=parse_specials,
-            reward_id=checkpoint.reward_id,
-            ending=checkpoint.layout.ending,
-        )
-    except TokenizerError as error:
-        if template is not None:
-            raise
-        if has_tokenizer(checkpoint.tokenizer_folder()):
-            warnings.warn(f"only token ids can be scored: {error}", TokenizerWarning, stacklevel=3)
-        return None, None, str(error)
-    name = template or checkpoint.template
-    if name is None or (name == "chat" and template is None and not tokens.files.chat_sources):
-        return (
-            tokens,
-            None,
-            f"layout {checkpoint.layout.name} does not say how its prompts look: pass template=... to load",
-        )
-    try:
-        form: AnyTemplate = find_template(name) if name != "chat" else tokens.own_template()
-        if isinstance(form, ChatTemplate):
-            form = replace(form, whole=checkpoint.layout.whole)
-        tokens.prepare(form)
-        return tokens, form, ""
-    except TemplateError as error:
-        if template is not None:
-            raise
-        return tokens, None, str(error)  # nobody asked for it: `score_ids` works without
-
-
-def free_bytes(device: torch.device) -> int:
-    """Memory that a model could take on a device now."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise SchemeError(f"no device {name!r}: {error}") from error
-    if device.type not in MOST_TOKENS:
-        raise SchemeError(f"device {name!r} is not supported: lightrm runs on 'cpu' and 'cuda'")
-    seen = torch.cuda.device_count() if device.type == "cuda" else 1
-    if (device.index or 0) >= seen:
-        raise SchemeError(f"device {name!r} was asked for, but PyTorch sees {seen} CUDA devices")
-    return device

@@ -11,20 +11,20 @@ from numbers import Real
 import numpy as np
 import torch
 
-from lightrm import forks
-from lightrm.architecture import Architecture
-from lightrm.bounds import CONFIDENCE, Bound
 from lightrm.checkpoints.detect import Checkpoint
-from lightrm.conversation import Prompt, Response, Responses, items, kind, responses_of, turns_of
-from lightrm.engine import Engine
+from lightrm.engine.engine import Engine
 from lightrm.errors import CopyError, InputError, TokenizerError
-from lightrm.explanation import Explanation
-from lightrm.loading import LoadReport
+from lightrm.judge.bounds import CONFIDENCE, Bound
+from lightrm.judge.exact_ranking import Effort, Ranking, Rankings, plain_ranking, ranking, settled
+from lightrm.kernels import forks
+from lightrm.loading.loader import LoadReport
+from lightrm.loading.text_side import length_limit
 from lightrm.progress import Advance, ignored, token_progress
-from lightrm.ranking import Effort, Ranking, Rankings, plain_ranking, ranking, settled
 from lightrm.schemes.grammar import size_text
-from lightrm.templates import AnyTemplate
-from lightrm.tokens import Encoded, Tokens
+from lightrm.text.conversation import Prompt, Response, Responses, items, kind, responses_of, turns_of
+from lightrm.text.encoding import Encoded, Tokens
+from lightrm.text.explanation import Explanation
+from lightrm.text.templates import AnyTemplate
 
 FOR_EACH = "expected a list of prompts, and a list of responses for each"
 
@@ -312,19 +312,3 @@ def positive(name: str, value: int) -> int:
     if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} must be a positive whole number, found {value!r}")
     return int(value)
-
-
-def check_length(asked: int | None, a: Architecture) -> None:
-    """Raises InputError."""
-    if asked is not None and not 8 <= asked <= a.max_positions:
-        raise InputError(f"max_length must be between 8 and this model's {a.max_positions} positions, found {asked}")
-
-
-def length_limit(asked: int | None, template: AnyTemplate | None, tokens: Tokens | None, a: Architecture) -> int:
-    """Longest sequence in tokens: what was asked for, else the template's, else the tokenizer's; never more than the
-    model has positions. Raises InputError."""
-    check_length(asked, a)
-    own = template.max_length if template is not None else None
-    if own is None and tokens is not None:
-        own = tokens.max_length
-    return min(asked or own or a.max_positions, a.max_positions)

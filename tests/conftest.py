@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test reaches for the network
 import pytest
 import torch
 
-from lightrm.arena import Arena
+from lightrm.kernels.arena import Arena
 
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 if not torch.cuda.is_available():
@@ -44,7 +44,7 @@ UNCLEARED = (
 @pytest.fixture
 def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     """Intervals of few draws, for tests that are about something else."""
-    from lightrm import agreement, fidelity
+    from lightrm.judge import agreement, fidelity
 
     monkeypatch.setattr(agreement, "DRAWS", 20)
     monkeypatch.setattr(fidelity, "SLICE_DRAWS", 10)

@@ -13,7 +13,7 @@ from typing import Any
 import tokenizers
 
 import lightrm
-from lightrm import native
+from lightrm.loading import quantized_folder
 from tests.zoo import (
     HEAD_WEIGHT,
     LLAMA_CONFIG,
@@ -70,7 +70,7 @@ def folders(target: Path) -> dict[str, Path]:
     ).write(target / "adapter")  # fmt: skip
     for scheme in ("w8a8", "w4a8"):
         rm = lightrm.load(made["safetensors"], scheme=scheme)
-        native.write(target / scheme, rm.checkpoint, rm.decoder, rm.head, rm.report, "chat")
+        quantized_folder.write(target / scheme, rm.checkpoint, rm.decoder, rm.head, rm.report, "chat")
         made[scheme] = target / scheme
     return made
 

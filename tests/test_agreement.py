@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau, norm
 
-from lightrm.agreement import Prompts, agreement, flips_less, spread_of
+from lightrm.judge.agreement import Prompts, agreement, flips_less, spread_of
 
 RNG = np.random.default_rng(3)
 PROMPT = np.concatenate([np.repeat(np.arange(60), 2), np.repeat(np.arange(60, 90), 5), [90, 91]])[RNG.permutation(272)]

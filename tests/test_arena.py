@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import lightrm
-from lightrm import arena
-from lightrm.arena import LEAST, PAGE, Arena
+from lightrm.kernels import arena
+from lightrm.kernels.arena import LEAST, PAGE, Arena
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 BYTES = 64 * PAGE

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lightrm
-from lightrm import dispatch, errors, products
+from lightrm import errors
 from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.checkpoints.quantized import said_to_hold
-from lightrm.kernels import reference
-from lightrm.plan import Room, choose_scheme, weight_bytes
+from lightrm.engine.memory import Room, choose_scheme, weight_bytes
+from lightrm.kernels import dispatch, products, reference
 from lightrm.schemes.int8 import quantize_rows
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights, normal
 
@@ -124,7 +124,7 @@ def test_any_checkpoint_runs_through_bitsandbytes(scheme: str, foreign: dict) ->
     planned = weight_bytes(rm.decoder.architecture, rm.report.scheme)
     assert abs(planned - rm.report.bytes) <= 0.01 * rm.report.bytes
     with pytest.raises(lightrm.SchemeError, match="not a scheme of lightrm's own folders"):
-        lightrm.native.write(Path("nowhere"), rm.checkpoint, rm.decoder, rm.head, rm.report, None)
+        lightrm.loading.quantized_folder.write(Path("nowhere"), rm.checkpoint, rm.decoder, rm.head, rm.report, None)
 
 
 def test_a_file_of_another_tool_keeps_its_values_as_lightrm_would_make_them(foreign: dict) -> None:

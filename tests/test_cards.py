@@ -9,9 +9,9 @@ import pytest
 from click.testing import CliRunner
 
 import lightrm
-from lightrm.cards import find_card, read_card
 from lightrm.cli import main
 from lightrm.errors import InputError
+from lightrm.measure.model_card import find_card, read_card
 from tests.test_scoring import write_model
 
 BLOCK = """# A card

@@ -12,15 +12,16 @@ import torch
 import lightrm
 from benchmarks import rounding
 from benchmarks.rounding import Bounded
-from lightrm import native
-from lightrm.demonstration import EXAMPLES
-from lightrm.kernels import cpu, integer
-from lightrm.linear import IntegerLinear
-from lightrm.prefixes import ALONE, packs
+from lightrm.cli.demo_texts import EXAMPLES
+from lightrm.engine.packing import ALONE, packs
+from lightrm.kernels import integer
+from lightrm.kernels.cpu import cpu_passes
+from lightrm.loading import quantized_folder
+from lightrm.measure.sensitivity import exact_twin
+from lightrm.model.decoder import Decoder
+from lightrm.model.linear import IntegerLinear
+from lightrm.model.weights import Int8Weight
 from lightrm.schemes.int8 import quantize_rows
-from lightrm.sensitivity import exact_twin
-from lightrm.transformer import Decoder
-from lightrm.weights import Int8Weight
 from tests.test_integer_kernels import normal, product_of
 from tests.test_kernels import assert_rows_within, assert_within
 
@@ -43,20 +44,20 @@ def assert_biased_gate(
 def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
     x, shift = 3 * normal(tokens, width, seed=7), normal(width, seed=9)
     bound = rounding.norm(Bounded.of(x), 1e-6) - Bounded.of(shift)
-    for module in (cpu, integer):
+    for module in (cpu_passes, integer):
         assert_rows_within(*module.norm_quantize(x, 1e-6, shift), bound)
     acc, row_scale, factor = product_of(tokens, width)
     bias = normal(width, seed=8)
     added = Bounded.of(x) + rounding.scaled(acc, row_scale, factor, bias)
     bound = rounding.norm(added, 1e-6) - Bounded.of(shift)
-    for module in (cpu, integer):
+    for module in (cpu_passes, integer):
         stream = x.clone()
         rows = module.add_norm_quantize(stream, acc, row_scale, factor, bias, 1e-6, shift)
         assert_within(stream, added)
         assert_rows_within(*rows, bound)
     acc, row_scale, factor = product_of(tokens, 2 * width)
     bias = normal(2 * width, seed=8)
-    assert_biased_gate(cpu, acc, row_scale, factor, bias)
+    assert_biased_gate(cpu_passes, acc, row_scale, factor, bias)
 
 
 def test_any_shift_is_given_back() -> None:
@@ -90,7 +91,7 @@ def test_calibrated_models_are_centered_and_travel(scheme: str, tmp_path: Path) 
     off = [np.abs(rm.score_batch(prompts, answers) - truth).mean() for rm in (plain, better)]
     assert off[1] < 0.9 * off[0], off
     name = better.template.name if better.template else None
-    native.write(tmp_path / "out", better.checkpoint, better.decoder, better.head, better.report, name)
+    quantized_folder.write(tmp_path / "out", better.checkpoint, better.decoder, better.head, better.report, name)
     again = lightrm.load(tmp_path / "out")
     np.testing.assert_array_equal(again.score_batch(prompts, answers), scores)
     alone = [float(again.score(p, [t])[0]) for p, t in TEXT[:5]]

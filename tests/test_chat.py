@@ -12,8 +12,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 import lightrm
 from lightrm.errors import TemplateError
-from lightrm.templates import find_template
-from lightrm.tokens import read_tokens
+from lightrm.text.encoding import read_tokens
+from lightrm.text.templates import find_template
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights, specimens
 
 CHATML = (

@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load
 
 import lightrm
-from lightrm import errors, native
+from lightrm import errors
 from lightrm.checkpoints.stored import write_safetensors
 from lightrm.checksums import SEAL, tensor_sum, word_sum
+from lightrm.loading import quantized_folder
 from tests.zoo import specimens, write_tokenizer
 
 IDS = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 90))]
@@ -40,7 +41,7 @@ def small(target: Path, scheme: str = "w8a8") -> Path:
     write_tokenizer(source)
     (source / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ messages[1].content }}")
     rm = lightrm.load(source, scheme=scheme)
-    native.write(target / "own", rm.checkpoint, rm.decoder, rm.head, rm.report, "chat")
+    quantized_folder.write(target / "own", rm.checkpoint, rm.decoder, rm.head, rm.report, "chat")
     return target / "own"
 
 
@@ -50,8 +51,8 @@ def test_every_file_is_under_a_checksum(scheme: str, tmp_path: Path) -> None:
     folder = small(tmp_path, scheme)
     names = sorted(path.name for path in folder.iterdir())
     assert names == [
-        "chat_template.jinja", "config.json", native.MANIFEST, native.WEIGHTS, "special_tokens_map.json",
-        "tokenizer.model", "tokenizer_config.json",
+        "chat_template.jinja", "config.json", quantized_folder.MANIFEST, quantized_folder.WEIGHTS,
+        "special_tokens_map.json", "tokenizer.model", "tokenizer_config.json",
     ]  # fmt: skip
     for name in names:
         content = (folder / name).read_bytes()
@@ -72,17 +73,17 @@ def test_every_file_is_under_a_checksum(scheme: str, tmp_path: Path) -> None:
         ("config.json", "intermediate_size", 40),
         ("config.json", "rms_norm_eps", 1e-5),
         ("tokenizer_config.json", "chat_template", "{{ messages[0].content }}"),
-        (native.MANIFEST, "template", "ziya"),
-        (native.MANIFEST, "head", {"mean": 0.0, "std": 1.0, "negate": True}),
-        (native.MANIFEST, "bytes", 5),
-        (native.MANIFEST, "format", 3),
-        (native.MANIFEST, SEAL, None),
+        (quantized_folder.MANIFEST, "template", "ziya"),
+        (quantized_folder.MANIFEST, "head", {"mean": 0.0, "std": 1.0, "negate": True}),
+        (quantized_folder.MANIFEST, "bytes", 5),
+        (quantized_folder.MANIFEST, "format", 3),
+        (quantized_folder.MANIFEST, SEAL, None),
     ],
 )
 def test_an_edit_of_a_folder_is_refused(name: str, field: str, value: object, tmp_path: Path) -> None:
     folder = small(tmp_path)
     raw = json.loads((folder / name).read_text())
-    if name == native.MANIFEST:
+    if name == quantized_folder.MANIFEST:
         (folder / name).write_text(json.dumps(raw, indent=2))
         lightrm.load(folder)  # how it is written does not matter, what it says does
     (folder / name).write_text(json.dumps(raw | {field: value}))
@@ -106,7 +107,7 @@ def test_a_file_more_or_less_is_refused(tmp_path: Path) -> None:
 def test_swapped_and_turned_tensors_are_seen(tmp_path: Path) -> None:
     """What a sum of words lets pass: halves of a matrix swapped, two matrices swapped, another dtype."""
     folder = small(tmp_path)
-    path = folder / native.WEIGHTS
+    path = folder / quantized_folder.WEIGHTS
     tensors = load(path.read_bytes())
     first, second = "layers.0.qkv.values", "layers.1.qkv.values"
     for change in (
@@ -124,11 +125,11 @@ def test_swapped_and_turned_tensors_are_seen(tmp_path: Path) -> None:
 
 def older(folder: Path) -> Path:
     """The folder as format 3 had it."""
-    raw = json.loads((folder / native.MANIFEST).read_text())
+    raw = json.loads((folder / quantized_folder.MANIFEST).read_text())
     for name in ("header", "files", SEAL):
         del raw[name]
-    sums = {name: word_sum(tensor) for name, tensor in load((folder / native.WEIGHTS).read_bytes()).items()}
-    (folder / native.MANIFEST).write_text(json.dumps(raw | {"format": 3, "sums": sums}))
+    sums = {name: word_sum(tensor) for name, tensor in load((folder / quantized_folder.WEIGHTS).read_bytes()).items()}
+    (folder / quantized_folder.MANIFEST).write_text(json.dumps(raw | {"format": 3, "sums": sums}))
     return folder
 
 
@@ -137,11 +138,11 @@ def test_older_folders_load(scheme: str, tmp_path: Path) -> None:
     folder = small(tmp_path, scheme)
     expected = lightrm.load(folder).score_ids(IDS)
     assert np.array_equal(lightrm.load(older(folder)).score_ids(IDS), expected)
-    content = (folder / native.WEIGHTS).read_bytes()
-    (folder / native.WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    content = (folder / quantized_folder.WEIGHTS).read_bytes()
+    (folder / quantized_folder.WEIGHTS).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(errors.CorruptFileError, match=r"tensor .*, or its sum in lightrm\.json, was altered"):
         lightrm.load(folder)
-    (folder / native.WEIGHTS).write_bytes(content)
+    (folder / quantized_folder.WEIGHTS).write_bytes(content)
     config = json.loads((folder / "config.json").read_text())
     for change in (
         {"num_hidden_layers": 1}, {"num_key_value_heads": 4}, {"intermediate_size": 40}, {"hidden_size": 64},
@@ -159,8 +160,8 @@ def test_a_file_cut_while_its_model_is_in_use(tmp_path: Path) -> None:
     fresh = lightrm.load(tmp_path / "source", scheme="w8a8", beside=rm)
     assert fresh.report.shared
     rm.score_ids(IDS)
-    size = (folder / native.WEIGHTS).stat().st_size
-    os.truncate(folder / native.WEIGHTS, 4096)
+    size = (folder / quantized_folder.WEIGHTS).stat().st_size
+    os.truncate(folder / quantized_folder.WEIGHTS, 4096)
     for model in (rm, beside, fresh):
         with pytest.raises(errors.CorruptFileError, match=rf"it had {size} bytes and has 4096\): load the model again"):
             model.score_ids(IDS)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightrm import compensation
-from lightrm.compensation import Moments, compensated_int4, compensated_int8, regressed
+from lightrm.loading import gptq_rounding
+from lightrm.loading.gptq_rounding import Moments, compensated_int4, compensated_int8, regressed
 from lightrm.schemes import int4, int8
 from lightrm.schemes.quality import sqnr_db
 from tests.test_schemes import normal
@@ -36,14 +36,14 @@ def test_compensation_is_the_textbook_s(inputs: int, group: int) -> None:
         return part.abs().amax(1) / 7
 
     left, expected, steps = weight.double(), [], []
-    factor = compensation.inverse_factor(moment).double()
+    factor = gptq_rounding.inverse_factor(moment).double()
     for i in range(inputs):
         if i % group == 0:
             steps.append(choose(left[:, i : i + group]))
         q = (left[:, i] / steps[-1]).round().clamp(-8, 7)
         left[:, i:] -= ((left[:, i] - q * steps[-1]) / factor[i, i])[:, None] * factor[i, i:]
         expected.append(q)
-    found, step = compensation.compensated(weight, moment, group, choose)
+    found, step = gptq_rounding.compensated(weight, moment, group, choose)
     assert (found == torch.stack(expected, 1)).float().mean() > 0.98
     torch.testing.assert_close(step, torch.stack(steps, 1).float(), atol=0.02, rtol=0.02)
 
@@ -63,10 +63,10 @@ def test_compensated_rounding_of_eight_bits_keeps_more_of_the_product() -> None:
     assert torch.equal(white, plain), "without correlations there is nothing to make up for"
 
 
-@pytest.mark.parametrize("judged", [8, compensation.JUDGED])
+@pytest.mark.parametrize("judged", [8, gptq_rounding.JUDGED])
 def test_regression_keeps_what_it_finds_again(judged: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two halves of rows: what the outputs owe to the inputs is found, and noise alone is not taken for anything."""
-    monkeypatch.setattr(compensation, "JUDGED", judged)
+    monkeypatch.setattr(gptq_rounding, "JUDGED", judged)
     x, owed, noise = normal(1200, 96), normal(32, 96, seed=1), 3 * normal(1200, 32, seed=2)
 
     def found(y: torch.Tensor, rows: slice) -> torch.Tensor | None:

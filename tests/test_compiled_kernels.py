@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("triton")
 
-from lightrm.kernels.gpu.products import WIDEN
-from lightrm.kernels.gpu.tiles import COMPILED_FOR, LEAST_PASSES
+from lightrm.kernels.cuda.tiles import COMPILED_FOR, LEAST_PASSES
+from lightrm.kernels.cuda.triton_products import WIDEN
 
 # Bytes of shared memory that one program may take, and registers of a processor (CUDA's programming guide).
 SHARED = {75: 64, 80: 163, 86: 99, 89: 99, 90: 227, 120: 99}
@@ -63,7 +63,7 @@ def check_products(launch: dict, capability: int, name: str) -> None:
     assert any(re.search(expected, product) for product in launch["products"]), name
     assert any(launch["loop"].get(instruction) for instruction in TENSOR_CORE[whole]), name
     assert launch["wide loads"] > 0, name
-    if whole:  # bytes carried around the loop one by one cost more than the product: see `gpu.products`
+    if whole:  # bytes carried around the loop one by one cost more than the product: see `cuda.triton_products`
         assert launch["loop"].get("PRMT", 0) <= SHUFFLES[launch["launch"].split()[0]], name
 
 

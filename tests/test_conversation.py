@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from lightrm.conversation import responses_of, turns_of
 from lightrm.errors import InputError, TemplateError
-from lightrm.templates import find_template
+from lightrm.text.conversation import responses_of, turns_of
+from lightrm.text.templates import find_template
 
 
 class Column:

@@ -12,7 +12,7 @@ import torch
 import lightrm
 from benchmarks.bundled_model import CARD, KINDS, LANGUAGES, comparisons, prompt_of, table
 from benchmarks.record import ROOT, read_result, with_table
-from lightrm.demonstration import EXAMPLES, GOOD
+from lightrm.cli.demo_texts import EXAMPLES, GOOD
 from training.records import read_jsonl
 
 FOLDER = CARD.parent

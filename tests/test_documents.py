@@ -24,9 +24,9 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 
 import lightrm
 from benchmarks.record import ROOT, read_result
-from lightrm.cards import read_card
 from lightrm.checkpoints.hub import DEMO_FOLDER
 from lightrm.cli import main
+from lightrm.measure.model_card import read_card
 from tests.test_exporting import CONFIG, HEAD, WIDTH, body
 from tests.zoo import Specimen, normal, write_tokenizer
 

@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 import lightrm
 from lightrm import errors
 from lightrm.cli import main
-from lightrm.compensation import compensated_grouped
-from lightrm.exporting import export_gptq
 from lightrm.files import UNFINISHED
+from lightrm.loading.gptq_export import export_gptq
+from lightrm.loading.gptq_rounding import compensated_grouped
 from lightrm.schemes import grouped
 from tests.conftest import DATA
 from tests.zoo import Specimen, normal, prefixed

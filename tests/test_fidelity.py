@@ -16,17 +16,18 @@ import torch
 from click.testing import CliRunner
 
 import lightrm
-from lightrm import measuring, native
-from lightrm.agreement import Prompts, spread_of
-from lightrm.bounds import Bound, FidelityNote
 from lightrm.cli import main
-from lightrm.engine import Engine
+from lightrm.engine.engine import Engine
 from lightrm.errors import InputError, NumericsError, SchemeError
-from lightrm.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
-from lightrm.heads import ValueHead
-from lightrm.measuring import spread
-from lightrm.opening import calibration_texts
-from lightrm.sensitivity import measure_sensitivity
+from lightrm.judge.agreement import Prompts, spread_of
+from lightrm.judge.bounds import Bound, FidelityNote
+from lightrm.judge.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
+from lightrm.loading import quantized_folder
+from lightrm.loading.text_side import calibration_texts
+from lightrm.measure import measurement
+from lightrm.measure.measurement import spread
+from lightrm.measure.sensitivity import measure_sensitivity
+from lightrm.model.head import ValueHead
 from tests.test_scoring import write_model
 
 pytestmark = pytest.mark.usefixtures("few_draws")
@@ -94,7 +95,7 @@ def test_the_report_is_about_the_scores(folder: Path, data: Path, tmp_path: Path
 def test_a_stopped_run_goes_on(folder: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is done is not done again; other texts, or another model, are."""
     scored: list[str] = []
-    measured = measuring.measured
+    measured = measurement.measured
 
     def stops(rm: lightrm.RewardModel, scheme: str, *rest: object) -> object:
         if scheme == "w8a8" and "w8a8" not in scored:
@@ -103,7 +104,7 @@ def test_a_stopped_run_goes_on(folder: Path, data: Path, tmp_path: Path, monkeyp
         scored.append(scheme)
         return measured(rm, scheme, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(measuring, "measured", stops)
+    monkeypatch.setattr(measurement, "measured", stops)
     with pytest.raises(KeyboardInterrupt):
         lightrm.measure_fidelity(folder, data, schemes=["w8a8"], keep=tmp_path)
     assert scored == ["fp32", "bf16", "w8a8"]
@@ -133,7 +134,7 @@ def test_a_quantized_folder_keeps_the_result(folder: Path, data: Path, tmp_path:
     assert refused.exit_code == 1
     assert "--reference-model" in refused.output
     run(target, "--data", data, "--reference-model", folder)
-    note = native.read_manifest(target).fidelity
+    note = quantized_folder.read_manifest(target).fidelity
     assert note is not None
     assert sum(note.bound.prompts.values()) == 70
     assert note.bound == lightrm.load(target).report.fidelity.bound  # type: ignore[union-attr]
@@ -270,14 +271,14 @@ def test_kernels_are_warm_before_the_clock_starts(folder: Path, data: Path, monk
         rm.token_budget = 100  # so that there are several packs
         ids = rm.encode([q.prompt for q in questions], [q.responses[0] for q in questions])
         seen.clear()
-        monkeypatch.setattr(measuring.time, "perf_counter", ticked)
-        measuring.measured(rm, scheme, ids, None, False)
+        monkeypatch.setattr(measurement.time, "perf_counter", ticked)
+        measurement.measured(rm, scheme, ids, None, False)
         first = seen.index("clock")
         assert {name for name, _ in seen[:first]} == {"warm up"}
         assert seen[first:] == ["clock", ("all", 30), "clock"]
-        monkeypatch.setattr(measuring.time, "perf_counter", clock)
+        monkeypatch.setattr(measurement.time, "perf_counter", clock)
     seen.clear()
-    monkeypatch.setattr(measuring.time, "perf_counter", ticked)
+    monkeypatch.setattr(measurement.time, "perf_counter", ticked)
     lightrm.evaluate(rm, questions)
     assert seen.index("clock") < next(k for k, what in enumerate(seen) if what != "clock")
     assert seen[-3:] == ["clock", ("all", 60), "clock"]
@@ -286,11 +287,11 @@ def test_kernels_are_warm_before_the_clock_starts(folder: Path, data: Path, monk
 def test_warming_up_says_nothing_of_the_model(folder: Path) -> None:
     """No texts are no error; nor is an overflow of a layer that is run twice, which no score comes from."""
     rm = lightrm.load(folder, scheme="fp32")
-    measuring.warm_up(rm, [])
+    measurement.warm_up(rm, [])
     scores = rm.score("what?", ["it is"])
     bias_O = torch.full((1,), torch.inf)
     rm.engine.head = ValueHead(rm.engine.head.weights, (bias_O,), rm.engine.head.post)
-    measuring.warm_up(rm, [[1, 2, 3]])
+    measurement.warm_up(rm, [[1, 2, 3]])
     with pytest.raises(NumericsError):
         rm.score("what?", ["it is"])
     assert np.isfinite(scores).all()
@@ -350,7 +351,7 @@ def test_a_quantized_folder_is_known_however_it_is_named(
 ) -> None:
     """`~`, a hub id; and a revision of it is not one of what it was made from."""
     rm = lightrm.load(folder, scheme="w8a8")
-    native.write(tmp_path / "q", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
+    quantized_folder.write(tmp_path / "q", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
     asked: list[tuple[str, str | None]] = []
 
     def fetch(name: str, revision: str | None) -> Path:
@@ -365,13 +366,13 @@ def test_a_quantized_folder_is_known_however_it_is_named(
         refused = CliRunner().invoke(main, ["fidelity", str(name), "--data", str(data), "--quiet"])
         assert refused.exit_code == 1
         assert "--reference-model" in refused.stderr
-    before = native.read_manifest(tmp_path / "q").fidelity
+    before = quantized_folder.read_manifest(tmp_path / "q").fidelity
     shown = CliRunner().invoke(
         main, ["fidelity", "owner/quantized", "--data", str(data), "--reference-model", str(folder), "--limit", "9"]
     )
     assert shown.exit_code == 0, shown.output
     assert "is left as it is" in shown.stderr
-    assert native.read_manifest(tmp_path / "q").fidelity == before
+    assert quantized_folder.read_manifest(tmp_path / "q").fidelity == before
     asked.clear()
     lightrm.load("owner/quantized", revision="v1", reference="owner/source").reference()
     assert asked == [("owner/quantized", "v1"), ("owner/source", None)]

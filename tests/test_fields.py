@@ -18,8 +18,8 @@ import lightrm
 from lightrm import errors
 from lightrm.architecture import Rope
 from lightrm.checkpoints.config import Config, read_architecture, read_config
+from lightrm.checkpoints.config_fields import READ, READ_OF, check_fields
 from lightrm.checkpoints.detect import LAYOUTS, open_checkpoint
-from lightrm.checkpoints.fields import READ, READ_OF, check_fields
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights, specimens
 
 WEIGHTS = llama_weights() | {"score.weight": HEAD_WEIGHT}

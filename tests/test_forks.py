@@ -19,7 +19,7 @@ PROGRAM = """
 import json, multiprocessing, os, sys, threading, warnings
 import numpy as np, torch
 import lightrm
-from lightrm.residence import Residence
+from lightrm.engine.residence import Residence
 
 warnings.simplefilter("ignore")  # Python's own, of forks and threads
 IDS = [[1, *range(3, 3 + n)] for n in (5, 90, 40)]

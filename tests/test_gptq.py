@@ -11,9 +11,10 @@ import torch
 from click.testing import CliRunner
 
 import lightrm
-from lightrm import errors, native
-from lightrm.checkpoints.gptq import unpack
+from lightrm import errors
+from lightrm.checkpoints.gptq_files import unpack
 from lightrm.cli import main
+from lightrm.loading import quantized_folder
 from tests.conftest import DATA
 from tests.zoo import FFN, HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, llama_weights
 
@@ -40,7 +41,7 @@ def test_the_files_own_values_stay_packed(name: str) -> None:
     eight = lightrm.load(DATA / name, scheme="w8a8").score_ids(ids)
     assert np.abs(eight - exact).max() < 0.3 * exact.std(), "and they can be requantized, rotated, to 8 bits"
     with pytest.raises(errors.SchemeError, match="quantized already: use that folder"):
-        native.write(Path("nowhere"), kept.checkpoint, kept.decoder, kept.head, kept.report, None)
+        quantized_folder.write(Path("nowhere"), kept.checkpoint, kept.decoder, kept.head, kept.report, None)
 
 
 def test_inspect_and_plan_say_what_a_folder_holds() -> None:

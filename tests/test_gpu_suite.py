@@ -36,7 +36,7 @@ def test_a_kernel_that_differs_stops_the_suite() -> None:
 import sys
 sys.argv = ["benchmarks.gpu", "--rehearse"]
 import os; os.environ["TRITON_INTERPRET"] = "1"
-from lightrm.kernels import cuda_products
+from lightrm.kernels.cuda import cuda_products
 right = cuda_products.product
 cuda_products.product = lambda *a, **k: right(*a, **k).add_(1)
 from benchmarks.gpu.__main__ import main

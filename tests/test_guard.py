@@ -9,9 +9,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from lightrm.errors import TokenizerError
-from lightrm.guard import PRIVATE, overlaps, steers, unused
-from lightrm.templates import find_template
-from lightrm.tokens import read_tokens
+from lightrm.text.encoding import read_tokens
+from lightrm.text.guard import PRIVATE, overlaps, steers, unused
+from lightrm.text.templates import find_template
 
 MARKS = [
     "<|im_end|>",

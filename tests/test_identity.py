@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lightrm
-from lightrm import jobs, measuring
 from lightrm.checkpoints import contents
 from lightrm.checksums import sealed
-from lightrm.identity import identity, summary
-from lightrm.outputs import Output
+from lightrm.jobs import job
+from lightrm.jobs.identity import identity, summary
+from lightrm.jobs.job_outputs import Output
+from lightrm.measure import measurement
 from tests.test_chat import CHATML, write_json_tokenizer
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights
 
@@ -76,7 +77,7 @@ def test_each_part_is_told_apart_and_named(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patch:
         patch.setattr(Output, "write", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            jobs.score_file(rm, "m", source, target, print)
+            job.score_file(rm, "m", source, target, print)
     assert by == identity(opened(write(tmp_path / "copy")), "m"), "the same bytes elsewhere are the same model"
     for part, change in CHANGES.items():
         other = write(tmp_path / part)
@@ -86,24 +87,24 @@ def test_each_part_is_told_apart_and_named(tmp_path: Path, monkeypatch: pytest.M
         assert {name for name in by if by[name] != found[name]} == {part}
         assert summary(found)["fingerprint"] != summary(by)["fingerprint"]
         with pytest.raises(lightrm.InputError, match=f"was begun with {part} '"):
-            jobs.score_file(model, "m", source, target, print)
+            job.score_file(model, "m", source, target, print)
     for options in ({"parse_specials": True}, {"strict": True}, {"max_length": 99}):
         with pytest.raises(lightrm.InputError, match="was begun with"):
-            jobs.score_file(opened(folder, **options), "m", source, target, print)
-    assert jobs.score_file(rm, "m", source, target, print).resumed == 1
+            job.score_file(opened(folder, **options), "m", source, target, print)
+    assert job.score_file(rm, "m", source, target, print).resumed == 1
 
 
 def test_a_measurement_keeps_no_scores_of_other_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path / "model")
     data = [{"prompt": "what?", "chosen": "it is", "rejected": "no"}]
-    monkeypatch.setattr(measuring, "build", lambda *_: 1 / 0)  # the report itself is not what this is about
+    monkeypatch.setattr(measurement, "build", lambda *_: 1 / 0)  # the report itself is not what this is about
 
     def kept() -> dict:
         with pytest.raises(ZeroDivisionError):
             lightrm.measure_fidelity(folder, data, schemes=[], reference="fp32", keep=tmp_path / "kept")
         return json.loads((tmp_path / "kept" / "scores-fp32.json").read_text())
 
-    monkeypatch.setattr(measuring, "floor_of", lambda *_: "")
+    monkeypatch.setattr(measurement, "floor_of", lambda *_: "")
     first = kept()
     assert kept() == first, "not measured again: seconds and all are the same"
     other_weights(folder)
@@ -113,14 +114,14 @@ def test_a_measurement_keeps_no_scores_of_other_weights(tmp_path: Path, monkeypa
 
 
 def test_a_folder_of_lightrms_own_is_known_by_its_bytes(tmp_path: Path) -> None:
-    from lightrm import native
+    from lightrm.loading import quantized_folder
 
     def quantized(name: str, change: Callable[[Path], None] | None = None) -> Path:
         source = write(tmp_path / f"{name} source")
         if change is not None:
             change(source)
         rm = lightrm.load(source, scheme="w8a8")
-        native.write(tmp_path / name, rm.checkpoint, rm.decoder, rm.head, rm.report, "chat")
+        quantized_folder.write(tmp_path / name, rm.checkpoint, rm.decoder, rm.head, rm.report, "chat")
         return tmp_path / name
 
     one, same, other = quantized("one"), quantized("same"), quantized("other", other_weights)
@@ -130,7 +131,7 @@ def test_a_folder_of_lightrms_own_is_known_by_its_bytes(tmp_path: Path) -> None:
     changed("lightrm.json", lambda held: held["head"].update(mean=0.5))(same)
     path = same / "lightrm.json"
     path.write_text(json.dumps(sealed(json.loads(path.read_text()))))
-    assert contents.parts(lightrm.load(one).checkpoint) != contents.parts(native.open_native(same)[1])
+    assert contents.parts(lightrm.load(one).checkpoint) != contents.parts(quantized_folder.open_native(same)[1])
 
 
 def test_a_checksum_is_kept_until_the_file_is_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks import rounding
 from benchmarks.rounding import Bounded
-from lightrm import ops, products
-from lightrm.kernels import cpu, gemm, integer, reference
+from lightrm.kernels import gemm, integer, passes, products, reference
+from lightrm.kernels.cpu import cpu_passes
 from lightrm.schemes.hadamard import hadamard
 from lightrm.schemes.int4 import Int4
 from tests.test_kernels import assert_rows_within, assert_within
@@ -44,9 +45,9 @@ def product_of(tokens: int, outputs: int, seed: int = 0) -> tuple[torch.Tensor, 
 def test_quantize(tokens: int, width: int) -> None:
     x = normal(tokens, width) * torch.logspace(-6, 6, tokens)[:, None]
     x[0] = 0
-    for found, truth in zip(cpu.quantize(x), integer.quantize(x), strict=True):
+    for found, truth in zip(cpu_passes.quantize(x), integer.quantize(x), strict=True):
         assert torch.equal(found, truth)
-    values, scale = cpu.norm_quantize(x, 1e-5)
+    values, scale = cpu_passes.norm_quantize(x, 1e-5)
     expected, expected_scale = integer.norm_quantize(x, 1e-5)
     assert torch.equal(values, expected)
     for found in (scale, expected_scale):
@@ -63,11 +64,11 @@ def test_bad_numbers_show() -> None:
     """NaN and Inf make the scale of their row NaN or Inf, and of no other row."""
     x = normal(4, 64)
     x[1, 3], x[2, 5] = float("nan"), float("-inf")
-    for kernel in (cpu.quantize, integer.quantize, lambda y: cpu.norm_quantize(y, 1e-6)):
+    for kernel in (cpu_passes.quantize, integer.quantize, lambda y: cpu_passes.norm_quantize(y, 1e-6)):
         assert torch.isfinite(kernel(x)[1]).tolist() == [True, False, False, True]
     acc, row_scale, scale = product_of(4, 64)
     row_scale[3] = float("nan")
-    for module in (cpu, integer):
+    for module in (cpu_passes, integer):
         assert torch.isfinite(module.silu_mul_quantize(acc, row_scale, scale, 32)[1]).tolist() == [True] * 3 + [False]
 
 
@@ -87,7 +88,7 @@ def test_products_are_exact_on_older_cpus(isa: str) -> None:
     """oneDNN restricted to an older instruction set, some of which saturate: the probe must see it."""
     program = """
 import json, torch
-from lightrm import products
+from lightrm.kernels import products
 from lightrm.kernels import gemm, integer
 x = torch.full((40, 3000), 127, dtype=torch.int8); x[::3] = -128
 w = torch.full((24, 3000), -127, dtype=torch.int8); w[::2] = 127
@@ -117,7 +118,7 @@ def test_widening_is_exact(group: int, outputs: int) -> None:
     multiplier[:, ::2] *= -1
     multiplier[multiplier.abs() > 15] = 15
     truth = integer.widen(packed, multiplier)
-    assert torch.equal(cpu.widen(packed, multiplier), truth)
+    assert torch.equal(cpu_passes.widen(packed, multiplier), truth)
     values = int8s(9, 256)
     weight = Int4(packed, multiplier, torch.ones(outputs))
     assert torch.equal(products.int4_product(values, weight), integer.product(values, truth))
@@ -132,7 +133,7 @@ def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: b
     bias = normal(len(scale), seed=5)
     angle = normal(tokens, width // 2, seed=6)
     rotation = (angle.cos(), angle.sin()) if rope else None
-    found = cpu.split_heads(acc, row_scale, scale, bias, widths, rotation, width)
+    found = cpu_passes.split_heads(acc, row_scale, scale, bias, widths, rotation, width)
     slow = integer.split_heads(acc, row_scale, scale, bias, widths, rotation, width)
     for *parts, bound in zip(
         found, slow, bounded_heads(acc, row_scale, scale, bias, widths, rotation, width), strict=True
@@ -155,13 +156,13 @@ def test_add_norm_quantize(tokens: int) -> None:
     acc, row_scale, scale = product_of(tokens, 100)
     x, bias = normal(tokens, 100, seed=7), normal(100, seed=8)
     found, slow = x.clone(), x.clone()
-    values, found_scale = cpu.add_norm_quantize(found, acc, row_scale, scale, bias, 1e-6)
+    values, found_scale = cpu_passes.add_norm_quantize(found, acc, row_scale, scale, bias, 1e-6)
     slow_values, slow_scale = integer.add_norm_quantize(slow, acc, row_scale, scale, bias, 1e-6)
     bound = Bounded.of(x) + rounding.scaled(acc, row_scale, scale, bias)
     for stream in (found, slow):
         assert_within(stream, bound)
     alone = x.clone()
-    ops.add_sums(alone, products.Sums(acc, row_scale, scale, bias))
+    passes.add_sums(alone, products.Sums(acc, row_scale, scale, bias))
     assert torch.equal(alone, found), "a stream that is settled has the bits of one whose reader adds"
     for rows in ((values, found_scale), (slow_values, slow_scale)):
         assert_normed_within(*rows, bound, 1e-6)
@@ -172,7 +173,7 @@ def test_add_norm_quantize(tokens: int) -> None:
 def test_silu_mul_quantize(tokens: int, width: int, block: int) -> None:
     acc, row_scale, scale = product_of(tokens, 2 * width)
     scale = scale * 30  # gates far from zero on both sides
-    values, found_scale = cpu.silu_mul_quantize(acc, row_scale, scale, block)
+    values, found_scale = cpu_passes.silu_mul_quantize(acc, row_scale, scale, block)
     slow = integer.silu_mul_quantize(acc, row_scale, scale, block)
     bound = turned_by(rounding.gated(rounding.scaled(acc, row_scale, scale, None)), block)
     for rows in ((values, found_scale), slow):
@@ -196,7 +197,7 @@ def test_exponential_is_that_of_float32() -> None:
     gate = torch.linspace(-100, 100, 4001)[:, None]
     acc = torch.cat([torch.round(gate * 1000), torch.full_like(gate, 1000.0)], 1).to(torch.int32)
     ones, scale = torch.ones(len(acc)), torch.full((2,), 1e-3)
-    values, found = cpu.silu_mul_quantize(acc, ones, scale, 1)
+    values, found = cpu_passes.silu_mul_quantize(acc, ones, scale, 1)
     assert_rows_within(values, found, rounding.gated(rounding.scaled(acc, ones, scale, None)))
 
 
@@ -204,10 +205,13 @@ def test_a_row_does_not_see_its_neighbours() -> None:
     """Bit for bit: each pass gives a row the same numbers alone and among others."""
     acc, row_scale, scale = product_of(37, 96)
     x = normal(37, 48, seed=3)
-    together = (*cpu.norm_quantize(x, 1e-6), *cpu.silu_mul_quantize(acc, row_scale, scale, 16))
+    together = (*cpu_passes.norm_quantize(x, 1e-6), *cpu_passes.silu_mul_quantize(acc, row_scale, scale, 16))
     for t in (0, 1, 20, 36):
         rows = slice(t, t + 1)
-        alone = (*cpu.norm_quantize(x[rows], 1e-6), *cpu.silu_mul_quantize(acc[rows], row_scale[rows], scale, 16))
+        alone = (
+            *cpu_passes.norm_quantize(x[rows], 1e-6),
+            *cpu_passes.silu_mul_quantize(acc[rows], row_scale[rows], scale, 16),
+        )
         assert all(torch.equal(a[rows], b) for a, b in zip(together, alone, strict=True))
 
 
@@ -246,10 +250,10 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"int8_product.*values \(3, 4\) int8, weight \(2, 5\) int8"):
         products.int8_product(int8s(3, 4), int8s(2, 5))
     with pytest.raises(ValueError, match=r"norm_quantize.*x \(3, 4\) bfloat16"):
-        ops.norm_quantize(torch.zeros(3, 4, dtype=torch.bfloat16), 1e-6)
+        passes.norm_quantize(torch.zeros(3, 4, dtype=torch.bfloat16), 1e-6)
     sums = products.Sums(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), torch.zeros(24))
     with pytest.raises(ValueError, match=r"silu_mul_quantize"):
-        ops.silu_mul_quantize(sums, 8)
+        passes.silu_mul_quantize(sums, 8)
 
 
 @pytest.mark.parametrize("outputs", [1, 5, 66])
@@ -260,8 +264,8 @@ def test_columns_are_rounded_to_the_same_bits(outputs: int, inputs: int, run: tu
     weight, step = normal(outputs, inputs), normal(outputs, seed=1) / 8  # a step may be negative
     factor = (normal(inputs, inputs, seed=2) + 3 * torch.eye(inputs)).triu()
     left = [weight.clone() for _ in range(3)]
-    found = ops.round_columns(left[0], range(*run), end, step, factor, (-8, 7))
-    compiled = cpu.round_columns(left[1], range(*run), end, step, factor, (-8, 7))
+    found = passes.round_columns(left[0], range(*run), end, step, factor, (-8, 7))
+    compiled = cpu_passes.round_columns(left[1], range(*run), end, step, factor, (-8, 7))
     truth = reference.round_columns(left[2], range(*run), end, step, factor, (-8, 7))
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, b, c in zip(truth, found, compiled, strict=True))
     assert torch.equal(left[1], left[2]), "the columns after them"
@@ -272,8 +276,26 @@ def test_columns_are_rounded_to_the_same_bits(outputs: int, inputs: int, run: tu
 
 def test_columns_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="round_columns"):
-        ops.round_columns(normal(4, 8), range(2, 9), 8, torch.ones(4), torch.eye(8), (-8, 7))
+        passes.round_columns(normal(4, 8), range(2, 9), 8, torch.ones(4), torch.eye(8), (-8, 7))
     with pytest.raises(ValueError, match="round_columns"):
-        ops.round_columns(normal(8, 4).T, range(2), 8, torch.ones(4), torch.eye(8), (-8, 7))
+        passes.round_columns(normal(8, 4).T, range(2), 8, torch.ones(4), torch.eye(8), (-8, 7))
     with pytest.raises(ValueError, match=r"step \(4,\) float16"):
-        ops.round_columns(normal(4, 8), range(2), 8, torch.ones(4).half(), torch.eye(8), (-8, 7))
+        passes.round_columns(normal(4, 8), range(2), 8, torch.ones(4).half(), torch.eye(8), (-8, 7))
+
+
+WIDEN = """
+import torch
+from lightrm.kernels.cpu import cpu_passes
+cpu_passes.widen(torch.zeros(2, 64, dtype=torch.uint8), torch.ones(2, 4, dtype=torch.int8))
+"""
+
+
+def test_the_next_process_compiles_nothing(tmp_path: Path) -> None:
+    """Code that is compiled for a group size is found again: numba keeps it by what a function closes over."""
+    kept = []
+    for _ in range(2):
+        environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+        subprocess.run([sys.executable, "-c", WIDEN], env=environment, check=True)
+        kept.append(sorted(path.name for path in tmp_path.rglob("*.nbc")))
+    assert kept[0]
+    assert kept[1] == kept[0]

@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lightrm
-from lightrm import jobs
-from lightrm.identity import identity
+from lightrm.jobs import job
+from lightrm.jobs.identity import identity
 from tests.test_scoring import write_model
 
 LATE = [
@@ -35,7 +35,7 @@ def rm(tmp_path_factory: pytest.TempPathFactory):
     by = identity(rm, "tiny")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(type(rm), "run", lambda self, ids, *_: np.asarray([len(one) / 8 for one in ids], np.float32))
-        patch.setattr(jobs, "identity", lambda rm, model: by)
+        patch.setattr(job, "identity", lambda rm, model: by)
         patch.setattr("os.fsync", lambda file: None)
         yield rm
 
@@ -46,7 +46,7 @@ def write(path: Path, records: list[Any]) -> Path:
 
 
 def scored(rm, source: Path, target: Path, told: list[str] | None = None) -> Path:
-    jobs.score_file(rm, "tiny", source, target, (told if told is not None else []).append)
+    job.score_file(rm, "tiny", source, target, (told if told is not None else []).append)
     return target
 
 

@@ -17,12 +17,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 import lightrm
-from lightrm import jobs
 from lightrm.cli import main
-from lightrm.identity import identity
-from lightrm.journal import journal_of
-from lightrm.outputs import Output
-from lightrm.reading import read_rows
+from lightrm.data.record_files import read_rows
+from lightrm.jobs import job
+from lightrm.jobs.identity import identity
+from lightrm.jobs.job_outputs import Output
+from lightrm.jobs.journal import journal_of
 from tests.test_scoring import write_model
 
 ROWS = [
@@ -60,8 +60,8 @@ def killed(*_: object) -> None:
     raise Killed
 
 
-def job(rm: lightrm.RewardModel, source: Path, target: Path) -> jobs.Counts:
-    return jobs.score_file(rm, "tiny", source, target, lambda _: None)
+def score(rm: lightrm.RewardModel, source: Path, target: Path) -> job.Counts:
+    return job.score_file(rm, "tiny", source, target, lambda _: None)
 
 
 def read(path: Path) -> list[dict]:
@@ -73,7 +73,7 @@ def whole_journal(rm: lightrm.RewardModel, source: Path, target: Path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(Output, "write", killed)
         with pytest.raises(Killed):
-            job(rm, source, target)
+            score(rm, source, target)
     assert not target.exists()
     return (target.parent / f"{target.name}.unfinished").read_bytes()
 
@@ -88,13 +88,13 @@ def quick(rm: lightrm.RewardModel, monkeypatch: pytest.MonkeyPatch) -> lightrm.R
     monkeypatch.setattr(type(rm), "run", run)
     monkeypatch.setattr(os, "fsync", lambda file: None)
     by = identity(rm, "tiny")
-    monkeypatch.setattr(jobs, "identity", lambda rm, model: by)
+    monkeypatch.setattr(job, "identity", lambda rm, model: by)
     return rm
 
 
 def test_killed_at_any_byte(quick, source: Path, tmp_path: Path, monkeypatch) -> None:
     rm = quick
-    job(rm, source, tmp_path / "whole.jsonl")
+    score(rm, source, tmp_path / "whole.jsonl")
     expected = (tmp_path / "whole.jsonl").read_bytes()
     assert [row["id"] for row in read(tmp_path / "whole.jsonl")] == [1, 2, 3, 4]
     target = tmp_path / "out.jsonl"
@@ -103,7 +103,7 @@ def test_killed_at_any_byte(quick, source: Path, tmp_path: Path, monkeypatch) ->
     for end in range(len(journal) + 1):
         torn = tails[end % len(tails)] if b"\n" in journal[:end] else b""
         (tmp_path / "out.jsonl.unfinished").write_bytes(journal[:end] + torn)
-        counts = job(rm, source, target)
+        counts = score(rm, source, target)
         assert target.read_bytes() == expected, (end, torn)
         assert (counts.good, counts.bad) == (4, 1)
         assert counts.resumed <= journal[:end].count(b"\n")
@@ -118,7 +118,7 @@ def test_rows_that_are_done_are_not_scored_again(rm, source: Path, tmp_path: Pat
     run = type(rm).run
     monkeypatch.setattr(type(rm), "run", lambda self, ids, *rest: (scored.append(len(ids)), run(self, ids, *rest))[1])
     (tmp_path / "out.jsonl.unfinished").write_bytes(b"".join(journal.splitlines(keepends=True)[:3]))
-    counts = job(rm, source, target)
+    counts = score(rm, source, target)
     assert (counts.resumed, sum(scored)) == (2, 4)
 
 
@@ -134,20 +134,20 @@ def test_a_journal_of_something_else_is_refused(folder: Path, rm, source: Path, 
     }
     for says, other in others.items():
         with pytest.raises(lightrm.InputError, match=says):
-            job(other, source, target)
+            score(other, source, target)
         assert path.read_bytes() == journal, "nothing is lost"
     with pytest.raises(lightrm.InputError, match="model 'tiny', now 'huge'"):
-        jobs.score_file(rm, "huge", source, target, lambda _: None)
+        job.score_file(rm, "huge", source, target, lambda _: None)
     text = source.read_text(encoding="utf-8")
     source.write_text(text.replace("it is sunny", "it is rainy"), encoding="utf-8")
     with pytest.raises(lightrm.InputError, match=r"line 5 of .* is not what it was"):
-        job(rm, source, target)
+        score(rm, source, target)
     source.write_text("\n".join(ROWS[:2]), encoding="utf-8")
     with pytest.raises(lightrm.InputError, match="is shorter than when"):
-        job(rm, source, target)
+        score(rm, source, target)
     assert path.read_bytes() == journal
     source.write_text(text + "\n" + ROWS[0] + "\n", encoding="utf-8")  # rows that came after are scored
-    assert job(rm, source, target).resumed == 5
+    assert score(rm, source, target).resumed == 5
     assert [row["id"] for row in read(target)] == [1, 2, 3, 4, 1]
 
 
@@ -155,7 +155,7 @@ def test_a_finished_output_is_not_replaced(rm: lightrm.RewardModel, source: Path
     target = tmp_path / "out.jsonl"
     target.write_text("precious")
     with pytest.raises(lightrm.InputError, match="exists already"):
-        job(rm, source, target)
+        score(rm, source, target)
     assert target.read_text() == "precious"
 
 
@@ -166,7 +166,7 @@ def test_two_runs_at_once(rm: lightrm.RewardModel, source: Path, tmp_path: Path)
         journal_of(target),
         pytest.raises(lightrm.InputError, match="is being written by another run"),
     ):
-        job(rm, source, target)
+        score(rm, source, target)
 
 
 def test_a_pipe_meets_the_lock_before_it_writes(folder: Path, rm, tmp_path: Path) -> None:
@@ -213,11 +213,11 @@ def test_a_source_that_changes_while_it_is_scored(
 
     monkeypatch.setattr(Output, "write", late)
     with pytest.raises(lightrm.InputError, match="was changed while it was scored"):
-        job(quick, source, target)
+        score(quick, source, target)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl.unfinished"]
     monkeypatch.setattr(Output, "write", real)
     source.write_text(text, encoding="utf-8")
-    assert job(quick, source, target).resumed == 5
+    assert score(quick, source, target).resumed == 5
 
 
 def test_killed_after_the_output_was_named(quick, folder: Path, source: Path, tmp_path: Path, monkeypatch) -> None:
@@ -226,14 +226,14 @@ def test_killed_after_the_output_was_named(quick, folder: Path, source: Path, tm
 
     def finished() -> bytes:
         with monkeypatch.context() as patch:
-            patch.setattr(jobs, "to_disk", lambda path: killed() if target.exists() else None)
+            patch.setattr(job, "to_disk", lambda path: killed() if target.exists() else None)
             with pytest.raises(Killed):
-                job(quick, source, target)
+                score(quick, source, target)
         assert path.exists()
         return target.read_bytes()
 
     whole = finished()
-    counts = job(quick, source, target)
+    counts = score(quick, source, target)
     assert (counts.good, counts.bad, counts.resumed) == (4, 1, 5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
     target.unlink()
@@ -241,20 +241,20 @@ def test_killed_after_the_output_was_named(quick, folder: Path, source: Path, tm
     other = tmp_path / "other.jsonl"
     other.write_text(ROWS[0])
     with pytest.raises(lightrm.InputError, match="exists already"):
-        job(quick, other, target)
+        score(quick, other, target)
     assert not path.exists(), "it was done with"
     assert target.read_bytes() == whole
     target.unlink()
     finished()
     target.write_bytes(b"another program's")
     with pytest.raises(lightrm.InputError, match="exists already"):
-        job(quick, source, target)
+        score(quick, source, target)
     assert path.exists(), "its rows are nowhere else"
 
 
 def test_a_damaged_journal(quick, source: Path, tmp_path: Path, monkeypatch) -> None:
     """Whichever bit is flipped, whichever lines are lost, doubled or swapped: the output is the same, or nothing is."""
-    job(quick, source, tmp_path / "whole.jsonl")
+    score(quick, source, tmp_path / "whole.jsonl")
     expected = (tmp_path / "whole.jsonl").read_bytes()
     target, path = tmp_path / "out.jsonl", tmp_path / "out.jsonl.unfinished"
     journal = whole_journal(quick, source, target, monkeypatch)
@@ -267,10 +267,10 @@ def test_a_damaged_journal(quick, source: Path, tmp_path: Path, monkeypatch) -> 
         told: list[str] = []
         if not case.startswith(lines[0]):
             with pytest.raises(lightrm.InputError, match="is no journal that this version of lightrm can go on with"):
-                job(quick, source, target)
+                score(quick, source, target)
             assert path.read_bytes() == case
             continue
-        counts = jobs.score_file(quick, "tiny", source, target, told.append)
+        counts = job.score_file(quick, "tiny", source, target, told.append)
         assert target.read_bytes() == expected
         assert counts.resumed <= 4
         assert counts.resumed >= 3 or any("is damaged" in line for line in told), "not torn at its end, but damaged"
@@ -284,7 +284,7 @@ def test_a_foreign_journal_stays_as_it_is(quick, source: Path, tmp_path: Path, f
     path = tmp_path / "out.jsonl.unfinished"
     path.write_bytes(foreign)
     with pytest.raises(lightrm.InputError, match="is no journal that this version of lightrm can go on with"):
-        job(quick, source, tmp_path / "out.jsonl")
+        score(quick, source, tmp_path / "out.jsonl")
     assert path.read_bytes() == foreign
 
 
@@ -318,7 +318,7 @@ def test_one_bad_record_never_ends_a_job(rm, tmp_path: Path, monkeypatch) -> Non
     with monkeypatch.context() as patch:
         patch.setattr(Output, "write", killed)
         with pytest.raises(Killed):
-            jobs.score_file(rm, "tiny", source, target, told.append)
+            job.score_file(rm, "tiny", source, target, told.append)
     expected = {
         "line 4": "no memory", "line 18": "score is nan", "line 21": "TypeError: unsupported operand",
         "line 32": "RecursionError", "line 41": "nested more than 100 deep",
@@ -326,7 +326,7 @@ def test_one_bad_record_never_ends_a_job(rm, tmp_path: Path, monkeypatch) -> Non
     assert {line.split(":")[0] for line in told} == expected.keys()
     assert all(expected[line.split(":")[0]] in line for line in told)
     again: list[str] = []
-    counts = jobs.score_file(rm, "tiny", source, target, again.append)
+    counts = job.score_file(rm, "tiny", source, target, again.append)
     assert again == [f"{line} (an earlier run)" for line in sorted(told, key=lambda line: int(line.split(":")[0][5:]))]
     assert (counts.good, counts.bad, counts.resumed) == (36, 5, 41)
     assert [row["id"] for row in read(target)] == [k for k in range(40) if k not in (3, 17, 20, 31)]
@@ -340,11 +340,11 @@ def test_what_is_of_no_record_ends_the_job(rm, source: Path, tmp_path: Path, mon
 
     monkeypatch.setattr(type(rm), "run", broken)
     with pytest.raises(RuntimeError, match="device lost"):
-        job(rm, source, tmp_path / "out.jsonl")
+        score(rm, source, tmp_path / "out.jsonl")
 
 
 def test_output_says_what_made_it(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
-    job(rm, source, tmp_path / "out.jsonl")
+    score(rm, source, tmp_path / "out.jsonl")
     made = {json.dumps(row["scored_by"]) for row in read(tmp_path / "out.jsonl")}
     (by,) = map(json.loads, made)
     assert (by["model"], by["scheme"]) == ("tiny", "w8a8")
@@ -365,22 +365,22 @@ def test_a_window_of_rows_is_in_memory_at_a_time(quick, tmp_path: Path, monkeypa
             ahead = max(ahead, row.number - len(journal.read_bytes().splitlines()))
             yield row
 
-    monkeypatch.setattr(jobs, "read_rows", watched)
-    monkeypatch.setattr(jobs, "MOST_ROWS", 7)
-    assert job(quick, source, target).good == 300
+    monkeypatch.setattr(job, "read_rows", watched)
+    monkeypatch.setattr(job, "MOST_ROWS", 7)
+    assert score(quick, source, target).good == 300
     assert ahead <= 7
     assert len(read(target)) == 300
 
 
 def test_gzip(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
-    job(rm, source, tmp_path / "plain.jsonl")
+    score(rm, source, tmp_path / "plain.jsonl")
     zipped = tmp_path / "in.jsonl.gz"
     zipped.write_bytes(gzip.compress(source.read_bytes()))
-    job(rm, zipped, tmp_path / "out.jsonl")
+    score(rm, zipped, tmp_path / "out.jsonl")
     assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "plain.jsonl").read_bytes()
     zipped.write_bytes(zipped.read_bytes()[:-20])
     with pytest.raises(lightrm.InputError, match="cut short or damaged"):
-        job(rm, zipped, tmp_path / "other.jsonl")
+        score(rm, zipped, tmp_path / "other.jsonl")
 
 
 def test_parquet(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
@@ -396,7 +396,7 @@ def test_parquet(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
         "scores": ["old", "old", "old"],
     }
     pq.write_table(pa.table(columns), tmp_path / "in.parquet")
-    counts = job(rm, tmp_path / "in.parquet", tmp_path / "out.parquet")
+    counts = score(rm, tmp_path / "in.parquet", tmp_path / "out.parquet")
     assert (counts.good, counts.bad) == (2, 1)
     found = pq.read_table(tmp_path / "out.parquet")
     assert found.schema.field("when").type == pa.timestamp("us")
@@ -405,10 +405,10 @@ def test_parquet(rm: lightrm.RewardModel, source: Path, tmp_path: Path) -> None:
     assert [row["when"] for row in rows] == [when[0], when[2]]
     assert rows[0]["scores"] == pytest.approx(rm.score("what?", ["it is", "天气很好"]).tolist())
     assert rows[0]["scored_by"]["scheme"] == "w8a8"
-    job(rm, tmp_path / "in.parquet", tmp_path / "out.jsonl")
+    score(rm, tmp_path / "in.parquet", tmp_path / "out.jsonl")
     assert [row["scores"] for row in read(tmp_path / "out.jsonl")] == [row["scores"] for row in rows]
     source.write_text("\n".join([ROWS[0], ROWS[2], ROWS[4], ROWS[5]]), encoding="utf-8")
-    job(rm, source, tmp_path / "json.parquet")
+    score(rm, source, tmp_path / "json.parquet")
     assert [len(row["scores"]) for row in pq.read_table(tmp_path / "json.parquet").to_pylist()] == [2, 1, 3]
 
 
@@ -418,14 +418,14 @@ def test_records_without_common_columns_stay_jsonl(rm: lightrm.RewardModel, tmp_
     lines = [{"prompt": "x", "responses": ["a"], "id": 1}, {"prompt": "x", "responses": ["a"], "id": "one"}]
     source.write_text("\n".join(map(json.dumps, lines)))
     with pytest.raises(lightrm.InputError, match=r"no common columns .*: write \.jsonl"):
-        job(rm, source, tmp_path / "out.parquet")
+        score(rm, source, tmp_path / "out.parquet")
     assert not (tmp_path / "out.parquet").exists()
 
 
 def test_without_pyarrow(rm: lightrm.RewardModel, source: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(lightrm.InputError, match=r"pip install 'lightrm\[parquet\]'"):
-        job(rm, source, tmp_path / "out.parquet")
+        score(rm, source, tmp_path / "out.parquet")
     assert not list(tmp_path.glob("out*")), "said before the work, not after"
 
 

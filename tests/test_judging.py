@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import lightrm
-from lightrm.calibration import Affine, Isotonic, Platt, read_calibration
 from lightrm.cli import main
-from lightrm.combination import combine
+from lightrm.data.preferences import Question
 from lightrm.errors import InputError
-from lightrm.evaluation import evaluate_scores
-from lightrm.questions import Question
+from lightrm.judge.calibration import Affine, Isotonic, Platt, read_calibration
+from lightrm.judge.combination import combine
+from lightrm.judge.evaluation import evaluate_scores
 from tests.test_scoring import write_model
 
 QUESTIONS = [

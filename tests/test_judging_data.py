@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
+from lightrm.data.preferences import Question, question_of, questions_of, read_questions
+from lightrm.data.record_forms import dialogue_turns
 from lightrm.errors import InputError
-from lightrm.forms import dialogue_turns
-from lightrm.questions import Question, question_of, questions_of, read_questions
 
 DIALOGUE = "\n\nHuman: What is 2 + 2?\n\nAssistant: Four.\n\nHuman: And 3 + 3?\n\nAssistant:"
 TURNS = [

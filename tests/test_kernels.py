@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from benchmarks import rounding
 from benchmarks.rounding import Bounded
-from lightrm import arena, ops, products
-from lightrm.arena import LEAST, PAGE, Arena
-from lightrm.kernels import integer, library, reference
-from lightrm.packing import ROOT, Segment
-from lightrm.positions import alibi_slopes
+from lightrm.kernels import arena, integer, library, passes, products, reference
+from lightrm.kernels.arena import LEAST, PAGE, Arena
+from lightrm.kernels.segments import ROOT, Segment
+from lightrm.model.positions import alibi_slopes
 from tests.conftest import UNCLEARED
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -129,16 +128,16 @@ def test_absolute_bias_is_the_published_half_precision_table() -> None:
     """slope * j rounded to bf16 and added to bf16 scores: far from the exact function at a long distance."""
     q, k, v = (rows(300, 4, 16, seed=s, dtype=torch.bfloat16) for s in (1, 2, 3))
     slopes = alibi_slopes(4)
-    paths = ops.paths(flat((300,)), q)
-    found = ops.attention(q, k, v, paths, slopes, absolute_bias=True)
+    paths = passes.paths(flat((300,)), q)
+    found = passes.attention(q, k, v, paths, slopes, absolute_bias=True)
     score = (q.float().transpose(0, 1) @ k.float().permute(1, 2, 0) / 4.0).to(torch.bfloat16)
     table = (slopes[:, None, None] * torch.arange(300)).to(torch.bfloat16)
     future = torch.ones(300, 300).triu(1).bool()
     weights = (score + table).float().masked_fill(future, float("-inf")).softmax(-1)
     expected = (weights @ v.float().transpose(0, 1)).transpose(0, 1)
     torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
-    assert (ops.attention(q, k, v, paths, slopes).float() - expected).abs().max() > 0.02
-    in_fp32 = [ops.attention(q.float(), k.float(), v.float(), paths, slopes, absolute) for absolute in (True, False)]
+    assert (passes.attention(q, k, v, paths, slopes).float() - expected).abs().max() > 0.02
+    in_fp32 = [passes.attention(q.float(), k.float(), v.float(), paths, slopes, absolute) for absolute in (True, False)]
     torch.testing.assert_close(in_fp32[0], in_fp32[1], atol=1e-4, rtol=1e-3)
 
 
@@ -165,8 +164,8 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"linear.*x \(3, 4\) float32, weight \(2, 5\) float32"):
         products.linear(torch.zeros(3, 4), torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"attention"):
-        ops.attention(
-            torch.zeros(3, 4, 8), torch.zeros(3, 3, 8), torch.zeros(3, 3, 8), ops.paths(flat((3,)), torch.zeros(1))
+        passes.attention(
+            torch.zeros(3, 4, 8), torch.zeros(3, 3, 8), torch.zeros(3, 3, 8), passes.paths(flat((3,)), torch.zeros(1))
         )
 
 
@@ -225,7 +224,7 @@ def test_a_column_that_is_wrong_by_a_factor_fails(kind: str, dtype: torch.dtype)
             integer.dequantize(acc, scale_T, scale, bias).to(dtype), rounding.scaled(acc, scale_T, scale, bias)
         ),
         "heads": lambda: (flat_heads, rounding.turned(Bounded.of(x.view(65, 2, 20)), *turn)),
-        "value head": lambda: (ops.value_head(x, weight.float(), None).to(dtype), product),
+        "value head": lambda: (passes.value_head(x, weight.float(), None).to(dtype), product),
     }  # fmt: skip
     found, bound = made[kind]()
     assert_within(found, bound)
@@ -258,4 +257,4 @@ def test_any_order_of_whole_numbers_gives_the_same_sum() -> None:
     exact = (x.double() @ weight.double().T).float()
     assert torch.equal(library.linear(x, weight, None), exact)
     assert torch.equal(reference.linear(x, weight, None), exact)
-    assert torch.equal(ops.value_head(x, weight, None), exact)
+    assert torch.equal(passes.value_head(x, weight, None), exact)

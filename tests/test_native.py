@@ -13,11 +13,12 @@ from click.testing import CliRunner
 from safetensors import safe_open
 
 import lightrm
-from lightrm import errors, native
+from lightrm import errors
 from lightrm.checkpoints.stored import write_safetensors
 from lightrm.checksums import sealed
 from lightrm.cli import main
 from lightrm.files import UNFINISHED
+from lightrm.loading import quantized_folder
 from tests.zoo import specimens
 
 IDS = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 90))]
@@ -49,7 +50,7 @@ def test_same_scores_from_text(folder: Path) -> None:
     assert stored.report.sqnr_db == fresh.report.sqnr_db
     assert "the folder holds w4a8" in repr(stored)
     assert not folder.with_name(folder.name + UNFINISHED).exists()
-    manifest = json.loads((folder / native.MANIFEST).read_text())
+    manifest = json.loads((folder / quantized_folder.MANIFEST).read_text())
     assert set(manifest["sources"]) == {f"pytorch_model-0000{k}-of-00002.bin" for k in (1, 2)}
     assert all(len(digest) == 64 for digest in manifest["sources"].values())
 
@@ -59,7 +60,7 @@ def test_same_scores_from_text(folder: Path) -> None:
 def test_every_head_and_scheme(name: str, scheme: str, tmp_path: Path) -> None:
     source = specimens()[name].write(tmp_path / "source")
     fresh = lightrm.load(source, scheme=scheme)
-    native.write(tmp_path / "out", fresh.checkpoint, fresh.decoder, fresh.head, fresh.report, None)
+    quantized_folder.write(tmp_path / "out", fresh.checkpoint, fresh.decoder, fresh.head, fresh.report, None)
     stored = lightrm.load(tmp_path / "out")
     assert np.array_equal(fresh.score_ids(IDS), stored.score_ids(IDS))
     assert stored.report.scheme.name == scheme
@@ -92,39 +93,39 @@ def test_schemes_of_a_folder(folder: Path) -> None:
 
 
 def test_damage_is_noticed(folder: Path, tmp_path: Path) -> None:
-    weights = (folder / native.WEIGHTS).read_bytes()
+    weights = (folder / quantized_folder.WEIGHTS).read_bytes()
 
     def damaged(name: str) -> Path:
         return copy(folder, tmp_path / name)
 
     cut = damaged("cut")
-    (cut / native.WEIGHTS).write_bytes(weights[:-1])
+    (cut / quantized_folder.WEIGHTS).write_bytes(weights[:-1])
     empty = damaged("empty")
-    (empty / native.WEIGHTS).write_bytes(b"")
+    (empty / quantized_folder.WEIGHTS).write_bytes(b"")
     gone = damaged("gone")
-    (gone / native.WEIGHTS).unlink()
+    (gone / quantized_folder.WEIGHTS).unlink()
     for bad in (cut, empty, gone):
         with pytest.raises(errors.CorruptFileError, match=r"lightrm\.safetensors has \d+ bytes, its manifest says"):
             lightrm.load(bad)
     for at in (len(weights) - 1, len(weights) // 2, len(weights) // 3):
         altered = damaged(f"altered {at}")
-        (altered / native.WEIGHTS).write_bytes(weights[:at] + bytes([weights[at] ^ 1]) + weights[at + 1 :])
+        (altered / quantized_folder.WEIGHTS).write_bytes(weights[:at] + bytes([weights[at] ^ 1]) + weights[at + 1 :])
         with pytest.raises(errors.CorruptFileError, match="was altered"):
             lightrm.load(altered)
     half = damaged("half")
-    (half / native.MANIFEST).unlink()
+    (half / quantized_folder.MANIFEST).unlink()
     with pytest.raises(errors.CorruptFileError, match=r"but no lightrm\.json: a copy is incomplete"):
         lightrm.load(half)
     for content in (b"", b"[]", b'{"format": 2}', b"\xff"):
-        (half / native.MANIFEST).write_bytes(content)
+        (half / quantized_folder.MANIFEST).write_bytes(content)
         with pytest.raises(errors.CorruptFileError, match=r"lightrm\.json"):
             lightrm.load(half)
     newer = damaged("newer")
-    manifest = json.loads((newer / native.MANIFEST).read_text()) | {"format": 9, "lightrm": "9.0"}
-    (newer / native.MANIFEST).write_text(json.dumps(sealed(manifest)))
+    manifest = json.loads((newer / quantized_folder.MANIFEST).read_text()) | {"format": 9, "lightrm": "9.0"}
+    (newer / quantized_folder.MANIFEST).write_text(json.dumps(sealed(manifest)))
     with pytest.raises(errors.CorruptFileError, match=r"written by lightrm 9\.0 in format 9.*update lightrm"):
         lightrm.load(newer)
-    (newer / native.MANIFEST).write_text(json.dumps(manifest | {"format": 3}))
+    (newer / quantized_folder.MANIFEST).write_text(json.dumps(manifest | {"format": 3}))
     with pytest.raises(errors.CorruptFileError, match=r"lightrm\.json was altered"):
         lightrm.load(newer)
 
@@ -138,24 +139,24 @@ def test_a_stopped_run_leaves_nothing_that_loads(tmp_path: Path, monkeypatch: py
     rm = lightrm.load("demo", scheme="w8a8")
     parts = (rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
     with monkeypatch.context() as patch:
-        patch.setattr(native, "tensor_sum", stop)
+        patch.setattr(quantized_folder, "tensor_sum", stop)
         with pytest.raises(KeyboardInterrupt):
-            native.write(target, *parts)
+            quantized_folder.write(target, *parts)
     assert not target.exists()
     draft = target.with_name(target.name + UNFINISHED)
     assert draft.exists()
     with pytest.raises(errors.CheckpointError):
         lightrm.load(draft)
-    native.write(target, *parts)
+    quantized_folder.write(target, *parts)
     assert not draft.exists(), "the next run clears it away"
     with pytest.raises(errors.CheckpointError, match="exists and is not empty"):
-        native.write(target, *parts)
+        quantized_folder.write(target, *parts)
     (tmp_path / "file").write_text("x")
     with pytest.raises(errors.CheckpointError, match="exists and is not empty"):
-        native.write(tmp_path / "file", *parts)
+        quantized_folder.write(tmp_path / "file", *parts)
     plain = lightrm.load("demo", scheme="fp32")
     with pytest.raises(errors.SchemeError, match="fp32 is not a scheme of lightrm's own folders"):
-        native.write(tmp_path / "x", plain.checkpoint, plain.decoder, plain.head, plain.report, None)
+        quantized_folder.write(tmp_path / "x", plain.checkpoint, plain.decoder, plain.head, plain.report, None)
 
 
 def test_our_safetensors_are_everyones(tmp_path: Path) -> None:
@@ -174,7 +175,7 @@ def test_our_safetensors_are_everyones(tmp_path: Path) -> None:
 
 def test_calibration_comes_closer(tmp_path: Path) -> None:
     """Compensated rounding moves scores less than plain rounding; the texts are the demo's own."""
-    from lightrm.demonstration import EXAMPLES
+    from lightrm.cli.demo_texts import EXAMPLES
 
     file = tmp_path / "texts.jsonl"
     rows = [{"prompt": p, "responses": [text for _, text in answers]} for p, answers in EXAMPLES]
@@ -222,7 +223,7 @@ def test_plan_and_doctor(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scheme", ["fp32", "bf16", "w8a8", "w4a8", "w4a8-g32", "w4a16"])
 def test_planned_weights_are_the_loaded_ones(scheme: str) -> None:
-    from lightrm.plan import weight_bytes
+    from lightrm.engine.memory import weight_bytes
 
     report = lightrm.load("demo", scheme=scheme).report
     planned = weight_bytes(lightrm.load("demo").decoder.architecture, report.scheme)

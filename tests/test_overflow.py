@@ -10,9 +10,8 @@ import pytest
 import torch
 
 import lightrm
-from lightrm import ops
-from lightrm.kernels import integer, library, reference
-from lightrm.packing import Segment
+from lightrm.kernels import integer, library, passes, reference
+from lightrm.kernels.segments import Segment
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights
 
 IDS = [[5, 9, 33, 71, 2], [7, 3, 3, 90]]
@@ -45,10 +44,10 @@ def test_a_norm_of_an_overflow_is_nan(module, dtype: torch.dtype) -> None:
 def test_a_quantized_norm_of_an_overflow_shows(shifted: bool) -> None:
     x, shift = far_rows(), torch.full((64,), 0.5) if shifted else None
     sums = torch.zeros(6, 64, dtype=torch.int32), torch.ones(6), torch.ones(64), torch.zeros(64)
-    for norm in (integer.norm_quantize, ops.norm_quantize):
+    for norm in (integer.norm_quantize, passes.norm_quantize):
         found = torch.isnan(norm(x.clone(), 1e-6, shift)[1])
         assert found.tolist() == [False, True, False, True, False, False]
-    found = torch.isnan(ops.add_norm_quantize(x.clone(), ops.Sums(*sums), 1e-6, shift)[1])
+    found = torch.isnan(passes.add_norm_quantize(x.clone(), passes.Sums(*sums), 1e-6, shift)[1])
     assert found.tolist() == [False, True, False, True, False, False]
 
 
@@ -57,8 +56,8 @@ def test_a_score_of_minus_infinity_is_no_hidden_one() -> None:
     query, key = torch.full((3, 1, 16), 1e20), torch.full((3, 1, 16), 1.0)
     key[1] = -1e20
     value = torch.randn(3, 1, 16, generator=torch.Generator().manual_seed(0))
-    paths = ops.paths([Segment(0, 3)], query)
-    mixed = ops.attention(query, key, value, paths)
+    paths = passes.paths([Segment(0, 3)], query)
+    mixed = passes.attention(query, key, value, paths)
     assert torch.isfinite(mixed[0]).all()
     assert torch.isnan(mixed[1:]).all()
 

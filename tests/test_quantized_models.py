@@ -16,9 +16,9 @@ import lightrm
 from lightrm import errors
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import open_checkpoint
-from lightrm.folding import Folding
-from lightrm.loading import Loader
-from lightrm.prefixes import pack
+from lightrm.engine.packing import pack
+from lightrm.loading.folding import Folding
+from lightrm.loading.loader import Loader
 from lightrm.schemes.grammar import parse_scheme
 from tests.zoo import LLAMA_CONFIG, WIDTH, Specimen, llama_weights, normal, specimens
 

@@ -23,7 +23,7 @@ from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.detect import open_checkpoint, said_to_store
 from lightrm.checkpoints.quantized import said_to_hold
 from lightrm.cli import main
-from lightrm.plan import Room, choose_scheme
+from lightrm.engine.memory import Room, choose_scheme
 from tests.test_gptq import packed, quantize
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights
 

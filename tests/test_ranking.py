@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightrm
-from lightrm import native
-from lightrm.bounds import CONFIDENCE, Bound, FidelityNote, Limit, order_error, wrong_gap
 from lightrm.checksums import sealed
-from lightrm.ranking import groups, plain_ranking, ranking, settled, too_close
+from lightrm.judge.bounds import CONFIDENCE, Bound, FidelityNote, Limit, order_error, wrong_gap
+from lightrm.judge.exact_ranking import groups, plain_ranking, ranking, settled, too_close
+from lightrm.loading import quantized_folder
 from tests.test_scoring import write_model
 
 ANSWERS = ["it is", "天气很好", "a b c", "x", "the weather", "no", "yes yes yes", "?"]
@@ -198,11 +198,11 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
     """In its manifest; the summary is shown, the source is asked for, and scores and jobs do not change by it."""
     folder = write_model(tmp_path / "model")
     rm = lightrm.load(folder, scheme="w8a8")
-    native.write(tmp_path / "w8a8", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
+    quantized_folder.write(tmp_path / "w8a8", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
     before = lightrm.load(tmp_path / "w8a8")
     assert before.report.fidelity is None
     note = FidelityNote("tau-b 0.99 against fp32", "fp32", Bound({8: 399}, ((0.5, 8), (0.25, 8), (0.125, 8)), 0.75))
-    native.note_fidelity(tmp_path / "w8a8", note)
+    quantized_folder.note_fidelity(tmp_path / "w8a8", note)
     loaded = lightrm.load(tmp_path / "w8a8", reference=folder)
     assert "tau-b 0.99 against fp32" in repr(loaded)
     found = loaded.rank_batch(["what?"], [ANSWERS], exact=True)
@@ -221,7 +221,7 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
     with pytest.raises(lightrm.InputError, match="pass reference="):
         lightrm.load(tmp_path / "w8a8").rank("what?", ANSWERS, exact=True)
     assert not list((tmp_path / "w8a8").glob("*unfinished*"))
-    path = tmp_path / "w8a8" / native.MANIFEST
+    path = tmp_path / "w8a8" / quantized_folder.MANIFEST
     manifest = json.loads(path.read_text())
     for older in (
         {"pair_error": {"error": 0.25, "prompts": 99}},

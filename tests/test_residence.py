@@ -14,11 +14,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightrm
-from lightrm import native
 from lightrm.architecture import Alibi, Architecture, Rope
 from lightrm.checkpoints.config import read_architecture, read_config
-from lightrm.plan import PROCESS, Room, room_for
-from lightrm.residence import (
+from lightrm.engine.memory import PROCESS, Room, room_for
+from lightrm.engine.residence import (
     LEAST_TOKENS,
     MOST_TOKENS,
     Residence,
@@ -26,9 +25,10 @@ from lightrm.residence import (
     resident_bytes,
     streamed_bytes,
 )
+from lightrm.engine.streaming import StreamedLayers
+from lightrm.loading import quantized_folder
+from lightrm.model.decoder import Decoder
 from lightrm.schemes.grammar import parse_scheme
-from lightrm.streaming import StreamedLayers
-from lightrm.transformer import Decoder
 from tests.conftest import DATA
 from tests.test_scoring import write_model
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, Weights, llama_weights, normal
@@ -120,12 +120,12 @@ def test_streamed_is_the_same_model(scheme: str, tmp_path: Path, request: pytest
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
 def test_own_folders_stream(scheme: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source = lightrm.load(deep(tmp_path / "model"), scheme=scheme)
-    native.write(tmp_path / "own", source.checkpoint, source.decoder, source.head, source.report, None)
+    quantized_folder.write(tmp_path / "own", source.checkpoint, source.decoder, source.head, source.report, None)
     expected = source.score_ids(IDS)
     request.getfixturevalue("streaming")
     rm = lightrm.load(tmp_path / "own")
     assert np.array_equal(rm.score_ids(IDS), expected)
-    path = tmp_path / "own" / native.WEIGHTS
+    path = tmp_path / "own" / quantized_folder.WEIGHTS
     content = bytearray(path.read_bytes())
     content[-100] ^= 1
     path.write_bytes(content)
@@ -344,7 +344,7 @@ def test_two_models_of_one_base_hold_it_once(scheme: str, own: bool, tmp_path: P
     if own and scheme in ("w8a8", "w4a8"):
         for k, folder in enumerate(folders):
             rm = lightrm.load(folder, scheme=scheme)
-            native.write(tmp_path / f"own{k}", rm.checkpoint, rm.decoder, rm.head, rm.report, None)
+            quantized_folder.write(tmp_path / f"own{k}", rm.checkpoint, rm.decoder, rm.head, rm.report, None)
             folders[k] = tmp_path / f"own{k}"
     alone = [lightrm.load(folder, scheme=scheme).score_ids(IDS) for folder in folders]
     helpful = lightrm.load(folders[0], scheme=scheme)

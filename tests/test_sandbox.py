@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from lightrm import sandbox
 from lightrm.errors import TemplateError
-from lightrm.sandbox import render, template_of
+from lightrm.text import allowance
+from lightrm.text.sandbox import render, template_of
 
 MESSAGES = [{"role": "user", "content": "hi <there>"}]
 # A list that holds another twice, which holds another twice: little memory, and no end of text.
@@ -109,7 +109,7 @@ def test_what_does_not_end_or_fails_is_refused(source: str) -> None:
     template, started = template_of(source, {}), time.monotonic()
     with pytest.raises(TemplateError, match="refuses this conversation"):
         render(template, {"messages": MESSAGES})
-    assert time.monotonic() - started < sandbox.SECONDS + 5, "not a speed: that it ends at all"
+    assert time.monotonic() - started < allowance.SECONDS + 5, "not a speed: that it ends at all"
 
 
 @pytest.mark.parametrize("source", ["{{ '%s' | format(text) }}", "{{ '%s' % text }}", "{{ '{}'.format(text) }}"])
@@ -140,7 +140,7 @@ def test_what_holds_itself_twice_is_never_compared(twice: str) -> None:
 
 
 def test_slow_steps_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox, "SECONDS", 0.2)
+    monkeypatch.setattr(allowance, "SECONDS", 0.2)
     with pytest.raises(TemplateError, match="does not come to an end within"):
         rendered("{% for x in [1, 2] recursive %}{{ loop([1, 2]) if loop.depth < 40 }}{% endfor %}")
 

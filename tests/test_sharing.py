@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightrm
-from lightrm import ops
-from lightrm.kernels import library, reference
-from lightrm.packing import ROOT, PackedBatch, views
-from lightrm.positions import alibi_slopes
-from lightrm.prefixes import ALONE, LEAST_SHARED, pack, packs
+from lightrm.engine.packing import ALONE, LEAST_SHARED, pack, packs
+from lightrm.kernels import library, passes, reference
+from lightrm.kernels.segments import ROOT, views
+from lightrm.model.packed_batch import PackedBatch
+from lightrm.model.positions import alibi_slopes
 from tests.conftest import DATA
 from tests.test_kernels import assert_within, bounded_attention, flat, forest_of, rows
 
-cpu = pytest.importorskip("lightrm.kernels.cpu")
+cpu = pytest.importorskip("lightrm.kernels.cpu.cpu_passes")
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
@@ -135,7 +135,7 @@ def test_attention_keeps_far_and_large_scores_apart() -> None:
 
 def test_a_token_of_no_segment_is_named() -> None:
     with pytest.raises(ValueError, match="token 5 lies in no segment"):
-        ops.paths(flat((5,)), torch.zeros(1), [5])
+        passes.paths(flat((5,)), torch.zeros(1), [5])
 
 
 def groups(vocabulary: int, seed: int) -> list[list[int]]:
@@ -190,7 +190,7 @@ def test_each_token_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_tile_of_any_machine(rows_: int, lanes: int, onto: bool, fused: bool, monkeypatch) -> None:
     """The tiles of CPUs with more and with fewer registers, with and without fused multiply-adds."""
     numba = pytest.importorskip("numba")
-    from lightrm.kernels import simd
+    from lightrm.kernels.cpu import simd
 
     monkeypatch.setattr(simd, "FUSED", fused)
     multiply = simd.tile(rows_, lanes, onto)

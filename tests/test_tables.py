@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from lightrm.cli import main
-from lightrm.evaluation import evaluate_scores
-from lightrm.fidelity import Asked, Measured, Sensitivity, build
-from lightrm.questions import Question
+from lightrm.data.preferences import Question
+from lightrm.judge.evaluation import evaluate_scores
+from lightrm.judge.fidelity import Asked, Measured, Sensitivity, build
 from lightrm.tables import Column, Sheet, plain_text
 from tests.test_scoring import write_model
 

@@ -19,11 +19,11 @@ import pytest
 import torch
 
 import lightrm
-from lightrm import dispatch
+from lightrm.engine.residence import Residence
 from lightrm.errors import CopyError
-from lightrm.kernels import cpu, gemm, integer, rows
-from lightrm.residence import Residence
-from lightrm.transformer import Decoder
+from lightrm.kernels import dispatch, gemm, integer
+from lightrm.kernels.cpu import cpu_passes, row_loops
+from lightrm.model.decoder import Decoder
 from tests.test_residence import IDS
 from tests.test_scoring import write_model
 
@@ -203,7 +203,7 @@ def test_threads_that_run_out_of_memory(folder: Path, monkeypatch: pytest.Monkey
 
 def test_what_is_found_out_or_compiled_once() -> None:
     """The first call of several threads at once, of everything that is kept from its first call."""
-    for kept in (gemm.cpu_product, dispatch.imported, rows.widen_rows):
+    for kept in (gemm.cpu_product, dispatch.imported, row_loops.widen_rows):
         kept.cache_clear()
     like = torch.zeros(1)
     generator = torch.Generator().manual_seed(0)
@@ -212,10 +212,10 @@ def test_what_is_found_out_or_compiled_once() -> None:
     found = together(
         *[lambda: gemm.cpu_product()[1]] * 3,
         *[lambda: dispatch.passes(like).__name__] * 3,
-        *[lambda: cpu.widen(packed, multiplier).tolist()] * 3,
+        *[lambda: cpu_passes.widen(packed, multiplier).tolist()] * 3,
     )
     truth = integer.widen(packed, multiplier).tolist()
-    assert found == [gemm.cpu_product()[1]] * 3 + ["lightrm.kernels.cpu"] * 3 + [truth] * 3
+    assert found == [gemm.cpu_product()[1]] * 3 + ["lightrm.kernels.cpu.cpu_passes"] * 3 + [truth] * 3
 
 
 COUNT = """

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 import lightrm
 from lightrm.errors import TokenizerError
-from lightrm.opening import TokenizerWarning
-from lightrm.tokenizer_limits import MOST_GROWTH, check_description, growth_of
+from lightrm.loading.text_side import TokenizerWarning
+from lightrm.text.tokenizer_limits import MOST_GROWTH, check_description, growth_of
 from tests.zoo import specimens, write_tokenizer
 
 BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}

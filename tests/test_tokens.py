@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from lightrm.errors import TemplateError, TokenizerError, TooLongError
-from lightrm.templates import TEMPLATES, Special, Template, Text, find_template
-from lightrm.tokens import Tokens, read_tokens
+from lightrm.text.encoding import Tokens, read_tokens
+from lightrm.text.templates import TEMPLATES, Special, Template, Text, find_template
 from tests.zoo import write_tokenizer
 
 BARE = Template(name="bare", source="a test", user=(Text("{}"),), bos=True)

@@ -12,9 +12,9 @@ import torch
 pytest.importorskip("triton")
 
 import lightrm
-from lightrm import dispatch, products
-from lightrm.kernels import cuda, cuda_products
-from lightrm.weights import ForeignWeight
+from lightrm.kernels import dispatch, products
+from lightrm.kernels.cuda import cuda_passes, cuda_products
+from lightrm.model.weights import ForeignWeight
 from tests.conftest import DATA
 from tests.zoo import specimens
 
@@ -171,8 +171,8 @@ def test_each_card_gets_its_kernels(monkeypatch, card, path, name, reason) -> No
     monkeypatch.setattr(dispatch, "card_of", lambda like: card)
     here = torch.zeros(1)
     assert (dispatch.triton_products_for(here) is cuda_products) == (card >= 80)
-    assert (dispatch.triton_for(here) is cuda) == (card >= 75)
-    assert (dispatch.passes(here) is cuda) == (card >= 75)
+    assert (dispatch.triton_for(here) is cuda_passes) == (card >= 75)
+    assert (dispatch.passes(here) is cuda_passes) == (card >= 75)
 
 
 def test_without_triton(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,10 +11,11 @@ pytest.importorskip("triton")
 
 from benchmarks import rounding
 from benchmarks.rounding import Bounded
-from lightrm.kernels import cuda, integer
+from lightrm.kernels import integer
+from lightrm.kernels.cuda import cuda_passes
 from lightrm.kernels.paths import paths_of
-from lightrm.packing import ROOT, Segment
-from lightrm.positions import alibi_slopes
+from lightrm.kernels.segments import ROOT, Segment
+from lightrm.model.positions import alibi_slopes
 from tests.test_centered import assert_biased_gate
 from tests.test_integer_kernels import assert_normed_within, bounded_heads, normal, product_of, turned_by
 from tests.test_kernels import assert_rows_within, assert_within, bounded_attention, flat, forest_of
@@ -30,11 +31,11 @@ FOREST = (Segment(0, 70), Segment(70, 200, 0), Segment(200, 201, 0), Segment(201
 def test_norm_and_quantize(tokens: int, width: int) -> None:
     x = (normal(tokens, width) * torch.logspace(-6, 6, tokens)[:, None]).to(DEVICE)
     x[0] = 0
-    values, scale = cuda.quantize(x)
+    values, scale = cuda_passes.quantize(x)
     slow, slow_scale = integer.quantize(x)
     assert torch.equal(values, slow)
     assert torch.equal(scale, slow_scale)
-    values, scale = cuda.norm_quantize(x, 1e-5)
+    values, scale = cuda_passes.norm_quantize(x, 1e-5)
     assert torch.equal(values, integer.norm_quantize(x, 1e-5)[0])
     assert_normed_within(values, scale, Bounded.of(x), 1e-5)
 
@@ -48,7 +49,7 @@ def test_add_norm_quantize(tokens: int, sums: bool) -> None:
     found = x.clone()
     bound = Bounded.of(x) + rounding.scaled(acc, row_scale, scale, bias)
     waiting = acc if sums else integer.dequantize(acc, row_scale, scale, bias)
-    values, found_scale = cuda.add_norm_quantize(found, waiting, row_scale, scale, bias, 1e-6)
+    values, found_scale = cuda_passes.add_norm_quantize(found, waiting, row_scale, scale, bias, 1e-6)
     assert_within(found, bound)
     assert_normed_within(values, found_scale, bound, 1e-6)
 
@@ -60,8 +61,8 @@ def test_a_norm_whose_squares_overflow_is_nan(shifted: bool) -> None:
     x[1] *= 1e19
     x[3, 2] = 3e38
     shift = here(normal(40, seed=3))[0] if shifted else None
-    assert torch.isnan(cuda.norm_quantize(x, 1e-6, shift)[1]).tolist() == [False, True, False, True]
-    assert torch.isnan(cuda.rms_norm(x, None, 1e-6)).all(1).tolist() == [False, True, False, True]
+    assert torch.isnan(cuda_passes.norm_quantize(x, 1e-6, shift)[1]).tolist() == [False, True, False, True]
+    assert torch.isnan(cuda_passes.rms_norm(x, None, 1e-6)).all(1).tolist() == [False, True, False, True]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -70,13 +71,13 @@ def test_float_norm(dtype: torch.dtype, tokens: int) -> None:
     """Of all rows, and of some."""
     x, weight = here(normal(tokens, 40).to(dtype), normal(40, seed=1).to(dtype))
     normed = rounding.norm(Bounded.of(x), 1e-6)
-    assert_within(cuda.rms_norm(x, None, 1e-6), normed, cut=cut(dtype), factor=wrong(dtype))
+    assert_within(cuda_passes.rms_norm(x, None, 1e-6), normed, cut=cut(dtype), factor=wrong(dtype))
     twice = normed.rounded(dtype, cut(dtype)) * Bounded.of(weight)
     factor = 1.04 if dtype == torch.bfloat16 else None
-    assert_within(cuda.rms_norm(x, weight, 1e-6), twice, cut=cut(dtype), factor=factor)
+    assert_within(cuda_passes.rms_norm(x, weight, 1e-6), twice, cut=cut(dtype), factor=factor)
     rows = torch.tensor([tokens - 1, 0, tokens // 2], device=DEVICE)
-    some, _ = cuda.norm(x, 1e-6, weight_D=weight, rows_S=rows)
-    assert torch.equal(some, cuda.rms_norm(x, weight, 1e-6)[rows])
+    some, _ = cuda_passes.norm(x, 1e-6, weight_D=weight, rows_S=rows)
+    assert torch.equal(some, cuda_passes.rms_norm(x, weight, 1e-6)[rows])
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -86,27 +87,27 @@ def test_silu_mul_quantize(tokens: int, width: int, block: int, sums: bool) -> N
     acc, row_scale, scale = here(*product_of(tokens, 2 * width))
     scale = scale * 30  # gates far from zero on both sides
     if sums:
-        values, found_scale = cuda.silu_mul_quantize(acc, row_scale, scale, block)
+        values, found_scale = cuda_passes.silu_mul_quantize(acc, row_scale, scale, block)
         gate_up = rounding.scaled(acc, row_scale, scale, None)
     else:
         half = (acc.float() * (row_scale[:, None] * scale)).half()
-        values, found_scale = cuda.silu_mul_quantize(half, None, None, block)
+        values, found_scale = cuda_passes.silu_mul_quantize(half, None, None, block)
         gate_up = Bounded.of(half)
     bound = turned_by(rounding.gated(gate_up), block)
     assert_rows_within(values, found_scale, bound)
     if not sums:
-        assert_within(cuda.silu_mul(half.float(), block), bound, factor=1.01 if tokens > 2 else 0)
+        assert_within(cuda_passes.silu_mul(half.float(), block), bound, factor=1.01 if tokens > 2 else 0)
 
 
 def test_bad_numbers_show() -> None:
     """NaN and Inf make the scale of their row NaN or Inf, and of no other row."""
     x = normal(4, 64).to(DEVICE)
     x[1, 3], x[2, 5] = float("nan"), float("-inf")
-    for kernel in (cuda.quantize, lambda y: cuda.norm_quantize(y, 1e-6)):
+    for kernel in (cuda_passes.quantize, lambda y: cuda_passes.norm_quantize(y, 1e-6)):
         assert torch.isfinite(kernel(x)[1]).tolist() == [True, False, False, True]
     half = normal(4, 128).half().to(DEVICE)
     half[3, 7] = float("inf")
-    assert torch.isfinite(cuda.silu_mul_quantize(half, None, None, 32)[1]).tolist() == [True] * 3 + [False]
+    assert torch.isfinite(cuda_passes.silu_mul_quantize(half, None, None, 32)[1]).tolist() == [True] * 3 + [False]
 
 
 @pytest.mark.parametrize("tokens", [1, 17])
@@ -118,11 +119,11 @@ def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: b
     acc, row_scale, scale = here(*product_of(tokens, widths[0] + 2 * widths[1]))
     bias, angle = here(normal(len(scale), seed=5), normal(tokens, width // 2, seed=6))
     rotation = (angle.cos(), angle.sin()) if rope else None
-    found = cuda.split_heads(acc, row_scale, scale, bias, widths, rotation, torch.float32, width)
+    found = cuda_passes.split_heads(acc, row_scale, scale, bias, widths, rotation, torch.float32, width)
     for part, bound in zip(found, bounded_heads(acc, row_scale, scale, bias, widths, rotation, width), strict=True):
         assert_within(part.unflatten(1, (-1, width)), bound)
     floats = integer.dequantize(acc, row_scale, scale, bias)
-    again = cuda.split_heads(floats, None, None, None, widths, rotation, torch.float32, width)
+    again = cuda_passes.split_heads(floats, None, None, None, widths, rotation, torch.float32, width)
     assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
     assert again[0].untyped_storage().data_ptr() == floats.untyped_storage().data_ptr()
 
@@ -132,9 +133,9 @@ def test_value_head(count: int, outputs: int, width: int) -> None:
     x, weight, bias = here(normal(12, width), normal(outputs, width, seed=1), normal(outputs, seed=2))
     rows = torch.arange(count, device=DEVICE) % 7 + 3
     bound = Bounded.of(x[rows]).product(Bounded.of(weight.T))
-    assert_within(cuda.value_head(x, rows, weight, None), bound)
-    assert_within(cuda.value_head(x, rows, weight, bias), bound + Bounded.of(bias))
-    assert cuda.value_head(x, rows[:0], weight, bias).shape == (0, outputs)
+    assert_within(cuda_passes.value_head(x, rows, weight, None), bound)
+    assert_within(cuda_passes.value_head(x, rows, weight, bias), bound + Bounded.of(bias))
+    assert cuda_passes.value_head(x, rows[:0], weight, bias).shape == (0, outputs)
 
 
 def qkv(tokens: int, heads: int, kv_heads: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -150,7 +151,7 @@ def test_attention(dtype, lengths, heads, kv_heads, width, alibi) -> None:
     q, k, v = qkv(sum(lengths), heads, kv_heads, width, dtype)
     slopes = alibi_slopes(heads).to(DEVICE) if alibi else None
     segments = flat(lengths)
-    found = cuda.attention(q, k, v, paths_of(segments, DEVICE), slopes)[0]
+    found = cuda_passes.attention(q, k, v, paths_of(segments, DEVICE), slopes)[0]
     bound = bounded_attention(q, k, v, segments, slopes, cut=cut(dtype))
     assert_within(found, bound, cut=cut(dtype), factor=wrong(dtype))
 
@@ -160,8 +161,8 @@ def test_attention_leaves_as_int8(alibi: bool) -> None:
     """The last head to arrive rounds the rows of its tile, as `quantize` rounds what the kernel wrote."""
     q, k, v = qkv(333, 6, 2, 80, torch.float16)
     slopes = alibi_slopes(6).to(DEVICE) if alibi else None
-    mixed, values, scale = cuda.attention(q, k, v, paths_of(FOREST, DEVICE), slopes, quantized=True)
-    assert torch.equal(mixed, cuda.attention(q, k, v, paths_of(FOREST, DEVICE), slopes)[0])
+    mixed, values, scale = cuda_passes.attention(q, k, v, paths_of(FOREST, DEVICE), slopes, quantized=True)
+    assert torch.equal(mixed, cuda_passes.attention(q, k, v, paths_of(FOREST, DEVICE), slopes)[0])
     expected, expected_scale = integer.quantize(mixed.flatten(1).float())
     assert torch.equal(values, expected)
     assert torch.equal(scale, expected_scale)
@@ -175,7 +176,7 @@ def test_attention_over_a_forest(nodes: list[tuple[int, int]], alibi: bool) -> N
     start = segments[-1].end
     q, k, v = qkv(start, 4, 2, 8, torch.float32)
     slopes = alibi_slopes(4).to(DEVICE) if alibi else None
-    found = cuda.attention(q, k, v, paths_of(segments, DEVICE), slopes)[0]
+    found = cuda_passes.attention(q, k, v, paths_of(segments, DEVICE), slopes)[0]
     assert_within(found, bounded_attention(q, k, v, segments, slopes), factor=0)
 
 
@@ -183,8 +184,8 @@ def test_picked_queries() -> None:
     """The last token of each sequence alone: what it gets among all the others, bit for bit."""
     q, k, v = qkv(333, 4, 2, 64, torch.float16)
     last = [segment.end - 1 for segment in FOREST]
-    everything = cuda.attention(q, k, v, paths_of(FOREST, DEVICE), None)[0]
-    picked = cuda.attention(q[last], k, v, paths_of(FOREST, DEVICE, last), None)[0]
+    everything = cuda_passes.attention(q, k, v, paths_of(FOREST, DEVICE), None)[0]
+    picked = cuda_passes.attention(q[last], k, v, paths_of(FOREST, DEVICE, last), None)[0]
     torch.testing.assert_close(picked, everything[last], atol=0, rtol=0)
     with pytest.raises(ValueError, match="token 333 lies in no segment"):
         paths_of(FOREST, DEVICE, [333])
@@ -194,13 +195,13 @@ def test_sharing_and_neighbours_change_nothing() -> None:
     """An answer behind a shared prompt gets, bit for bit, what it gets in a sequence of its own, alone in a pack."""
     q, k, v = qkv(333, 4, 2, 64, torch.float16)
     slopes = alibi_slopes(4).to(DEVICE)
-    shared = cuda.attention(q, k, v, paths_of(FOREST, DEVICE), slopes)[0]
+    shared = cuda_passes.attention(q, k, v, paths_of(FOREST, DEVICE), slopes)[0]
     for index, segment in enumerate(FOREST):
         path, at = [], index
         while at != ROOT:
             path = [*range(FOREST[at].start, FOREST[at].end), *path]
             at = FOREST[at].parent
-        alone = cuda.attention(q[path], k[path], v[path], paths_of(flat((len(path),)), DEVICE), slopes)[0]
+        alone = cuda_passes.attention(q[path], k[path], v[path], paths_of(flat((len(path),)), DEVICE), slopes)[0]
         assert torch.equal(alone[-(segment.end - segment.start) :], shared[segment.start : segment.end])
 
 
@@ -209,37 +210,40 @@ def test_heads_may_be_columns_of_one_tensor() -> None:
     whole = normal(150, 8 * 64).half().to(DEVICE)
     q, k, v = (part.unflatten(1, (-1, 64)) for part in whole.split([256, 128, 128], 1))
     paths = paths_of(flat((150,)), DEVICE)
-    found = cuda.attention(q, k, v, paths, None)[0]
-    assert torch.equal(found, cuda.attention(q.contiguous(), k.contiguous(), v.contiguous(), paths, None)[0])
+    found = cuda_passes.attention(q, k, v, paths, None)[0]
+    assert torch.equal(found, cuda_passes.attention(q.contiguous(), k.contiguous(), v.contiguous(), paths, None)[0])
     by_head = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
-    assert torch.equal(found, cuda.attention(*by_head, paths, None)[0])
+    assert torch.equal(found, cuda_passes.attention(*by_head, paths, None)[0])
 
 
 def test_rows_may_lie_apart() -> None:
     """Columns of a wider tensor, a transposed tensor; what is added to in place must have its rows whole."""
     wide = normal(9, 80).to(DEVICE)
     part, across = wide[:, 8:72], wide[:, 8:72].T.contiguous().T
-    expected = cuda.norm_quantize(part.contiguous(), 1e-6)
+    expected = cuda_passes.norm_quantize(part.contiguous(), 1e-6)
     for x in (part, across):
-        assert all(torch.equal(a, b) for a, b in zip(cuda.norm_quantize(x, 1e-6), expected, strict=True))
-        assert torch.equal(cuda.silu_mul(x), cuda.silu_mul(part.contiguous()))
+        assert all(torch.equal(a, b) for a, b in zip(cuda_passes.norm_quantize(x, 1e-6), expected, strict=True))
+        assert torch.equal(cuda_passes.silu_mul(x), cuda_passes.silu_mul(part.contiguous()))
     acc, row_scale, scale, bias = here(*product_of(9, 64), normal(64, seed=8))
     alone, among = part.contiguous(), wide.clone()
-    cuda.add_norm_quantize(alone, acc, row_scale, scale, bias, 1e-6)
-    cuda.add_norm_quantize(among[:, 8:72], acc, row_scale, scale, bias, 1e-6)
+    cuda_passes.add_norm_quantize(alone, acc, row_scale, scale, bias, 1e-6)
+    cuda_passes.add_norm_quantize(among[:, 8:72], acc, row_scale, scale, bias, 1e-6)
     assert torch.equal(among[:, 8:72], alone)
     assert torch.equal(among[:, :8], wide[:, :8])
     with pytest.raises(ValueError, match="needs its rows whole"):
-        cuda.add_norm_quantize(across, acc, row_scale, scale, bias, 1e-6)
+        cuda_passes.add_norm_quantize(across, acc, row_scale, scale, bias, 1e-6)
 
 
 def test_a_row_does_not_see_its_neighbours() -> None:
     acc, row_scale, scale = here(*product_of(37, 96))
     x = normal(37, 48, seed=3).to(DEVICE)
-    together = (*cuda.norm_quantize(x, 1e-6), *cuda.silu_mul_quantize(acc, row_scale, scale, 16))
+    together = (*cuda_passes.norm_quantize(x, 1e-6), *cuda_passes.silu_mul_quantize(acc, row_scale, scale, 16))
     for t in (0, 20, 36):
         rows = slice(t, t + 1)
-        alone = (*cuda.norm_quantize(x[rows], 1e-6), *cuda.silu_mul_quantize(acc[rows], row_scale[rows], scale, 16))
+        alone = (
+            *cuda_passes.norm_quantize(x[rows], 1e-6),
+            *cuda_passes.silu_mul_quantize(acc[rows], row_scale[rows], scale, 16),
+        )
         assert all(torch.equal(a[rows], b) for a, b in zip(together, alone, strict=True))
 
 
@@ -250,11 +254,11 @@ def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
     acc, row_scale, scale, bias, shift = here(*product_of(tokens, width), normal(width, seed=8), normal(width, seed=9))
     x = 3 * normal(tokens, width, seed=7).to(DEVICE)
     bound = rounding.norm(Bounded.of(x), 1e-6) - Bounded.of(shift)
-    assert_rows_within(*cuda.norm_quantize(x, 1e-6, shift), bound)
+    assert_rows_within(*cuda_passes.norm_quantize(x, 1e-6, shift), bound)
     alone = x + integer.dequantize(acc, row_scale, scale, bias)
     added = x.clone()
-    both = cuda.add_norm_quantize(added, acc, row_scale, scale, bias, 1e-6, shift)
-    for a, b in zip(both, cuda.norm_quantize(alone, 1e-6, shift), strict=True):
+    both = cuda_passes.add_norm_quantize(added, acc, row_scale, scale, bias, 1e-6, shift)
+    for a, b in zip(both, cuda_passes.norm_quantize(alone, 1e-6, shift), strict=True):
         torch.testing.assert_close(a.float(), b.float(), atol=1, rtol=1e-5)
     acc, row_scale, scale, bias = here(*product_of(tokens, 2 * width), normal(2 * width, seed=8))
-    assert_biased_gate(cuda, acc, row_scale, scale, bias)
+    assert_biased_gate(cuda_passes, acc, row_scale, scale, bias)

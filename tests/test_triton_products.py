@@ -16,8 +16,8 @@ pytest.importorskip("triton")
 
 from benchmarks import rounding
 from benchmarks.rounding import Bounded
-from lightrm import products
-from lightrm.kernels import cuda, cuda_products, gemm, integer
+from lightrm.kernels import gemm, integer, products
+from lightrm.kernels.cuda import cuda_passes, cuda_products
 from lightrm.schemes import grouped, int4, int8, tiled
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int4 import Int4
@@ -235,7 +235,7 @@ def test_grids_that_the_kernel_does_not_take() -> None:
 @pytest.mark.parametrize("outputs", [1, 17])
 def test_widen(inputs: int, group: int, outputs: int) -> None:
     weight = int4_weight(outputs, inputs, group)
-    found = cuda.widen(weight.packed, weight.multiplier_OG)
+    found = cuda_passes.widen(weight.packed, weight.multiplier_OG)
     assert torch.equal(found, int4.widen(weight.packed, weight.multiplier_OG))
 
 

@@ -18,10 +18,10 @@ from unittest.mock import patch
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis.strategies import DataObject, SearchStrategy, data
 
-from lightrm.chat import DATE
 from lightrm.errors import LightRMError
-from lightrm.templates import find_template
-from lightrm.tokens import Encoded, Tokens, read_tokens
+from lightrm.text.chat_template import DATE
+from lightrm.text.encoding import Encoded, Tokens, read_tokens
+from lightrm.text.templates import find_template
 from tests.chat_draws import Message, conversations, texts
 from tests.tokenizer_draws import MAY_BE_REFUSED, PLAIN, Folder
 
@@ -44,6 +44,13 @@ class Made:
 
     ids: list[int]
     text: str | None
+
+
+def refused(error: BaseException) -> Refused:
+    """What transformers raised; a panic of the tokenizers library is no Exception. Raises all that is no refusal."""
+    if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        raise error
+    return Refused(f"{type(error).__name__}: {error}")
 
 
 def refusal(error: Exception) -> Refused:
@@ -98,8 +105,8 @@ class Theirs:
             warnings.simplefilter("ignore")
             try:
                 self.tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-            except Exception as error:
-                self.tokenizer = Refused(f"{type(error).__name__}: {error}")
+            except BaseException as error:
+                self.tokenizer = refused(error)
 
     @property
     def name(self) -> str:
@@ -116,8 +123,8 @@ class Theirs:
             with patch("transformers.utils.chat_template_utils.datetime", Dated):
                 text = self.tokenizer.apply_chat_template(messages, tokenize=False)
                 ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
-        except Exception as error:
-            return Refused(f"{type(error).__name__}: {error}")
+        except BaseException as error:
+            return refused(error)
         return Made(ids, text)
 
     def plain(self, text: str) -> Made | Refused:
@@ -125,14 +132,15 @@ class Theirs:
             return self.tokenizer
         try:
             return Made(self.tokenizer(text)["input_ids"], None)
-        except Exception as error:
-            return Refused(f"{type(error).__name__}: {error}")
+        except BaseException as error:
+            return refused(error)
 
     def ids(self, text: str) -> list[int]:
         """Of a text alone; none where the tokenizer cannot encode it."""
         try:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
-        except Exception:
+        except BaseException as error:
+            refused(error)
             return []
 
     def controls(self, user_defined: Sequence[str]) -> dict[int, str]:

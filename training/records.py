@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from lightrm.forms import dialogue_turns
+from lightrm.data.record_forms import dialogue_turns
 
 DOCUMENT_BREAK = "<|doc|>"
 # The instruction wrapper of CBBQ, the one CC-BY-SA-4.0 source: it marks its documents in the corpus.

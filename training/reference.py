@@ -20,10 +20,10 @@ import torch
 import transformers
 from torch import nn
 
-from lightrm.conversation import Turn, turns_of
-from lightrm.forms import prompt_of
-from lightrm.prefixes import common
-from lightrm.tokens import Tokens, read_tokens
+from lightrm.data.record_forms import prompt_of
+from lightrm.engine.packing import common
+from lightrm.text.conversation import Turn, turns_of
+from lightrm.text.encoding import Tokens, read_tokens
 from training.corruptions import cut, repeated
 from training.lowrank import save_adapter, with_updates
 from training.records import read_jsonl

@@ -37,7 +37,7 @@ def main() -> int:
 
     from benchmarks.gpu import checks, single, whole
     from benchmarks.gpu.stopwatch import Suite
-    from lightrm import dispatch
+    from lightrm.kernels import dispatch
 
     if not asked.rehearse and not torch.cuda.is_available():
         print("PyTorch sees no CUDA card here: --rehearse runs the suite on a CPU, without figures", file=sys.stderr)

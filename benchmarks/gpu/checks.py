@@ -12,10 +12,11 @@ import torch
 from benchmarks import rounding
 from benchmarks.gpu.stopwatch import Suite
 from benchmarks.rounding import Bounded
-from lightrm.kernels import cuda, cuda_products, integer
+from lightrm.kernels import integer
+from lightrm.kernels.cuda import cuda_passes, cuda_products
 from lightrm.kernels.paths import paths_of
-from lightrm.packing import ROOT, Segment, views
-from lightrm.positions import alibi_slopes
+from lightrm.kernels.segments import ROOT, Segment, views
+from lightrm.model.positions import alibi_slopes
 from lightrm.schemes import int4, tiled
 from lightrm.schemes.hadamard import hadamard
 from lightrm.schemes.int4 import Int4
@@ -63,7 +64,7 @@ def products(suite: Suite) -> Found:
         whole = int8s(suite, outputs, inputs)
         narrow = int4.quantize(normal(suite, outputs, inputs), int4.group_for(inputs, 128))
         widened = int4.widen(narrow.packed, narrow.multiplier_OG)
-        yield f"widen {shape}", torch.equal(cuda.widen(narrow.packed, narrow.multiplier_OG), widened)
+        yield f"widen {shape}", torch.equal(cuda_passes.widen(narrow.packed, narrow.multiplier_OG), widened)
         held = {"int8": Rowwise(whole, scale), "int4": Int4(narrow.packed, narrow.multiplier_OG, scale)}
         for kind, weight in held.items():
             acc = integer.product(values, whole if kind == "int8" else widened)
@@ -104,24 +105,26 @@ def passes(suite: Suite) -> Found:
     for width, ffn, block in widths:
         x = normal(suite, 33, width) * torch.logspace(-3, 3, 33, device=suite.device)[:, None]
         for name, found, slow in (
-            ("quantize", cuda.quantize(x), integer.quantize(x)),
-            ("norm", cuda.norm_quantize(x, 1e-6), integer.norm_quantize(x, 1e-6)),
+            ("quantize", cuda_passes.quantize(x), integer.quantize(x)),
+            ("norm", cuda_passes.norm_quantize(x, 1e-6), integer.norm_quantize(x, 1e-6)),
         ):
             yield f"{name} {width}", torch.equal(found[0], slow[0])
             yield f"{name} {width}: scale", bool(((found[1] - slow[1]).abs() <= 1e-6 * slow[1]).all())
         shift = normal(suite, width)
         centered = rounding.norm(Bounded.of(x), 1e-6) - Bounded.of(shift)
-        yield from rows_within(f"norm, shifted {width}", *cuda.norm_quantize(x, 1e-6, shift), centered)
+        yield from rows_within(f"norm, shifted {width}", *cuda_passes.norm_quantize(x, 1e-6, shift), centered)
         gate_up, bias = normal(suite, 33, 2 * ffn).half(), normal(suite, 2 * ffn)
         ones = torch.ones(33, device=suite.device), torch.ones(2 * ffn, device=suite.device)
         for name, scales, added in (("gate", (None, None), None), ("gate, biased", ones, bias)):
             given = Bounded.of(gate_up) if added is None else Bounded.of(gate_up) + Bounded.of(added)
             turned = rounding.spread(rounding.gated(given), block_matrix(ffn, block, suite.device))
-            yield from rows_within(f"{name} {ffn}", *cuda.silu_mul_quantize(gate_up, *scales, block, added), turned)
+            yield from rows_within(
+                f"{name} {ffn}", *cuda_passes.silu_mul_quantize(gate_up, *scales, block, added), turned
+            )
         rows = torch.tensor([5, 0, 32], device=suite.device)
         weight, bias = normal(suite, 1, width), normal(suite, 1)
         bound = Bounded.of(x[rows]).product(Bounded.of(weight.T)) + Bounded.of(bias)
-        yield f"value head {width}", within(suite, cuda.value_head(x, rows, weight, bias), bound)
+        yield f"value head {width}", within(suite, cuda_passes.value_head(x, rows, weight, bias), bound)
 
 
 def rows_within(name: str, values: torch.Tensor, scale_T: torch.Tensor, bound: Bounded) -> Found:
@@ -150,7 +153,7 @@ def attention(suite: Suite) -> Found:
                 bound = rounding.attention(query, key, value, *seen_by(segments, suite.device), slopes)
                 where = f"attention {width} {name}{' ALiBi' if slopes is not None else ''}"
                 for k in range(1 if suite.rehearsal else 10):
-                    mixed, values, _ = cuda.attention(query, key, value, paths, slopes, quantized=True)
+                    mixed, values, _ = cuda_passes.attention(query, key, value, paths, slopes, quantized=True)
                     rounded = torch.equal(values, integer.quantize(mixed.flatten(1).float())[0])
                     yield f"{where}: int8 rows, {k}", rounded
                 yield where, within(suite, mixed, bound)

@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from benchmarks.gpu.stopwatch import Run, Suite
 from benchmarks.linear import SHAPES
-from lightrm import products
-from lightrm.kernels import cuda, cuda_products, gemm
+from lightrm.kernels import gemm, products
+from lightrm.kernels.cuda import cuda_passes, cuda_products
 from lightrm.kernels.paths import paths_of
-from lightrm.packing import Segment
-from lightrm.positions import alibi_slopes
+from lightrm.kernels.segments import Segment
+from lightrm.model.positions import alibi_slopes
 from lightrm.schemes.int4 import Int4
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.tiled import tiled_int4
@@ -125,9 +125,9 @@ def attention(suite: Suite, ceiling: dict[str, float]) -> None:
         slopes = alibi_slopes(heads).to(suite.device)
         batch = [x.view(count, length, heads, width).transpose(1, 2) for x in (query, key, value)]
         runs: dict[str, Run] = {
-            "Triton": lambda a=(query, key, value, paths, None): cuda.attention(*a),
-            "Triton, ALiBi": lambda a=(query, key, value, paths, slopes): cuda.attention(*a),
-            "Triton, int8 rows": lambda a=(query, key, value, paths, None): cuda.attention(*a, quantized=True),
+            "Triton": lambda a=(query, key, value, paths, None): cuda_passes.attention(*a),
+            "Triton, ALiBi": lambda a=(query, key, value, paths, slopes): cuda_passes.attention(*a),
+            "Triton, int8 rows": lambda a=(query, key, value, paths, None): cuda_passes.attention(*a, quantized=True),
             SDPA: lambda b=batch: functional.scaled_dot_product_attention(*b, is_causal=True),
         }
         seconds, failed = suite.in_turn(runs)
@@ -153,17 +153,17 @@ def passes(suite: Suite, ceiling: dict[str, float]) -> None:
     angle = torch.rand(tokens, head // 2, device=suite.device)
     rotation = (angle.cos(), angle.sin())
     runs: dict[str, tuple[Run, int]] = {
-        "norm to int8": (lambda: cuda.norm_quantize(stream, 1e-6), tokens * width * 5),
+        "norm to int8": (lambda: cuda_passes.norm_quantize(stream, 1e-6), tokens * width * 5),
         "add, norm to int8": (
-            lambda: cuda.add_norm_quantize(stream, sums, scale_T, scale, bias, 1e-6), tokens * width * 13,
+            lambda: cuda_passes.add_norm_quantize(stream, sums, scale_T, scale, bias, 1e-6), tokens * width * 13,
         ),
-        "quantize": (lambda: cuda.quantize(stream), tokens * width * 5),
+        "quantize": (lambda: cuda_passes.quantize(stream), tokens * width * 5),
         "silu, Hadamard to int8": (
-            lambda: cuda.silu_mul_quantize(gate_up, None, None, block), tokens * ffn * 5,
+            lambda: cuda_passes.silu_mul_quantize(gate_up, None, None, block), tokens * ffn * 5,
         ),
-        "silu to int8": (lambda: cuda.silu_mul_quantize(gate_up, None, None, 1), tokens * ffn * 5),
+        "silu to int8": (lambda: cuda_passes.silu_mul_quantize(gate_up, None, None, 1), tokens * ffn * 5),
         "RoPE in place": (
-            lambda: cuda.split_heads(qkv, None, None, None, (width, width), rotation, torch.half, head),
+            lambda: cuda_passes.split_heads(qkv, None, None, None, (width, width), rotation, torch.half, head),
             tokens * width * 8,
         ),
     }  # fmt: skip

@@ -21,13 +21,13 @@ from benchmarks.gpu.lengths import LONGEST, read_groups
 from benchmarks.gpu.stopwatch import Suite, said
 from benchmarks.peers import Score, bitsandbytes_4bit, bitsandbytes_8bit, padded_scorer, sequences
 from lightrm.architecture import Architecture, Rope
-from lightrm.folding import Folding
-from lightrm.heads import ValueHead
-from lightrm.linear import Linear, linear_for
-from lightrm.packers import Packer
-from lightrm.prefixes import packs
+from lightrm.engine.packing import packs
+from lightrm.loading.folding import Folding
+from lightrm.loading.packers import Packer
+from lightrm.model.decoder import Decoder, Layer
+from lightrm.model.head import ValueHead
+from lightrm.model.linear import Linear, linear_for
 from lightrm.schemes.grammar import Scheme, parse_scheme
-from lightrm.transformer import Decoder, Layer
 
 BUDGET = 16384  # tokens of a pack, or of a padded batch
 ROOM = 3 * 2**30  # for activations

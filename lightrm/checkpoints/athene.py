@@ -11,7 +11,7 @@ from collections.abc import Collection
 
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import Layout, backbone, linear_head
-from lightrm.checkpoints.reading import Reading
+from lightrm.checkpoints.score_position import Reading
 from lightrm.errors import ConfigError
 
 CLASSES = re.compile(r"Athene|\bCustomAutoModelForSequenceClassification\b")

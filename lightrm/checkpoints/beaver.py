@@ -10,11 +10,11 @@ from collections.abc import Collection
 
 import torch
 
+from lightrm.architecture import PostStep
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import IGNORED, Layout, backbone, linear_head
-from lightrm.checkpoints.reading import reads_last
+from lightrm.checkpoints.score_position import reads_last
 from lightrm.errors import ConfigError
-from lightrm.heads import PostStep
 
 SMALLEST_STD = 1e-8  # safe-rlhf adds it to the standard deviation
 

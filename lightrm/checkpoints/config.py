@@ -1,6 +1,6 @@
 """config.json -> Architecture, field by field, with types and bounds. A bad field names itself; a foreign model too.
 
-Which other fields a config may have, and at which values, is in `fields`.
+Which other fields a config may have, and at which values, is in `config_fields`.
 """
 
 from __future__ import annotations

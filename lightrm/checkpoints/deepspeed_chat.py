@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import Layout, backbone, linear_head
-from lightrm.checkpoints.reading import Reading, reads_last
+from lightrm.checkpoints.score_position import Reading, reads_last
 
 PREFIXES = (
     "rwtransformer.model.", "rwtransformer.", "rwtranrsformer.model.", "rwtranrsformer.",

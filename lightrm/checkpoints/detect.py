@@ -22,12 +22,12 @@ from lightrm.checkpoints import (
 )  # fmt: skip
 from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
 from lightrm.checkpoints.config import Config, read_architecture, read_config
-from lightrm.checkpoints.fields import Fields, check_fields
+from lightrm.checkpoints.config_fields import Fields, check_fields
+from lightrm.checkpoints.head_outputs import check_kind, check_outputs
 from lightrm.checkpoints.hub import local, resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
-from lightrm.checkpoints.outputs import check_kind, check_outputs
 from lightrm.checkpoints.quantized import seen_through
-from lightrm.checkpoints.reading import Reading
+from lightrm.checkpoints.score_position import Reading
 from lightrm.checkpoints.source import PackedSource, TensorSource, check_index, main_files
 from lightrm.checkpoints.stored import check_finished
 from lightrm.errors import CheckpointError, ConfigError, MissingHeadError, TensorMismatchError

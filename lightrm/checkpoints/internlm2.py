@@ -13,7 +13,7 @@ import torch
 from lightrm.architecture import Architecture
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import BLOCK, IGNORED, Layout, linear_head
-from lightrm.checkpoints.reading import reads_last
+from lightrm.checkpoints.score_position import reads_last
 
 BLOCKS = {
     "attention_norm": "attention_norm",

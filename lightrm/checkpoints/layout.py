@@ -26,10 +26,9 @@ from typing import Literal
 
 import torch
 
-from lightrm.architecture import Architecture
+from lightrm.architecture import Architecture, PostStep
 from lightrm.checkpoints.config import Config
-from lightrm.checkpoints.reading import Reading
-from lightrm.heads import PostStep
+from lightrm.checkpoints.score_position import Reading
 
 IGNORED = ""
 BLOCKS = {
@@ -63,7 +62,7 @@ class Layout:
 
     matches: told from the config and the tensor names alone.
     template: name of the prompt template that goes with it, "chat" for the checkpoint's own, None if unknown.
-    ending: what the trainer puts at the end of every text, by the names of `templates.Ending`.
+    ending: what the trainer puts at the end of every text, by the names of `text.templates.Ending`.
     regroup: turns the file's fused qkv weight into query, key, value rows; None where it is so already.
     reading: where its own code reads the score. appended: the id of the token that its code puts behind every text.
     whole: whether its code tokenizes the rendered chat as any text, with the BOS that the tokenizer adds.

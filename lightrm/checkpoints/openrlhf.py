@@ -10,11 +10,11 @@ from collections.abc import Collection
 
 import torch
 
+from lightrm.architecture import PostStep
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import Layout, backbone
-from lightrm.checkpoints.reading import reads_last
+from lightrm.checkpoints.score_position import reads_last
 from lightrm.errors import MissingHeadError
-from lightrm.heads import PostStep
 
 
 def matches(config: Config, names: Collection[str]) -> bool:

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightrm.checkpoints.bnb import EightBitSource, FourBitSource, bitsandbytes_source
+from lightrm.checkpoints.bnb_files import EightBitSource, FourBitSource, bitsandbytes_source
 from lightrm.checkpoints.config import Config, read_config, shown
-from lightrm.checkpoints.gptq import GptqSource, Terms, is_gptq
+from lightrm.checkpoints.gptq_files import GptqSource, Terms, is_gptq
 from lightrm.checkpoints.source import PackedSource, TensorSource
 from lightrm.errors import TensorMismatchError, UnsupportedModelError
 

@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import IGNORED, Layout, backbone, linear_head
-from lightrm.checkpoints.reading import Reading, reads_last
+from lightrm.checkpoints.score_position import Reading, reads_last
 from lightrm.errors import ConfigError
 
 OWN_CLASSES = re.compile(r"(Llama|Mistral|Qwen2)ForSequenceClassification")

@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import Layout, backbone, linear_head
-from lightrm.checkpoints.reading import reads_last
+from lightrm.checkpoints.score_position import reads_last
 
 
 def matches(config: Config, names: Collection[str]) -> bool:

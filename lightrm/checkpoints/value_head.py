@@ -12,7 +12,7 @@ from collections.abc import Collection
 
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.layout import IGNORED, Layout, backbone, linear_head
-from lightrm.checkpoints.reading import reads_last
+from lightrm.checkpoints.score_position import reads_last
 
 # Buffers that a trainer registered beside the head; `default_head_*` is the untrained one.
 LEFT_OVER = re.compile(r"(reward|default)_head_(weight|bias)")

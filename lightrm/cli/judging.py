@@ -61,11 +61,11 @@ def fidelity(
     Its tokens/s counts the tokens of all texts, a prompt's with each of its answers, and the seconds of scoring alone.
     A MODEL that `lightrm quantize` wrote gets the result into its manifest, for `lightrm.load` to show.
     """
-    from lightrm import native
     from lightrm.checkpoints.hub import resolve
-    from lightrm.measuring import measure_fidelity, spread
-    from lightrm.opening import calibration_texts
-    from lightrm.questions import calibration_pairs, read_questions
+    from lightrm.data.preferences import calibration_pairs, read_questions
+    from lightrm.loading import quantized_folder
+    from lightrm.loading.text_side import calibration_texts
+    from lightrm.measure.measurement import measure_fidelity, spread
 
     folder = resolve(model)
     questions = spread(read_questions(data, tell), limit)
@@ -80,12 +80,12 @@ def fidelity(
     )  # fmt: skip
     terminal().print(report.table(), *(alone.table() for alone in report.sensitivity))
     if output is not None:
-        from lightrm.pages import write_report
+        from lightrm.judge.report_page import write_report
 
         tell(f"{write_report(report, output)}")
-    if native.is_native(folder):
+    if quantized_folder.is_native(folder):
         if Path(model).expanduser().is_dir():
-            native.note_fidelity(folder, report.note(report.rows[0].scheme))
+            quantized_folder.note_fidelity(folder, report.note(report.rows[0].scheme))
         else:
             tell(f"{model} lies in the hub's cache, which is left as it is: a copy of {folder} would keep the result")
     missed = report.below(fail_under) if fail_under is not None else []
@@ -119,14 +119,14 @@ def evaluate(
     Reads chosen and rejected answers (plain, as turns, as hh-rlhf's dialogues, RewardBench's columns) and lists with
     scores or ranks. Prints the fields that trainers print, with 95 % intervals and a breakdown.
     """
-    from lightrm import measuring
-    from lightrm.questions import read_questions
+    from lightrm.data.preferences import read_questions
+    from lightrm.measure import measurement
 
     questions = read_questions(data, tell)
     rm = lightrm.load(
         model, scheme=scheme, device=device, template=template, memory=memory, progress=on_terminal(quiet)
     )
-    found = measuring.evaluate(rm, questions, model=model, data=data.name, progress=not quiet)
+    found = measurement.evaluate(rm, questions, model=model, data=data.name, progress=not quiet)
     if as_json:
         click.echo(json.dumps(found.fields))
     else:
@@ -159,10 +159,10 @@ def verify_card(
     The default tolerance is for fp32, bf16 and fp16: a card shows two decimals of an fp16 model's scores, which fp16
     itself moves by about 0.01. A quantized scheme moves them further. Exits with 1 if a score is off.
     """
-    from lightrm import measuring
-    from lightrm.cards import find_card, read_card
     from lightrm.checkpoints.hub import resolve
-    from lightrm.questions import read_questions
+    from lightrm.data.preferences import read_questions
+    from lightrm.measure import measurement
+    from lightrm.measure.model_card import find_card, read_card
 
     path = card or find_card(resolve(model))
     published = read_card(path)
@@ -189,7 +189,7 @@ def verify_card(
         sides = dict(published.results)
         if data is not None:
             questions = read_questions(data, tell)
-            mine = measuring.evaluate(rm, questions, model=model, data=data.name, progress=on_terminal(quiet))
+            mine = measurement.evaluate(rm, questions, model=model, data=data.name, progress=on_terminal(quiet))
             sides[data.name] = mine.fields
         names = dict.fromkeys(name for fields in published.results.values() for name in fields)
         rows = ((name, *(f"{f[name]:.4f}" if name in f else "-" for f in sides.values())) for name in names)

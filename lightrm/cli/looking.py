@@ -28,18 +28,18 @@ def inspect(path: str, revision: str | None) -> None:
 def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     import torch
 
-    from lightrm import native
     from lightrm.checkpoints.detect import listed, open_checkpoint
     from lightrm.checkpoints.hub import resolve
     from lightrm.checkpoints.inventory import check_tensors
+    from lightrm.engine.memory import schemes_of, weight_bytes
     from lightrm.errors import LightRMError
-    from lightrm.opening import text_side
-    from lightrm.plan import schemes_of, weight_bytes
+    from lightrm.loading import quantized_folder
+    from lightrm.loading.text_side import text_side
     from lightrm.schemes.grammar import size_text
 
     folder = resolve(path, revision)
-    if native.is_native(folder):
-        manifest, checkpoint = native.open_native(folder)
+    if quantized_folder.is_native(folder):
+        manifest, checkpoint = quantized_folder.open_native(folder)
         yield "quantized", f"{manifest.scheme}, by lightrm; {size_text(manifest.bytes)}"
     else:
         checkpoint = open_checkpoint(folder)
@@ -88,15 +88,16 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
 @click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
 def plan(path: str, memory: str | None, token_budget: int | None, device: str, revision: str | None) -> None:
     """Say how each scheme would run the model at PATH, and what 'auto' takes, without its weights."""
-    from lightrm import native
     from lightrm.checkpoints.config import read_architecture, read_config
     from lightrm.checkpoints.detect import check_promises, said_to_store
     from lightrm.checkpoints.hub import resolve_config
     from lightrm.checkpoints.quantized import said_to_hold
+    from lightrm.engine.devices import choose_device, free_bytes
+    from lightrm.engine.memory import choose_scheme, room_for, schemes_of, weight_bytes
+    from lightrm.engine.residence import LEAST_TOKENS, choose_residence, resident_bytes, streamed_bytes
     from lightrm.errors import SchemeError
-    from lightrm.opening import PLANNED_TOKENS, choose_device, free_bytes
-    from lightrm.plan import choose_scheme, room_for, schemes_of, weight_bytes
-    from lightrm.residence import LEAST_TOKENS, choose_residence, resident_bytes, streamed_bytes
+    from lightrm.loading import quantized_folder
+    from lightrm.opening import PLANNED_TOKENS
     from lightrm.schemes.grammar import parse_size, size_text
 
     place = choose_device(device)
@@ -104,7 +105,7 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
     config = read_config(folder)
     a = read_architecture(config)
     check_promises(config)
-    manifest = native.read_manifest(folder) if native.is_native(folder) else None
+    manifest = quantized_folder.read_manifest(folder) if quantized_folder.is_native(folder) else None
     room = room_for(place, None if memory is None else parse_size(memory), free_bytes(place))
     least = token_budget or LEAST_TOKENS
     lines = []
@@ -112,7 +113,7 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
         needs = resident_bytes(a, scheme, least), streamed_bytes(a, scheme, least, least)
         try:
             if manifest is not None:
-                native.chosen_scheme(manifest, scheme.name, place)
+                quantized_folder.chosen_scheme(manifest, scheme.name, place)
             found = choose_residence(a, scheme, place, room, token_budget)
             packs = f"packs of {found.tokens}"
             runs = f"streamed, {found.window} tokens in {packs}" if found.streamed else f"resident, {packs}"
@@ -122,7 +123,7 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
         lines.append((str(scheme), *map(size_text, (weight_bytes(a, scheme), *needs)), bound, runs))
     terminal().print(Sheet(PLANNED, tuple(lines), f"{a}, {room.of} on {place}"))
     if manifest is not None:
-        chosen = native.chosen_scheme(manifest, "auto", place)
+        chosen = quantized_folder.chosen_scheme(manifest, "auto", place)
     else:
         tokens, holds, stored = token_budget or PLANNED_TOKENS, said_to_hold(config, folder), said_to_store(config)
         chosen = choose_scheme("auto", place, a, room, tokens, holds, stored)
@@ -137,8 +138,8 @@ def doctor() -> None:
 
     import torch
 
-    from lightrm.dispatch import kernels_for
-    from lightrm.opening import choose_device, free_bytes
+    from lightrm.engine.devices import choose_device, free_bytes
+    from lightrm.kernels.dispatch import kernels_for
     from lightrm.schemes.grammar import size_text
 
     lines = [("lightrm", f"{lightrm.__version__} on Python {platform.python_version()}, {platform.platform()}")]

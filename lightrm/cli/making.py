@@ -40,10 +40,10 @@ def quantize(
     With --calibrate, rounding to 8 or 4 bits compensates its own error on the texts of a file of prompts with answers:
     slower to make, closer to the original. --format gptq writes files for auto-gptq, GPTQModel and optimum.
     """
-    from lightrm import native
     from lightrm.checkpoints.stored import check_free
-    from lightrm.opening import calibration_texts
-    from lightrm.questions import calibration_pairs
+    from lightrm.data.preferences import calibration_pairs
+    from lightrm.loading import quantized_folder
+    from lightrm.loading.text_side import calibration_texts
 
     check_free(destination)  # before the minutes of work, not after
     pairs = None
@@ -53,7 +53,7 @@ def quantize(
         )
         click.echo(f"calibration: {len(pairs)} texts of {count} tokens", err=True)
     if form == "gptq":
-        from lightrm.exporting import export_gptq
+        from lightrm.loading.gptq_export import export_gptq
 
         report = export_gptq(
             source, destination, scheme=scheme or "w4a16", device=device, template=template, revision=revision,
@@ -65,6 +65,6 @@ def quantize(
             progress=on_terminal(quiet),
         )  # fmt: skip
         name = rm.template.name if rm.template is not None else None
-        native.write(destination, rm.checkpoint, rm.decoder, rm.head, rm.report, name)
+        quantized_folder.write(destination, rm.checkpoint, rm.decoder, rm.head, rm.report, name)
         report = rm.report
     click.echo(f"{destination}: {report}")

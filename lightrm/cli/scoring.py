@@ -52,8 +52,9 @@ def score(
     Records that cannot be scored are reported by number and left out, and reported again when a run goes on. The exit
     status is 1 if there were any, or if the run failed; 0 if all records were scored.
     """
-    from lightrm import jobs, outputs, reading
+    from lightrm.data import record_files
     from lightrm.files import UNFINISHED
+    from lightrm.jobs import job, job_outputs
     from lightrm.progress import on_terminal, row_progress
 
     def tell(problem: str) -> None:
@@ -65,23 +66,23 @@ def score(
     if output != "-":
         if not Path(output).parent.is_dir():
             raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
-        outputs.ending_of(Path(output))
+        job_outputs.ending_of(Path(output))
     rm = lightrm.load(
         model, scheme=scheme, device=device, template=template, strict=strict, memory=memory,
         progress=on_terminal(quiet),
     )  # fmt: skip
     if output != "-":
         try:
-            counts = jobs.score_file(rm, model, source, Path(output), tell, shown)
+            counts = job.score_file(rm, model, source, Path(output), tell, shown)
         except KeyboardInterrupt:
             tell(f"stopped; the same command goes on from {output}{UNFINISHED}")
             raise
     else:
         piped = source == "-"
-        rows = reading.line_rows(click.open_file("-", "rb")) if piped else reading.read_rows(Path(source))
-        total = None if piped or quiet else sum(1 for _ in reading.read_rows(Path(source)))
+        rows = record_files.line_rows(click.open_file("-", "rb")) if piped else record_files.read_rows(Path(source))
+        total = None if piped or quiet else sum(1 for _ in record_files.read_rows(Path(source)))
         with shown(total) as told, click.open_file("-", "w", encoding="utf-8") as sink:
-            counts = jobs.score_stream(rm, model, rows, sink, tell, told)
+            counts = job.score_stream(rm, model, rows, sink, tell, told)
     if counts.resumed:
         tell(f"{counts.resumed} records were scored by an earlier run")
     if counts.cut:
@@ -94,7 +95,7 @@ def score(
 @click.command()
 def demo() -> None:
     """Score a few answers with the bundled model."""
-    from lightrm.demonstration import EXAMPLES
+    from lightrm.cli.demo_texts import EXAMPLES
 
     rm = lightrm.load("demo")
     console = Console()

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 from torch.nn import functional
 
-from lightrm.arena import empty
+from lightrm.kernels.arena import empty
 
 LEAST_ROWS, MULTIPLE = 32, 8  # what cuBLAS takes: more than 16 rows, widths in whole eights
 EXACT_TERMS = 2**24 // 2**14  # |int8 * int8| is at most 2^14

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional
 
 from lightrm.kernels import reference
-from lightrm.packing import Segment, views
+from lightrm.kernels.segments import Segment, views
 from lightrm.schemes.hadamard import hadamard as hadamard_rows
 
 FAR = 1.8e19  # the length of a row from which its squares overflow, about: it would be normed to zeros, and becomes NaN

@@ -1,5 +1,5 @@
 """What each query of a pack sees, as tables for the attention kernels of cards and CPUs; their layout is drawn in
-`gpu.attention`.
+`cuda.triton_attention`.
 
 Made once a pack, on the host, for all layers. Neighbouring ranges of a path are joined, so that a plain sequence has
 one range and an answer to a shared prompt two.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lightrm.packing import Segment, views
+from lightrm.kernels.segments import Segment, views
 
 # A product needs 16 rows, even where one query is picked. Fewer than 128 queries, and Triton lays the two products of
 # heads of 128 out differently and carries every score from one layout to the other.

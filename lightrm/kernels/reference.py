@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from lightrm.packing import Segment, views
+from lightrm.kernels.segments import Segment, views
 from lightrm.schemes import int8
 from lightrm.schemes.blockwise import Blockwise
 

@@ -1,0 +1,50 @@
+"""A file of records -> its rows, whichever kind it is: JSONL, a JSON array, CSV or Parquet; gzipped or not.
+
+What a file is shows in its first bytes: Parquet has a mark, a table a first line that names fields. A file that is
+called .json and opens a bracket is one array.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from pathlib import Path
+
+from lightrm.data.records import BOM, Row, array_rows, json_rows, lines_of, unzipped
+from lightrm.data.tabular import PARQUET, csv_rows, delimiter_of, parquet_rows
+from lightrm.errors import InputError
+
+TABS = (".tsv", ".tab")
+START = 2**16  # bytes
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    """Every row that is not blank. Raises InputError if the file is of no kind that is read, or damaged."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}")
+    if is_parquet(path):
+        return parquet_rows(path)
+    endings = [ending.lower() for ending in path.suffixes[-2:]]
+    if ".json" in endings and first_character(path) == b"[":
+        return array_rows(path)
+    tabs = any(ending in TABS for ending in endings)
+    return line_rows(lines_of(path), "\t" if tabs else "," if ".csv" in endings else None)
+
+
+def line_rows(lines: Iterable[bytes], delimiter: str | None = None) -> Iterator[Row]:
+    """Rows of JSONL; of a table where a delimiter says so, or the first line names fields that records have."""
+    following = iter(lines)
+    first = next(following, b"").removeprefix(BOM)
+    delimiter = delimiter or delimiter_of(first)
+    whole = chain([first], following)
+    return json_rows(whole) if delimiter is None else csv_rows(whole, delimiter)
+
+
+def is_parquet(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(PARQUET)) == PARQUET
+
+
+def first_character(path: Path) -> bytes:
+    with unzipped(path) as file:
+        return file.read(START).removeprefix(BOM).lstrip()[:1]

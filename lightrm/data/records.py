@@ -1,0 +1,149 @@
+"""One row of a file of records, and the rows of JSON: a line each, or the items of one array.
+
+A row is whatever it holds, or what is wrong with it; what its record means is said in `record_forms`.
+"""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import json
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from io import TextIOWrapper
+from pathlib import Path
+from typing import IO, Any
+
+from lightrm.errors import InputError
+
+GZIP, BOM = b"\x1f\x8b", codecs.BOM_UTF8
+FOREIGN = {
+    b"\x28\xb5\x2f\xfd": "compressed by zstd", b"BZh": "compressed by bzip2", b"\xfd7zXZ": "compressed by xz",
+    b"PK\x03\x04": "a zip file", codecs.BOM_UTF16_LE: "text in UTF-16", codecs.BOM_UTF16_BE: "text in UTF-16",
+}  # fmt: skip
+MOST_DEEP = 100  # lists and objects inside each other; what people publish has some five
+CHUNK = 2**20  # characters of a JSON array in memory, at first
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """number: of its line, row or item, from 1; raw: what identifies it; record: None where error says why."""
+
+    number: int
+    raw: bytes
+    record: Any
+    error: str = ""
+    unit: str = "line"
+
+    @property
+    def name(self) -> str:
+        return f"{self.unit} {self.number}"
+
+    @property
+    def checksum(self) -> int:
+        return zlib.crc32(self.raw)
+
+    def after(self, digest: int) -> int:
+        """The digest of rows that this one follows, with this one."""
+        return zlib.crc32(self.checksum.to_bytes(4, "little"), digest)
+
+
+@contextmanager
+def unzipped(path: Path) -> Iterator[IO[bytes]]:
+    """The bytes of a file. Raises InputError on a form that is known and not read, or a file that is damaged."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    for mark, what in FOREIGN.items():
+        if start.startswith(mark):
+            raise InputError(f"{path} is {what}: expected JSONL, JSON or CSV in UTF-8, also gzipped, or Parquet")
+    with gzip.open(path) if start.startswith(GZIP) else path.open("rb") as file:
+        try:
+            yield file  # type: ignore[misc]
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise InputError(f"{path} is cut short or damaged: {error}") from error
+
+
+def lines_of(path: Path) -> Iterator[bytes]:
+    with unzipped(path) as file:
+        yield from file
+
+
+def json_rows(lines: Iterable[bytes]) -> Iterator[Row]:
+    """A row for each line that is not blank."""
+    for number, line in enumerate(lines, 1):
+        raw = line.removeprefix(BOM).strip()
+        if raw:
+            yield json_row(number, raw, "line")
+
+
+def json_row(number: int, raw: bytes, unit: str) -> Row:
+    try:
+        return Row(number, raw, parsed(raw), unit=unit)
+    except InputError as error:
+        return Row(number, raw, None, str(error), unit)
+
+
+def parsed(raw: bytes) -> Any:
+    """Bytes that are no UTF-8 come as lone surrogates, for whoever uses that field to refuse. Raises InputError."""
+    try:
+        value = json.loads(raw.decode("utf-8", "surrogateescape"))
+    except RecursionError:
+        raise InputError(f"nested more than {MOST_DEEP} deep") from None
+    except ValueError as error:
+        raise InputError(f"not JSON: {error}") from error
+    if raw.count(b"[") + raw.count(b"{") > MOST_DEEP and deeper(value, MOST_DEEP):
+        raise InputError(f"nested more than {MOST_DEEP} deep")
+    return value
+
+
+def deeper(value: Any, most: int) -> bool:
+    """Whether more than `most` lists and objects lie inside each other."""
+    level = [value]
+    for _ in range(most + 1):
+        held = (outer.values() if isinstance(outer, Mapping) else outer for outer in level if holds(outer))
+        level = [part for parts in held for part in parts]
+    return bool(level)
+
+
+def holds(value: Any) -> bool:
+    return isinstance(value, Mapping | list)
+
+
+def array_rows(path: Path) -> Iterator[Row]:
+    """The items of one JSON array, some of them in memory at a time. Raises InputError where it is no array."""
+    decoder, number, size = json.JSONDecoder(), 1, CHUNK
+    with unzipped(path) as file:
+        reader = TextIOWrapper(file, "utf-8-sig", "surrogateescape")
+        text = reader.read(size).lstrip()
+        at = 1
+        while True:
+            while at < len(text) and text[at] in " \t\r\n,":
+                at += 1
+            if text[at : at + 1] == "]":
+                return
+            end = at
+            with suppress(ValueError, RecursionError):
+                end = decoder.raw_decode(text, at)[1]
+            if end in (at, len(text)):  # not whole yet, perhaps
+                more = reader.read(size)
+                if not more:
+                    raise InputError(
+                        f"{path}: item {number} is no JSON, or nested too deep, or the array is not closed"
+                    )
+                text, at, size = text[at:] + more, 0, 2 * size
+                continue
+            yield json_row(number, text[at:end].encode("utf-8", "surrogateescape"), "item")
+            at, number, size = end, number + 1, CHUNK
+
+
+def to_line(record: Mapping[str, Any]) -> str:
+    """Readable JSON; escaped where another field of the record holds bytes that are no text."""
+    line = json.dumps(record, ensure_ascii=False, default=str)
+    try:
+        line.encode("utf-8")
+    except UnicodeEncodeError:
+        line = json.dumps(record, default=str)
+    return line + "\n"

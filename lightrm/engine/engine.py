@@ -1,0 +1,200 @@
+"""Sequences of ids in, scores out: packs through decoder and head under a token budget, one caller at a time.
+
+Where the device runs out of memory, the budget is halved, and what was not scored yet is packed anew. A score does not
+depend on its pack, so none is changed by that.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+import torch
+
+from lightrm.engine.memory import activation_bytes
+from lightrm.engine.packing import Run, pack, packs
+from lightrm.engine.residence import Residence
+from lightrm.errors import MemoryLimitError, NumericsError
+from lightrm.kernels import arena, forks
+from lightrm.model.decoder import Decoder
+from lightrm.model.head import ValueHead
+from lightrm.model.packed_batch import PackedBatch
+from lightrm.progress import Advance, ignored
+from lightrm.schemes.grammar import Scheme, size_text
+
+Scored = tuple[list[int], np.ndarray]  # which sequences, and their scores
+
+
+class MemoryWarning(UserWarning):
+    """The device ran out of memory; packs are smaller from now on."""
+
+
+def share(window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance, layers: int) -> Callable[[], None]:
+    """Tells of the tokens behind a window, shared ones as often as they were given, a layer's part at a time."""
+    tokens = sum(len(sequences[i]) for group, _ in window for i in group)
+    return lambda: advance(tokens / layers)
+
+
+class Engine:
+    """A model that scores ids. tokens: of one pack, lowered where memory ends.
+
+    Any number of threads may call `scores` at a time. Windows of packs are computed one after the other, in the order
+    in which they get their turn: layers, arena and a lowered budget are touched only then.
+    """
+
+    def __init__(self, decoder: Decoder, head: ValueHead, scheme: Scheme, residence: Residence) -> None:
+        self.decoder, self.head, self.scheme, self.residence = decoder, head, scheme, residence
+        self.device = decoder.embedding_VD.device
+        self.tokens = residence.tokens
+        self.arena: arena.Arena | None = None
+        self.callers: set[object] = set()  # of `scores`, while the arena is kept for them
+        self.warned = False
+        self.forked()
+        forks.renew(self)
+
+    def forked(self) -> None:
+        """Nobody computes yet, in a new process as in a new engine."""
+        self.turn = threading.Lock()
+        self.callers.clear()
+        self.arena = None
+
+    def scores(self, sequences: Sequence[Sequence[int]], advance: Advance = ignored) -> Iterator[Scored]:
+        """Scores as they are ready, some sequences at a time, in no order; each sequence once.
+
+        advance: called after each layer with a part of the tokens that are being scored.
+        Raises NumericsError if a score is NaN or Inf, MemoryLimitError if a sequence does not fit even alone.
+        """
+        waiting = list(range(len(sequences)))
+        caller = object()
+        self.callers.add(caller)
+        try:
+            while waiting:
+                done: set[int] = set()
+                for group, found in self.sweep([sequences[i] for i in waiting], advance):
+                    done.update(group)
+                    positions = [waiting[k] for k in group]
+                    self.check_finite(positions, found, sequences)
+                    yield positions, found
+                waiting = [i for k, i in enumerate(waiting) if k not in done]  # some, where memory ran out on the way
+        finally:  # at any moment, and in any thread, where a caller let go of its results in the middle: no lock
+            self.callers.discard(caller)
+            if not self.callers:
+                self.arena = None
+
+    def sweep(self, sequences: Sequence[Sequence[int]], advance: Advance) -> Iterator[Scored]:
+        """One pack after the other; of a streamed model, a window of packs after the other. Ends where memory does."""
+        window: list[Run] = []
+        tokens = 0
+        for run in packs(sequences, self.tokens):
+            if window and tokens + len(run[1]) > self.residence.window:
+                found = self.compute(window, sequences, advance)
+                yield from found
+                if not found:
+                    return
+                window, tokens = [], 0
+            window.append(run)
+            tokens += len(run[1])
+        if window:
+            yield from self.compute(window, sequences, advance)
+
+    def compute(self, window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance) -> list[Scored]:
+        """Nothing, where the memory did not suffice: the packs are smaller then."""
+        for _, batch in window:
+            self.check_room(batch)
+        largest = max((batch for _, batch in window), key=len)
+        with self.turn:
+            if self.warned and len(largest) > self.tokens and not is_path(largest):
+                return []  # another thread found out, while this one waited, that such packs do not fit
+            with arena.used(self.memory(largest)):
+                found = self.tried(window, share(window, sequences, advance, len(self.decoder.layers)))
+            if found is None:
+                self.arena = None
+                self.halve(largest)
+        return found or []
+
+    def memory(self, largest: PackedBatch) -> arena.Arena | None:
+        """For what is between the layers, on a CPU; a card's allocator keeps its own."""
+        if self.device.type != "cpu":
+            return None
+        size = activation_bytes(self.decoder.architecture, self.scheme, len(largest))
+        kept = self.arena  # read once: the last of other callers may let go of it now
+        if kept is None or kept.size < size:
+            kept = self.arena = arena.reserved(size)
+        return kept
+
+    def tried(self, window: list[Run], after: Callable[[], None]) -> list[Scored] | None:
+        """None where memory ran out; by then, all that the attempt took is free again."""
+        try:
+            hidden = self.decoder.last_hiddens([batch.to(self.device) for _, batch in window], after=after)
+            return [(group, self.head(x).cpu().numpy()) for (group, _), x in zip(window, hidden, strict=True)]
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def distinct(self, sequences: Sequence[Sequence[int]]) -> int:
+        """Tokens that scoring these computes, a shared beginning once."""
+        return sum(len(batch) for _, batch in packs(sequences, self.tokens))
+
+    def check_room(self, batch: PackedBatch) -> None:
+        """On a CPU, where the system ends a process that takes too much. Raises MemoryLimitError."""
+        if self.device.type != "cpu" or len(batch) <= self.residence.tokens:
+            return
+        need = activation_bytes(self.decoder.architecture, self.scheme, len(batch))
+        if need > self.residence.room:
+            raise MemoryLimitError(
+                f"{len(batch)} tokens at once take {size_text(need)} while they are computed, and there are "
+                f"{size_text(self.residence.room)} beside the weights: lower max_length or token_budget, or give it "
+                "more memory"
+            )
+
+    def halve(self, batch: PackedBatch) -> None:
+        """After packs that did not fit, this one the largest. Raises MemoryLimitError if it was a single sequence."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if is_path(batch):
+            raise MemoryLimitError(
+                f"{self.device} has no memory for a sequence of {len(batch)} tokens alone: set max_length lower, take "
+                "a smaller scheme, or pass memory=... to load, so that layers are streamed"
+            )
+        self.tokens = min(self.tokens, len(batch) // 2)
+        if not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"{self.device} ran out of memory at {len(batch)} tokens at once: packs are halved until they fit, and "
+                "stay so; scores are the same",
+                MemoryWarning,
+                stacklevel=2,
+            )
+
+    def check_finite(self, positions: list[int], found: np.ndarray, sequences: Sequence[Sequence[int]]) -> None:
+        """Raises NumericsError."""
+        for k in np.flatnonzero(~np.isfinite(found))[:1]:
+            raise NumericsError(
+                f"the score of sequence {positions[k]} is {found[k]}: {self.first_overflow(sequences[positions[k]])} "
+                f"under {self.scheme}; load with scheme='bf16' or 'fp32'; if those overflow too, the weights are bad"
+            )
+
+    def first_overflow(self, sequence: Sequence[int]) -> str:
+        """Where NaN or Inf first shows while a sequence is computed again, in words."""
+        found: list[str] = []
+
+        def watch(name: str, x_TD: torch.Tensor) -> None:
+            if not found and not bool(torch.isfinite(x_TD).all()):
+                found.append(name)
+
+        with self.turn:
+            self.decoder.last_hidden(pack([sequence]).to(self.device), watch)
+        return f"activations overflow in {found[0]}" if found else "the head overflows"
+
+
+def is_path(batch: PackedBatch) -> bool:
+    """Whether a pack is one sequence, which no smaller budget divides."""
+    return len(batch) == int(batch.position_ids_T[-1]) + 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch's CPU allocator has no exception class of its own."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

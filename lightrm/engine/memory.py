@@ -1,0 +1,160 @@
+"""How much memory each scheme needs, what fits, and what `scheme="auto"` therefore takes.
+
+Bytes follow from the architecture alone, so a plan needs a config.json and no weights. They are of tensors.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lightrm.architecture import Architecture
+from lightrm.errors import SchemeError
+from lightrm.kernels.dispatch import kernels_for
+from lightrm.kernels.products import WIDENED_ROWS
+from lightrm.schemes.grammar import NAMES, Scheme, parse_scheme, size_text
+from lightrm.schemes.int4 import group_for
+
+SMALL = 10**9  # parameters up to which fp32 is quick enough on a CPU to be the default
+SHARE = 0.9  # of the free memory that a model may take
+PROCESS = 2**29  # of Python and PyTorch, which on a CPU use the same memory
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """Bytes that tensors may take, and in words what they are a part of."""
+
+    bytes: int
+    of: str
+
+
+def room_for(device: torch.device, memory: int | None, free: int) -> Room:
+    """memory: what the caller allows, the process included; None for most of what is free."""
+    if memory is None:
+        return Room(int(SHARE * free), f"{size_text(free)} free")
+    return Room(memory - overhead(device), f"{size_text(memory)} given")
+
+
+def overhead(device: torch.device) -> int:
+    return PROCESS if device.type == "cpu" else 0
+
+
+def weight_bytes(a: Architecture, scheme: Scheme) -> int:
+    """The decoder's weights as held. The value head, some kilobytes, is left out."""
+    outputs = a.layers * (a.query_width + 2 * a.kv_width + 2 * a.width + 2 * a.ffn_width)
+    half = scheme.dtype.itemsize
+    norms = 0 if scheme.folds else half * (2 * a.layers + 1) * a.width
+    biases = half * a.bias_parameters
+    if scheme.weights == "float":
+        matrices = half * a.matrix_parameters
+    elif scheme.weights == "nf4":  # a byte for each block of 64, four for each 256 of those, 1 KiB of tables a matrix
+        blocks = a.matrix_parameters // 64
+        matrices = a.matrix_parameters // 2 + blocks + 4 * (blocks // 256) + 7 * a.layers * 4 * (256 + 16)
+    elif scheme.weights == "int8":
+        matrices = a.matrix_parameters + 4 * outputs
+    else:
+        matrices = a.matrix_parameters // 2 + multipliers(a, scheme) + 4 * outputs
+    return matrices + norms + biases + table_bytes(a, scheme)
+
+
+def table_bytes(a: Architecture, scheme: Scheme) -> int:
+    """The embedding."""
+    return a.vocabulary * a.width * (2 if scheme.folds else scheme.dtype.itemsize)
+
+
+def multipliers(a: Architecture, scheme: Scheme) -> int:
+    """One byte for each group of each output channel."""
+    readers = {a.width: a.query_width + 2 * a.kv_width + 2 * a.ffn_width}
+    for inputs in (a.query_width, a.ffn_width):
+        readers[inputs] = readers.get(inputs, 0) + a.width
+    return a.layers * sum(outputs * inputs // group_for(inputs, scheme.group) for inputs, outputs in readers.items())
+
+
+def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
+    """The widest moment of a pass over a pack: in a layer's attention or in its MLP.
+
+    A float32 copy or three of the residual stream come on top: norms make them, and allocators keep them.
+    """
+    qkv, size, widest = a.query_width + 2 * a.kv_width, scheme.dtype.itemsize, max(a.width, a.ffn_width)
+    if scheme.integer:
+        stream, attention = 2 * 4 * a.width, a.width + 8 * qkv
+        mlp = a.width + 8 * a.ffn_width + a.ffn_width
+        widened = 0 if scheme.weights == "int8" else WIDENED_ROWS * (widest + 4 * tokens)
+        return tokens * (stream + max(attention, mlp)) + widened
+    stream, attention = (size + 3 * 4) * a.width, size * (a.width + 2 * qkv) + 3 * 4 * a.query_width
+    mlp = size * (a.width + 4 * a.ffn_width)
+    widened = 0
+    if scheme.weights == "nf4":  # a whole matrix at a time
+        widened = size * a.width * a.ffn_width
+    elif scheme.weights == "int8":  # int32 and three float32 copies of the product, in bitsandbytes
+        mlp = size * 2 * a.width + 2 * a.ffn_width * (4 * 4 + size)
+    elif scheme.weights == "int4":
+        widened = WIDENED_ROWS * widest * (1 + 2 * size)
+    return tokens * (stream + max(attention, mlp)) + widened
+
+
+def schemes_of(device: torch.device) -> list[Scheme]:
+    """What a device runs, the most exact first; bitsandbytes' too where it is not installed."""
+    return [parse_scheme(name, device) for name in NAMES if name != "fp16" or device.type != "cpu"]
+
+
+def choose_scheme(
+    text: str,
+    device: torch.device,
+    a: Architecture,
+    room: Room,
+    tokens: int,
+    holds: str | None = None,
+    stored: torch.dtype | None = None,
+) -> Scheme:
+    """Parse a scheme; "auto" takes the first that fits of a list that depends on the device, and says why; where none
+    does, half precision, whose layers are streamed.
+
+    tokens: of a pack; holds: the scheme that keeps a quantized file's own values; stored: dtype of its full weights.
+    Raises SchemeError on an unknown scheme.
+    """
+    if text != "auto":
+        scheme = parse_scheme(text, device)
+        if not kernels_for(device, scheme.path).runs:
+            raise SchemeError(f"{scheme} cannot run: {kernels_for(device, scheme.path).reason}, or take another scheme")
+        return scheme
+    if holds is not None:
+        kept = parse_scheme(holds, device, "the file's own values")
+        if kernels_for(device, kept.path).runs:
+            return kept
+    tried: list[str] = []
+    for name, why in preferred(a, device, stored):
+        scheme = parse_scheme(name, device)
+        need = weight_bytes(a, scheme) + activation_bytes(a, scheme, tokens)
+        if need <= room.bytes:
+            before = f"; {', '.join(tried)} would not fit" if tried else ""
+            return parse_scheme(name, device, f"{why}: {size_text(need)} of {room.of}{before}")
+        tried.append(f"{name} ({size_text(need)})")
+    half, reason = half_for(device, stored)
+    why = f"{', '.join(tried)} would not fit into {room.of}: layers are streamed; {reason}"
+    return parse_scheme(half, device, why)
+
+
+def half_for(device: torch.device, stored: torch.dtype | None) -> tuple[str, str]:
+    """The half precision for weights that are stored in some dtype, with the reason.
+
+    What is stored in a half precision is kept in it: bf16 has numbers that fp16 has not, and the other way round.
+    """
+    if stored == torch.bfloat16:
+        return "bf16", "the dtype they are stored in"
+    if device.type != "cuda":
+        return "bf16", "the half precision of CPUs"
+    return "fp16", "the dtype they are stored in" if stored == torch.float16 else "the finer half precision"
+
+
+def preferred(a: Architecture, device: torch.device, stored: torch.dtype | None) -> list[tuple[str, str]]:
+    """Schemes that "auto" tries, with the reason for each."""
+    small = [("w8a8", "8 bits, the most that fits"), ("w4a8", "4 bits, the most that fits")]
+    if device.type == "cuda":
+        return [half_for(device, stored), *small]
+    if a.parameters <= SMALL:
+        return [("fp32", "exact, and small enough to be quick"), *small]
+    if kernels_for(device, "integer").slow_products:
+        return [("fp32", "exact, and no slower than int8 on this CPU"), ("bf16", "half of fp32"), *small]
+    return [("w8a8", "8 bits, the quickest on a CPU"), small[1]]

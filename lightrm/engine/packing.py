@@ -1,0 +1,106 @@
+"""Token ids -> packs in which a common beginning is computed once.
+
+Sequences are put into lexicographic order, where neighbours share the longest prefixes, verified on ids. A run of
+neighbours is a pack: a tree whose inner segments are what several sequences begin with. Deeper sharing (the turns of a
+dialogue scored step by step, a system text common to all) is the same tree with more levels.
+
+A run costs its distinct tokens. It ends where the budget does, or a little earlier, where less is computed again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+
+import numpy as np
+import torch
+
+from lightrm.kernels.segments import ROOT, Segment
+from lightrm.model.packed_batch import PackedBatch
+
+ALONE = 2**31  # as `least_shared`: nothing is shared
+LEAST_SHARED = 8  # tokens that a segment of its own saves; fewer are computed again
+Ids = Sequence[int]
+Run = tuple[list[int], PackedBatch]  # which sequences, and their pack; last_S in the same order
+
+
+def packs(sequences: Sequence[Ids], budget: int, least_shared: int = LEAST_SHARED) -> Iterator[Run]:
+    """Every sequence in one pack of at most `budget` tokens; one that is longer goes alone. No sequence is empty.
+
+    least_shared: a prefix is shared from this many tokens on; ALONE for none.
+    """
+    arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
+    order = sorted(range(len(arrays)), key=[ids.astype(">u4").tobytes() for ids in arrays].__getitem__)
+    arrays = [arrays[i] for i in order]
+    shared = [0] + [common(a, b) for a, b in pairwise(arrays)]
+    lengths = [len(ids) for ids in arrays]
+    first = 0
+    while first < len(arrays):
+        end = cut(lengths, shared, first, budget)
+        batch = forest(arrays[first:end], shared[first:end], least_shared)
+        while len(batch) > max(budget, lengths[first]):  # prefixes too short to be shared were counted once
+            end = max(first + 1, first + (end - first) * budget // len(batch))
+            batch = forest(arrays[first:end], shared[first:end], least_shared)
+        yield order[first:end], batch
+        first = end
+
+
+def pack(sequences: Sequence[Ids], least_shared: int = LEAST_SHARED) -> PackedBatch:
+    """All sequences in one pack, last_S in their order."""
+    ((order, batch),) = packs(sequences, sum(len(ids) for ids in sequences), least_shared)
+    return PackedBatch(batch.token_ids_T, batch.position_ids_T, batch.segments, batch.last_S[np.argsort(order)])
+
+
+def common(a: np.ndarray, b: np.ndarray) -> int:
+    """Length of the longest common prefix."""
+    length = min(len(a), len(b))
+    differs = a[:length] != b[:length]
+    return int(differs.argmax()) if differs.any() else length
+
+
+def cut(lengths: list[int], shared: list[int], first: int, budget: int) -> int:
+    """The end of the run that begins at `first`; shared[k] is the prefix that k has in common with k - 1.
+
+    A run that the budget ends is cut at the place, in its second half, before which the next has least to do again.
+    """
+    ahead = [0, lengths[first]]  # ahead[m]: distinct tokens of the first m members
+    for k in range(first + 1, len(lengths)):
+        added = lengths[k] - shared[k]
+        if added and ahead[-1] + added > budget:
+            late = [c for c in range(first + 1, k + 1) if c == k or ahead[c - first] >= budget / 2]
+            return min(late, key=lambda c: (shared[c], -c))
+        ahead.append(ahead[-1] + added)
+    return len(lengths)
+
+
+def forest(sequences: list[np.ndarray], shared: list[int], least_shared: int) -> PackedBatch:
+    """A run as a pack. Sequences in lexicographic order; shared as in `cut`."""
+    lengths = [len(ids) for ids in sequences]
+    segments: list[Segment] = []
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    last = [0] * len(sequences)
+    total = 0
+    waiting = [(0, len(sequences), 0, ROOT)]  # members first..end continue segment `parent`, which ends at `depth`
+    while waiting:
+        first, end, depth, parent = waiting.pop()
+        reach = min(shared[first + 1 : end], default=lengths[first])
+        whole = reach == lengths[end - 1]  # all members are the same sequence
+        if whole or reach - depth >= least_shared:
+            if reach > depth:
+                segments.append(Segment(total, total + reach - depth, parent))
+                ids.append(sequences[first][depth:reach])
+                positions.append(np.arange(depth, reach))
+                total, depth, parent = total + reach - depth, reach, len(segments) - 1
+            while first < end and lengths[first] == reach:
+                last[first] = segments[parent].end - 1
+                first += 1
+        parts = [k for k in range(first + 1, end) if shared[k] == reach and not lengths[k - 1] == lengths[k] == reach]
+        starts = [first, *parts, end] if first < end else []
+        waiting += [(a, b, depth, parent) for a, b in pairwise(starts)][::-1]
+    return PackedBatch(
+        token_ids_T=torch.from_numpy(np.concatenate(ids)),
+        position_ids_T=torch.from_numpy(np.concatenate(positions)),
+        segments=tuple(segments),
+        last_S=torch.tensor(last),
+    )

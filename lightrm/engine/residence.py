@@ -1,0 +1,107 @@
+"""Where a model's weights are while it scores, and how many tokens it computes at once: what the memory allows.
+
+resident    all weights in memory; a pack of tokens passes through all layers, then the next
+streamed    two layers in memory, the one that computes and the one that is read; a window of packs passes through
+            each layer in turn, so that a layer is read once for all of them
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lightrm.architecture import Architecture
+from lightrm.engine.memory import Room, activation_bytes, overhead, table_bytes, weight_bytes
+from lightrm.errors import SchemeError
+from lightrm.schemes.grammar import Scheme, size_text
+
+MOST_TOKENS = {"cpu": 8192, "cuda": 16384}  # of one pack: larger ones are no quicker, and share no prompt more
+LEAST_TOKENS = 512  # below, products wait for weights
+STREAMED_TOKENS = 2048  # of a pack where a window holds several
+MOST_WINDOW = {"cpu": 2**15, "cuda": 2**17}  # tokens for which reading a layer takes no time to speak of
+
+
+@dataclass(frozen=True, slots=True)
+class Residence:
+    """tokens: of one pack; window: of all packs that go through the layers together, 0 where the model is resident;
+    room: bytes that activations may take; bytes: that all of it takes at most."""
+
+    tokens: int
+    window: int
+    room: int
+    bytes: int
+    reason: str
+
+    @property
+    def streamed(self) -> bool:
+        return self.window > 0
+
+    def __str__(self) -> str:
+        if self.streamed:
+            return f"layers streamed, {self.window} tokens at a time in packs of {self.tokens}, because {self.reason}"
+        return f"packs of {self.tokens} tokens, {self.reason}"
+
+
+def stream_bytes(a: Architecture, scheme: Scheme) -> int:
+    """What a token of a window takes between layers: its residual stream, and where RoPE turns it."""
+    return (4 if scheme.integer else scheme.dtype.itemsize) * a.width + 4 * a.head_width + 16
+
+
+def layer_bytes(a: Architecture, scheme: Scheme) -> int:
+    return (weight_bytes(a, scheme) - table_bytes(a, scheme)) // a.layers
+
+
+def reading_bytes(a: Architecture, scheme: Scheme) -> int:
+    """A tensor on its way from the file into a layer: as stored, and in float32 copies where it is folded."""
+    largest = a.width * a.ffn_width
+    return largest * (4 + 12 if scheme.folds else 4)
+
+
+def streamed_bytes(a: Architecture, scheme: Scheme, tokens: int, window: int) -> int:
+    """The embedding table, two layers, one that is being made, a pack's activations and a window's streams."""
+    held = table_bytes(a, scheme) + 2 * layer_bytes(a, scheme) + reading_bytes(a, scheme)
+    return held + activation_bytes(a, scheme, tokens) + window * stream_bytes(a, scheme)
+
+
+def resident_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
+    return weight_bytes(a, scheme) + activation_bytes(a, scheme, tokens)
+
+
+def tokens_within(a: Architecture, scheme: Scheme, room: int) -> int:
+    """Tokens whose activations fit; 0 if none do."""
+    fixed = activation_bytes(a, scheme, 0)
+    return max(0, room - fixed) // (activation_bytes(a, scheme, 1) - fixed)
+
+
+def choose_residence(
+    a: Architecture, scheme: Scheme, device: torch.device, room: Room, tokens: int | None = None, held: int = 0
+) -> Residence:
+    """Resident where it fits, with packs as large as pays; else streamed, with as large a window as fits.
+
+    tokens: of a pack, where the caller wants to say; held: bytes of the weights that are in memory already. Raises
+    SchemeError with the numbers where even streaming does not fit.
+    """
+    least, most = tokens or LEAST_TOKENS, tokens or MOST_TOKENS[device.type]
+    left = room.bytes - activation_bytes(a, scheme, 0) - max(0, weight_bytes(a, scheme) - held)
+    fit = tokens_within(a, scheme, left)
+    if fit >= least:
+        chosen = min(fit, most)
+        reason = (
+            f"what fits beside the weights into {room.of}" if fit < most else f"the most that pays on {device.type}"
+        )
+        total = resident_bytes(a, scheme, chosen) + overhead(device)
+        return Residence(chosen, 0, left, total, "as asked" if tokens else reason)
+    left = room.bytes - streamed_bytes(a, scheme, 0, 0)
+    chosen = tokens or min(tokens_within(a, scheme, left // 2), STREAMED_TOKENS)
+    window = min((left - activation_bytes(a, scheme, chosen)) // stream_bytes(a, scheme), MOST_WINDOW[device.type])
+    if chosen < least or window < chosen:
+        raise SchemeError(
+            f"{scheme} of this model needs {size_text(resident_bytes(a, scheme, least))} resident and "
+            f"{size_text(streamed_bytes(a, scheme, least, least))} streamed, and there are {size_text(room.bytes)} for "
+            f"it of {room.of} on {device}: give it more memory, or take a smaller scheme"
+        )
+    total = streamed_bytes(a, scheme, chosen, window) + overhead(device)
+    need = size_text(resident_bytes(a, scheme, least))
+    left -= window * stream_bytes(a, scheme)
+    return Residence(chosen, window, left, total, f"{need} would not fit into {room.of}")

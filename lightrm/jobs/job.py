@@ -1,0 +1,290 @@
+"""Long jobs: a file of prompts with responses in, the same with scores out; killed at any byte, it goes on from there.
+
+A job keeps a `journal` beside its output. When all rows are in it, the output is written from source and journal, whole
+or not at all, and the journal is removed. Neither needs memory for more than a window of rows. A record that cannot
+be scored is in the journal with the reason, and never ends the job.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from itertools import chain, islice, zip_longest
+from pathlib import Path
+from typing import IO
+
+import click
+import torch
+
+from lightrm.data.record_files import read_rows
+from lightrm.data.record_forms import answers_of
+from lightrm.data.records import Row, to_line
+from lightrm.errors import InputError, LightRMError, MemoryLimitError, NumericsError, TokenizerError
+from lightrm.files import to_disk
+from lightrm.jobs.identity import identity, summary
+from lightrm.jobs.job_outputs import Entry, Tell, ending_of, names_aside, output_for, renamed
+from lightrm.jobs.journal import Journal, journal_of
+from lightrm.progress import Told, untold
+from lightrm.scorer import RewardModel
+from lightrm.text.conversation import turns_of
+
+MOST_ROWS = 1024  # in memory at once
+STDIN, INPUT, PART = "-", ".input", ".part"  # the endings of what lies beside an output
+OF_ONE_RECORD = (MemoryLimitError, NumericsError, torch.OutOfMemoryError, MemoryError)
+
+
+Shown = Callable[[int], AbstractContextManager[Told]]
+
+
+def unshown(rows: int) -> AbstractContextManager[Told]:
+    return nullcontext(untold)
+
+
+@dataclass(slots=True)
+class Counts:
+    """good and bad rows; cut: answers that were too long; resumed: rows that were in the journal already."""
+
+    good: int = 0
+    bad: int = 0
+    cut: int = 0
+    resumed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A row with the ids of each of its answers, or what is wrong with it."""
+
+    row: Row
+    ids: list[list[int]]
+    error: str
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.ids))
+
+
+def score_rows(
+    rm: RewardModel, rows: Iterator[Row], counts: Counts, report: Tell, told: Told
+) -> Iterator[list[tuple[Row, Entry]]]:
+    """Rows with their scores, in order, a window of them at a time."""
+    window: list[Encoded] = []
+    tokens = 0
+    for row in rows:
+        window.append(encoded(rm, row, counts))
+        tokens += window[-1].tokens
+        if tokens >= rm.window or len(window) == MOST_ROWS:
+            yield score_window(rm, window, counts, report, told)
+            window, tokens = [], 0
+    if window:
+        yield score_window(rm, window, counts, report, told)
+
+
+def encoded(rm: RewardModel, row: Row, counts: Counts) -> Encoded:
+    if row.error:
+        return Encoded(row, [], row.error)
+    try:
+        answers = answers_of(row.record, labels=False)
+        turns = turns_of(answers.prompt)
+        found = [rm.encode_one(turns, response) for response in answers.responses]
+        ids = rm.read([e.token_ids for e in found])
+    except LightRMError as error:
+        return Encoded(row, [], str(error))
+    except Exception as error:  # of a template or a tokenizer, which are a stranger's: this record's, whatever it is
+        return Encoded(row, [], f"cannot be made into tokens: {type(error).__name__}: {error}"[:1000])
+    counts.cut += sum(e.cut > 0 for e in found)
+    return Encoded(row, ids, "")
+
+
+def score_window(
+    rm: RewardModel, window: list[Encoded], counts: Counts, report: Tell, told: Told
+) -> list[tuple[Row, Entry]]:
+    tokens = sum(one.tokens for one in window)
+    shown = 0.0
+
+    def advance(done: float) -> None:
+        nonlocal shown
+        part = min(done / tokens * len(window), len(window) - shown) if tokens else 0.0
+        shown += part
+        told(part, done)
+
+    found: list[tuple[Row, Entry]] = []
+    good = [one for one in window if not one.error]
+    scores = iter(scored(rm, good, advance))
+    for one in window:
+        made = next(scores) if not one.error else one.error
+        if isinstance(made, str):
+            counts.bad += 1
+            report(f"{one.row.name}: {made}")
+        else:
+            counts.good += 1
+        entry = (one.row.checksum, None, made) if isinstance(made, str) else (one.row.checksum, made, "")
+        found.append((one.row, entry))
+    told(len(window) - shown, 0)
+    return found
+
+
+def scored(rm: RewardModel, rows: list[Encoded], advance: Callable[[float], None]) -> list[list[float] | str]:
+    """The scores of each row, or why there are none: where a window fails, its halves are tried, down to one row."""
+    try:
+        scores = iter(rm.run([ids for one in rows for ids in one.ids], advance).tolist())
+    except OF_ONE_RECORD as error:
+        if len(rows) == 1:
+            return [f"{type(error).__name__}: {error}" if not isinstance(error, LightRMError) else str(error)]
+    else:
+        return [[next(scores) for _ in one.ids] for one in rows]
+    half = len(rows) // 2
+    return [*scored(rm, rows[:half], advance), *scored(rm, rows[half:], advance)]
+
+
+def score_stream(
+    rm: RewardModel, model: str, rows: Iterator[Row], sink: IO[str], report: Tell, told: Told = untold
+) -> Counts:
+    """Rows to a stream as they are scored: nothing to go on from."""
+    able(rm)
+    counts, by = Counts(), summary(identity(rm, model))
+    said: set[str] = set()
+    for window in score_rows(rm, rows, counts, report, told):
+        for row, (_, scores, _) in window:
+            if scores is not None:
+                aside = names_aside(list(row.record))
+                for name in aside.keys() - said:
+                    report(f'{row.name} has a field "{name}" of its own: it is written as "{aside[name]}"')
+                said |= aside.keys()
+                sink.write(to_line(renamed(row.record, aside) | {"scores": scores, "scored_by": by}))
+        sink.flush()
+    return counts
+
+
+def able(rm: RewardModel) -> None:
+    """Raises TokenizerError where there is no tokenizer or no template, which no record could do without."""
+    if rm.tokens is None or rm.template is None:
+        raise TokenizerError(rm.no_text)
+
+
+def score_file(
+    rm: RewardModel,
+    model: str,
+    source: str | Path,
+    target: Path,
+    report: Tell,
+    shown: Shown = unshown,
+) -> Counts:
+    """Score a file, or "-", what comes through the pipe, to a file, or go on where a run that stopped has left it.
+
+    shown: makes a progress bar over a number of rows.
+    Raises InputError if the output is there already, cannot hold the source's fields, or was begun with something else.
+    """
+    able(rm)
+    ending_of(target)
+    by = identity(rm, model)
+    with journal_of(target) as journal:
+        finished = target.exists()
+        if finished and not journal.foretells(target):
+            raise exists(target)
+        with as_file(source, target, journal) as path:
+            counts = Counts()
+            same = recount(journal, path, by, counts, report) if finished else True
+            if not finished:
+                work(rm, journal, path, target, by, counts, report, shown)
+        beside(target, PART).unlink(missing_ok=True)
+        journal.done = True
+    to_disk(target.parent)
+    if not same:
+        raise exists(target)
+    return counts
+
+
+def exists(target: Path) -> InputError:
+    return InputError(f"{target} exists already: remove it, or name another output")
+
+
+def beside(target: Path, ending: str) -> Path:
+    return target.with_name(target.name + ending)
+
+
+@contextmanager
+def as_file(source: str | Path, target: Path, journal: Journal) -> Iterator[Path]:
+    """A source that can be read twice: what comes through a pipe is kept beside the output until the job is done.
+
+    Raises InputError if another text came through the pipe when the job was begun.
+    """
+    if source != STDIN:
+        yield Path(source)
+        return
+    kept, draft = beside(target, INPUT), beside(target, INPUT + PART)
+    with draft.open("wb") as file:
+        shutil.copyfileobj(click.open_file(STDIN, "rb"), file)
+    if kept.exists() and journal.header is not None and not target.exists() and not begins(draft, kept):
+        draft.unlink()
+        raise InputError(
+            f"what came through the pipe is not what {journal.path} was begun with, which is in {kept}: send the same, "
+            "or remove both"
+        )
+    to_disk(draft)
+    os.replace(draft, kept)
+    yield kept
+    kept.unlink()
+
+
+def begins(path: Path, other: Path) -> bool:
+    """Whether a file begins with what another one holds."""
+    with path.open("rb") as here, other.open("rb") as there:
+        while block := there.read(2**20):
+            if here.read(len(block)) != block:
+                return False
+    return True
+
+
+def recount(journal: Journal, path: Path, by: dict[str, str], counts: Counts, report: Tell) -> bool:
+    """Counts of a job whose output is written; False if it was another job."""
+    if journal.header != by:
+        return False
+    for row, entry in zip_longest(read_rows(path), journal.entries()):
+        if row is None or entry is None or row.checksum != entry[0]:
+            return False
+        had(row, entry, counts, report)
+    return True
+
+
+def had(row: Row, entry: Entry, counts: Counts, report: Tell) -> None:
+    """A row that an earlier run has dealt with."""
+    counts.resumed += 1
+    counts.good += entry[1] is not None
+    counts.bad += entry[1] is None
+    if entry[1] is None:
+        report(f"{row.name}: {entry[2]} (an earlier run)")
+
+
+def work(
+    rm: RewardModel,
+    journal: Journal,
+    path: Path,
+    target: Path,
+    by: dict[str, str],
+    counts: Counts,
+    report: Tell,
+    shown: Shown,
+) -> None:
+    """Score what the journal does not have, and write the output."""
+    output = output_for(path, target, report)
+    journal.begin(by)
+    with shown(output.survey.rows) as told:
+        rest = journal.rest(read_rows(path), path, lambda row, entry: had(row, entry, counts, report), report)
+        first = list(islice(rest, 1))
+        told(counts.resumed, 0)
+        for window in score_rows(rm, chain(first, rest), counts, report, told):
+            journal.write(entry for _, entry in window)
+    draft = beside(target, PART)
+    try:
+        with draft.open("wb") as made:
+            output.write(made, journal.entries(), summary(by))
+        to_disk(draft)
+        journal.foretell(draft)
+        os.replace(draft, target)
+    except BaseException:
+        draft.unlink(missing_ok=True)
+        raise
+    to_disk(target.parent)

@@ -1,0 +1,207 @@
+"""What a job writes: its source's rows with what was added to them, as JSONL, CSV or Parquet, by the output's ending.
+
+Every field is kept. A field of the source that is called as one of the added ones gets another name; what a format
+cannot hold is said before the first row is scored. Each row is checked against what was scored before it is written.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from lightrm.data.record_files import is_parquet, read_rows
+from lightrm.data.records import Record, Row, to_line
+from lightrm.data.tabular import BATCH, parquet_batches, parquet_file, pyarrow
+from lightrm.errors import InputError
+from lightrm.jobs.field_survey import Field, Survey, survey_of
+
+ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+ADDED = ("scores", "scored_by")
+BY = ("model", "fingerprint", "scheme", "template")
+Tell = Callable[[str], None]
+Entry = tuple[int, list[float] | None, str]  # a row's checksum; its scores, or None and why
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """aside: new names of the source's own fields that are called as the added ones; schema: of a Parquet made from
+    another kind of file."""
+
+    source: Path
+    ending: str
+    survey: Survey
+    aside: dict[str, str]
+    schema: Any = None
+
+    def write(self, file: IO[bytes], entries: Iterator[Entry], by: dict[str, str]) -> None:
+        """Raises InputError if the source is not what was scored."""
+        if self.schema is None and self.ending == ".parquet":
+            self.write_columns(file, entries, by)
+        elif self.ending == ".parquet":
+            self.write_records(file, self.completed(entries, by))
+        else:
+            with zipped(file) if self.ending.endswith(".gz") else as_it_is(file) as bare:
+                write = self.write_cells if self.ending.startswith(".csv") else self.write_lines
+                write(bare, self.completed(entries, by))
+
+    def completed(self, entries: Iterator[Entry], by: dict[str, str]) -> Iterator[Record]:
+        for row, scores in self.paired(read_rows(self.source), entries):
+            if scores is not None:
+                yield renamed(row.record, self.aside) | {"scores": scores, "scored_by": by}
+
+    def paired(self, rows: Iterator[Row], entries: Iterator[Entry]) -> Iterator[tuple[Row, list[float] | None]]:
+        """Each row with the scores that were made of it."""
+        changed = InputError(
+            f"{self.source} was changed while it was scored: nothing was written, and what was scored is kept; put it "
+            "back as it was, and run the same command again"
+        )
+        digest = 0
+        for row in rows:
+            checksum, scores, _ = next(entries, (None, None, ""))
+            if checksum != row.checksum:
+                raise changed
+            digest = row.after(digest)
+            yield row, scores
+        if digest != self.survey.digest or next(entries, None) is not None:
+            raise changed
+
+    def write_lines(self, file: IO[bytes], records: Iterator[Record]) -> None:
+        for record in records:
+            file.write(to_line(record).encode("utf-8"))
+
+    def write_cells(self, file: IO[bytes], records: Iterator[Record]) -> None:
+        text = TextIOWrapper(file, "utf-8", newline="")
+        names = [self.aside.get(name, name) for name in self.survey.fields]
+        table = csv.DictWriter(text, [*names, *ADDED])
+        table.writeheader()
+        for record in records:
+            table.writerow({name: cell_of(value) for name, value in record.items()})
+        text.detach()
+
+    def write_records(self, file: IO[bytes], records: Iterator[Record]) -> None:
+        arrow = pyarrow()
+        with arrow.parquet.ParquetWriter(file, self.schema) as writer:
+            while rows := list(islice(records, BATCH)):
+                writer.write_table(arrow.Table.from_pylist(rows, schema=self.schema))
+
+    def write_columns(self, file: IO[bytes], entries: Iterator[Entry], by: dict[str, str]) -> None:
+        """Parquet from Parquet: the columns keep their types."""
+        arrow = pyarrow()
+        rows_of = parquet_batches(self.source)
+        schema = parquet_file(self.source).schema_arrow
+        names = [self.aside.get(name, name) for name in schema.names]
+        fields = [part.with_name(name) for part, name in zip(schema, names, strict=True)]
+        schema = arrow.schema([*fields, *added_fields(arrow)], schema.metadata)
+        batches: list[tuple[Any, int]] = []
+
+        def rows() -> Iterator[Row]:
+            for batch, found in rows_of:
+                batches.append((batch, len(found)))
+                yield from found
+
+        with arrow.parquet.ParquetWriter(file, schema) as writer:
+            paired = self.paired(rows(), entries)
+            for first in paired:
+                batch, count = batches.pop()
+                scores = [found for _, found in (first, *islice(paired, count - 1))]
+                kept = arrow.RecordBatch.from_arrays(batch.columns, names=names).filter(
+                    arrow.array([one is not None for one in scores])
+                )
+                made = [one for one in scores if one is not None]
+                added = [arrow.array(made, schema.field("scores").type)]
+                added.append(arrow.array([by] * len(made), schema.field("scored_by").type))
+                writer.write_table(arrow.Table.from_arrays([*kept.columns, *added], schema=schema))
+
+
+def output_for(source: Path, target: Path, tell: Tell) -> Output:
+    """How a source is written to a target. Raises InputError if that cannot hold it, naming the fields."""
+    ending = ending_of(target)
+    arrow = pyarrow() if ending == ".parquet" else None
+    columns = is_parquet(source)
+    survey = survey_of(read_rows(source), closely=not columns and not ending.startswith(".jsonl"))
+    if columns:
+        schema = parquet_file(source).schema_arrow
+        survey.fields = {name: Field() for name in schema.names}
+        held = [f'"{part.name}" ({part.type})' for part in schema if "binary" in str(part.type)]
+        if held and arrow is None:
+            raise InputError(f"{ending} holds text, not {', '.join(held)}: write .parquet instead")
+    aside = names_aside(list(survey.fields))
+    for name, other in aside.items():
+        tell(f'the source has a field "{name}" of its own: it is written as "{other}"')
+    strays = [where for name, part in survey.fields.items() for where in part.no_text(name)]
+    if strays:
+        raise InputError(f"{ending} holds text, not the bytes of {', '.join(strays[:3])}: write .jsonl instead")
+    made = None
+    if arrow is not None and not columns:
+        made = arrow.schema([*columns_of(survey, aside, arrow), *added_fields(arrow)])
+    return Output(source, ending, survey, aside, made)
+
+
+def ending_of(target: Path) -> str:
+    """Raises InputError on an ending that is not known."""
+    name = target.name.lower()
+    found = next((ending for ending in ENDINGS if name.endswith(ending) and name != ending), None)
+    if found is None:
+        raise InputError(f"{target}: an output ends in {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}")
+    return found
+
+
+def columns_of(survey: Survey, aside: dict[str, str], arrow: Any) -> list[tuple[str, Any]]:
+    """Raises InputError that names all fields which no Parquet column holds."""
+    found, wrong = [], []
+    for name, part in survey.fields.items():
+        try:
+            found.append((aside.get(name, name), part.arrow(arrow, name)))
+        except InputError as error:
+            wrong.append(str(error))
+    if wrong:
+        raise InputError(f"these records have no common columns ({'; '.join(wrong)}): write .jsonl instead")
+    return found
+
+
+def added_fields(arrow: Any) -> list[Any]:
+    by = arrow.struct([(name, arrow.string()) for name in BY])
+    return [arrow.field("scores", arrow.list_(arrow.float32())), arrow.field("scored_by", by)]
+
+
+def names_aside(names: list[str]) -> dict[str, str]:
+    """New names for fields that are called as the added ones."""
+    aside = {}
+    for name in ADDED:
+        if name in names:
+            other = f"source_{name}"
+            while other in names:
+                other = f"source_{other}"
+            aside[name] = other
+    return aside
+
+
+def renamed(record: Record, aside: dict[str, str]) -> Record:
+    return {aside.get(name, name): value for name, value in record.items()}
+
+
+def cell_of(value: Any) -> str:
+    """A cell of a CSV: what is no text as JSON, nothing as nothing."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+@contextmanager
+def zipped(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """The same bytes whenever it is made."""
+    with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as bare:
+        yield bare  # type: ignore[misc]
+
+
+@contextmanager
+def as_it_is(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    yield file

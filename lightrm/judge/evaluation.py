@@ -1,0 +1,156 @@
+"""How often a model agrees with labels, in the fields that trainers print, with intervals and baselines.
+
+numpy on scores: any scorer can be judged. Pairs come from a prompt's answers: every two that the labels tell apart.
+
+    eval_accuracy            share of the pairs whose better answer scores higher; a tie is not right
+    eval_loss                mean of -log sigmoid(better - worse), Bradley-Terry's, in float64
+    eval_runtime             seconds
+    eval_samples_per_second  pairs a second
+    eval_steps_per_second    the same in steps of eight pairs, as LLaMA-Efficient-Tuning's cards count
+
+Intervals: Wilson's for accuracies, counting pairs of different prompts as independent and so a little narrow where a
+prompt has many; percentiles of a bootstrap over prompts for the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Group
+from scipy.stats import binomtest
+
+from lightrm.data.preferences import Question
+from lightrm.errors import InputError
+from lightrm.judge.agreement import Array, Estimate, Prompts, estimate, margins, share
+from lightrm.tables import Column, Sheet, plain_text
+
+STEP = 8  # pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A line of the breakdown: by what, which, how many pairs, accuracy of the model and of the longer answer."""
+
+    by: str
+    name: str
+    accuracy: Estimate
+    longer: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """longer, shorter: accuracy of preferring the answer with more characters, or with fewer; ties count half.
+
+    A coin is right in half of the pairs; what is not clearly above 50 % and above `longer` has learned nothing there.
+    """
+
+    model: str
+    data: str
+    scheme: str
+    accuracy: Estimate
+    loss: Estimate
+    seconds: float
+    pairs: int
+    prompts: int
+    longer: Estimate
+    parts: tuple[Part, ...]
+
+    @property
+    def fields(self) -> dict[str, float]:
+        """The fields of the model cards, under their names."""
+        return {
+            "eval_accuracy": self.accuracy.value,
+            "eval_loss": self.loss.value,
+            "eval_runtime": round(self.seconds, 4),
+            "eval_samples_per_second": round(self.pairs / self.seconds, 3),
+            "eval_steps_per_second": round(math.ceil(self.pairs / STEP) / self.seconds, 3),
+        }
+
+    def __rich__(self) -> Group:
+        title = f"{self.model} as {self.scheme} on {self.pairs} pairs of {self.prompts} prompts of {self.data}"
+        lines = [
+            ("eval_accuracy", interval(self.accuracy)),
+            ("eval_loss", interval(self.loss)),
+            *((name, f"{self.fields[name]}") for name in list(self.fields)[2:]),
+            ("a coin", "0.5000, loss 0.6931"),
+            ("the longer answer", interval(self.longer)),
+        ]
+        whole = Sheet((Column("", words=True), Column("", words=True)), tuple(lines), title)
+        headings = (
+            Column("by", words=True), Column("", words=True), Column("accuracy"), Column("the longer answer"),
+            Column("pairs"),
+        )  # fmt: skip
+        parts = tuple(
+            (part.by, part.name, percent(part.accuracy), percent(part.longer), str(part.accuracy.n))
+            for part in self.parts
+        )
+        return Group(whole, Sheet(headings, parts)) if parts else Group(whole)
+
+    def __str__(self) -> str:
+        return plain_text(self, 80)
+
+    __repr__ = __str__
+
+
+def interval(e: Estimate) -> str:
+    return f"{e.value:.4f}  ({e.low:.4f} - {e.high:.4f})"
+
+
+def percent(e: Estimate) -> str:
+    return f"{100 * e.value:.1f} % ({100 * e.low:.1f} - {100 * e.high:.1f})"
+
+
+def wilson(right: float, n: int) -> Estimate:
+    """A share with Wilson's 95 % interval; right may hold halves, which are rounded for the interval alone."""
+    interval = binomtest(round(right), n).proportion_ci(method="wilson")
+    return Estimate(right / n, float(interval.low), float(interval.high), n)
+
+
+def evaluate_scores(
+    questions: Sequence[Question], scores: NDArray[np.floating], seconds: float, model: str, data: str, scheme: str
+) -> Evaluation:
+    """Judge scores, one for each answer of each question, in order. Raises InputError if no label prefers anything."""
+    prompt = np.asarray([k for k, q in enumerate(questions) for _ in q.responses], np.int64)
+    worth = np.asarray([w for q in questions for w in (q.worth or [math.nan] * len(q.responses))])
+    length = np.asarray([len(text) for q in questions for text in q.responses])
+    prompts = Prompts(prompt)
+    wanted = np.sign(np.nan_to_num(margins(worth, prompts)))
+    pairs, sign = prompts.pairs[wanted != 0], wanted[wanted != 0]
+    if not len(pairs):
+        raise InputError(f'{data} prefers no answer to another: evaluation needs "chosen" and "rejected", or scores')
+    margin = sign * (scores[pairs[:, 0]].astype(np.float64) - scores[pairs[:, 1]])
+    right = margin > 0
+    longer = (1 + np.sign(sign * (length[pairs[:, 0]] - length[pairs[:, 1]]))) / 2
+    of = prompt[pairs[:, 0]]
+    parts = []
+    for by in ("lang", "kind", "source"):
+        labels = np.asarray([getattr(q, by) for q in questions])[of]
+        for name in sorted(set(labels)) if len(set(labels)) > 1 else ():
+            chosen = labels == name
+            n = int(chosen.sum())
+            parts.append(Part(by, str(name), wilson(right[chosen].sum(), n), wilson(longer[chosen].sum(), n)))
+    return Evaluation(
+        model=model,
+        data=data,
+        scheme=scheme,
+        accuracy=wilson(right.sum(), len(right)),
+        loss=mean_loss(margin, of),
+        seconds=seconds,
+        pairs=len(pairs),
+        prompts=len(np.unique(of)),
+        longer=wilson(longer.sum(), len(longer)),
+        parts=tuple(parts),
+    )
+
+
+def mean_loss(margin: Array, of: NDArray[np.int64]) -> Estimate:
+    """Bradley-Terry's loss over pairs, with an interval over the prompts they are of."""
+    loss = np.logaddexp(0, -margin)
+    asked, index = np.unique(of, return_inverse=True)
+    top, bottom = np.bincount(index, loss), np.bincount(index)
+    draws = [share(top[chosen].sum(), bottom[chosen].sum()) for chosen in Prompts(asked).drawn()]
+    return estimate(float(loss.mean()), np.asarray(draws), len(loss))

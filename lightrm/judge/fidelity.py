@@ -1,0 +1,314 @@
+"""The fidelity report: what each scheme does to the scores of one model, against its reference, on the same ids.
+
+Built from arrays of scores by anyone, read back from its JSON, shown as a table, a page or one line. Knows no models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightrm.errors import InputError
+from lightrm.judge.agreement import Agreement, Array, Estimate, Prompts, agreement
+from lightrm.judge.bounds import Bound, FidelityNote
+from lightrm.tables import Column, Sheet
+from lightrm.typed_json import INFINITE, made, read_object
+
+FORMAT = 3
+BANDS = ((0, 128), (128, 512), (512, None))  # tokens of a prompt with its answer
+SLICE_DRAWS = 200
+FEWEST = 20  # prompts of a slice that is shown
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What came out of running one scheme. bytes: of its weights; sqnr_db: as in `loading.loader.LoadReport`."""
+
+    scheme: str
+    scores: Array
+    bytes: int
+    tokens_per_second: float
+    sqnr_db: Mapping[str, float] = field(default_factory=dict, metadata=INFINITE)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The answers that were scored, one entry each: prompt's number, tokens, language, worth (NaN without a label)."""
+
+    name: str
+    prompt: NDArray[np.int64]
+    tokens: NDArray[np.int64]
+    lang: Sequence[str]
+    worth: Array
+
+    @property
+    def slices(self) -> dict[str, NDArray[np.bool_]]:
+        """Answers by language and by length; an answer's length band is that of its prompt's longest answer."""
+        longest = np.zeros(int(self.prompt.max()) + 1, np.int64)
+        np.maximum.at(longest, self.prompt, self.tokens)
+        length, lang = longest[self.prompt], np.asarray(self.lang)
+        found = {name: lang == name for name in sorted(set(self.lang))}
+        for low, high in BANDS:
+            name = f"{low}-{high} tokens" if high else f"over {low} tokens"
+            found[name] = (length >= low) & (length < (high or np.inf))
+        return {name: chosen for name, chosen in found.items() if len(np.unique(self.prompt[chosen])) >= FEWEST}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One scheme's line of the report, its parts by language and length, and the bound for exact rankings."""
+
+    scheme: str
+    bytes: int
+    tokens_per_second: float
+    agreement: Agreement
+    slices: dict[str, Agreement]
+    sqnr_db: dict[str, float] = field(metadata=INFINITE)
+    bound: Bound
+
+
+@dataclass(frozen=True, slots=True)
+class Sensitivity:
+    """How far each layer alone moves the scores: root mean square, in within-prompt standard deviations of the exact
+    scores. whole: the same for all layers together; answers, tokens: how much text that is over."""
+
+    scheme: str
+    layers: tuple[float, ...]
+    whole: float
+    answers: int
+    tokens: int
+
+    @property
+    def most(self) -> list[int]:
+        """Layers, the one that moves the score most first."""
+        return sorted(range(len(self.layers)), key=lambda i: -self.layers[i])
+
+    def table(self) -> Sheet:
+        top = max((moved for moved in self.layers if moved > 0), default=1.0)
+        bars = ("█" * round(30 * moved / top) if moved > 0 else "" for moved in self.layers)
+        return Sheet(
+            (Column("layer"), Column("moves the score by"), Column("", words=True)),
+            tuple((str(i), f"{100 * self.layers[i]:.2f} %", bar) for i, bar in enumerate(bars)),
+            f"{self.scheme}, one layer at a time, {self.answers} answers; all layers {100 * self.whole:.2f} %",
+        )
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    __repr__ = __str__
+
+
+@dataclass(frozen=True, slots=True)
+class FidelityReport:
+    """floor: a half precision against the reference, the noise that is there without any quantization; None where the
+    reference is a half precision itself. scores: of every scheme, input order. about: versions, device, date."""
+
+    model: str
+    reference: str
+    reference_bytes: int
+    reference_tokens_per_second: float
+    accuracy: Estimate | None
+    data: str
+    prompts: int
+    answers: int
+    tokens: int
+    rows: tuple[Row, ...]
+    floor: Row | None
+    scores: dict[str, Array]
+    about: dict[str, str]
+    sensitivity: tuple[Sensitivity, ...] = ()
+
+    def row(self, scheme: str) -> Row:
+        found = next((row for row in self.rows if row.scheme == scheme), None)
+        if found is None:
+            raise InputError(f"no scheme {scheme!r} was measured, only {', '.join(row.scheme for row in self.rows)}")
+        return found
+
+    def summary(self, scheme: str) -> str:
+        """One line that travels with a quantized checkpoint."""
+        a = self.row(scheme).agreement
+        floor = f"; {self.floor.scheme} alone: {short(self.floor.agreement)}" if self.floor else ""
+        return f"{short(a)} against {self.reference} on {self.prompts} prompts of {self.data}{floor}"
+
+    def note(self, scheme: str) -> FidelityNote:
+        """What a quantized folder keeps of it."""
+        return FidelityNote(self.summary(scheme), self.reference, self.row(scheme).bound)
+
+    def below(self, tau: float) -> list[str]:
+        """What misses a gate: the schemes whose tau-b is lower, in words."""
+        return [
+            f"{row.scheme}: tau-b {row.agreement.tau.value:.4f} is below {tau}"
+            for row in self.rows
+            if not row.agreement.tau.value >= tau  # a NaN is no pass
+        ]
+
+    def table(self) -> Sheet:
+        return Sheet(
+            tuple(Column(name, words=name == "scheme") for name in HEADINGS),
+            tuple((scheme, *map(stacked, rest)) for scheme, *rest in self.cells()),
+            f"{self.model} against {self.reference}, {self.prompts} prompts with {self.answers} answers of {self.data}",
+            TOKENS_PER_SECOND,
+        )
+
+    def cells(self) -> list[tuple[str, ...]]:
+        """The table's rows, as text: the reference, the noise floor, the schemes."""
+        right = percent(self.accuracy) if self.accuracy else "-"
+        first = (
+            self.reference, size(self.reference_bytes), f"{self.reference_tokens_per_second:,.0f}",
+            *["-"] * 6, right,
+        )  # fmt: skip
+        rows = [*([self.floor] if self.floor else []), *self.rows]
+        return [first, *[row_cells(row, row is self.floor) for row in rows]]
+
+    def to_json(self) -> str:
+        scores = {name: list(map(shortest, found)) for name, found in self.scores.items()}
+        raw = {"format": FORMAT} | dataclasses.asdict(self) | {"scores": scores}
+        return json.dumps(without_infinities(raw), ensure_ascii=False, indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: str | Path) -> FidelityReport:
+        """A report from its JSON. Raises InputError if the file is none."""
+        raw = read_object(Path(path), "a fidelity report")
+        if raw.pop("format", None) != FORMAT:
+            raise InputError(f"{path} is a fidelity report of another format, or none: measure again")
+        try:
+            report = made(cls, raw, "the report")
+            report.check()
+        except InputError as error:
+            raise InputError(f"{path} is not a fidelity report: {error}") from error
+        return report
+
+    def check(self) -> None:
+        """Raises InputError unless there is a score of each scheme for each answer."""
+        rows = [*([self.floor] if self.floor else []), *self.rows]
+        for scheme in (self.reference, *(row.scheme for row in rows)):
+            found = len(self.scores[scheme]) if scheme in self.scores else 0
+            if found != self.answers:
+                raise InputError(f"it is of {self.answers} answers and holds {found} scores of {scheme}")
+
+    def __str__(self) -> str:
+        return str(self.table())
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return html_table(HEADINGS, self.cells())
+
+
+TOKENS_PER_SECOND = (
+    "tokens/s: tokens of all texts, a prompt's with each of its answers, over the seconds of scoring them, once the "
+    "model is loaded and its kernels are compiled."
+)
+FIGURES = ("mean error", "99th percentile", "tau-b", "tau-b in prompts", "flips", "same best")
+HEADINGS = ("scheme", "weights", "tokens/s", *FIGURES, "accuracy")
+
+
+def row_cells(row: Row, floor: bool) -> tuple[str, ...]:
+    a = row.agreement
+    return (
+        f"{row.scheme} (floor)" if floor else row.scheme,
+        size(row.bytes),
+        f"{row.tokens_per_second:,.0f}",
+        *figures(a),
+        percent(a.accuracy) if a.accuracy else "-",
+    )
+
+
+def figures(a: Agreement) -> tuple[str, ...]:
+    """What stands under FIGURES."""
+    return (
+        percent(a.mean_error), percent(a.p99_error), number(a.tau), number(a.tau_within), percent(a.flips),
+        percent(a.top1),
+    )  # fmt: skip
+
+
+def html_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def build(
+    model: str, asked: Asked, reference: Measured, found: Sequence[Measured], floor: Measured | None,
+    about: Mapping[str, str],
+) -> FidelityReport:  # fmt: skip
+    """Compare every scheme with the reference, whole and in slices."""
+    every = Prompts(asked.prompt)
+    own = agreement(reference.scores, reference.scores, Prompts(asked.prompt, SLICE_DRAWS), asked.worth)
+
+    def row(measured: Measured) -> Row:
+        whole = agreement(reference.scores, measured.scores, every, asked.worth)
+        slices = {
+            name: agreement(
+                reference.scores[chosen], measured.scores[chosen],
+                Prompts(asked.prompt[chosen], SLICE_DRAWS), asked.worth[chosen],
+            )
+            for name, chosen in asked.slices.items()
+        }  # fmt: skip
+        bound = Bound.of((reference.scores[answers], measured.scores[answers]) for answers in every.members)
+        return Row(
+            measured.scheme, measured.bytes, measured.tokens_per_second, whole, slices, dict(measured.sqnr_db), bound
+        )
+
+    rows = tuple(row(measured) for measured in found)
+    return FidelityReport(
+        model=model,
+        reference=reference.scheme,
+        reference_bytes=reference.bytes,
+        reference_tokens_per_second=reference.tokens_per_second,
+        accuracy=own.accuracy,
+        data=asked.name,
+        prompts=len(every),
+        answers=len(asked.prompt),
+        tokens=int(asked.tokens.sum()),
+        rows=rows,
+        floor=None if floor is None else row(floor),
+        scores={m.scheme: m.scores for m in (reference, *([floor] if floor else []), *found)},
+        about=dict(about),
+    )
+
+
+def without_infinities(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: without_infinities(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_infinities(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def shortest(score: float) -> float:
+    """A float32 in as few digits as tell it from its neighbours."""
+    return float(str(np.float32(score)))
+
+
+def stacked(cell: str) -> str:
+    """A figure above its interval, for narrow terminals."""
+    return cell.replace(" (", "\n").replace(" - ", "-").removesuffix(")")
+
+
+def short(a: Agreement) -> str:
+    return (
+        f"tau-b {number(a.tau)}, flips {percent(a.flips)}, mean error {percent(a.mean_error)} of a standard deviation"
+    )
+
+
+def number(e: Estimate) -> str:
+    return f"{e.value:.3f} ({e.low:.3f} - {e.high:.3f})"
+
+
+def percent(e: Estimate) -> str:
+    return f"{100 * e.value:.2f} % ({100 * e.low:.2f} - {100 * e.high:.2f})"
+
+
+def size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -1,0 +1,152 @@
+# mypy: ignore-errors
+"""Packed causal attention on a CPU in float32 (online softmax, arXiv 2205.14135), compiled by numba: twin of
+`reference.attention`, over the same tables as Triton's (`kernels.paths`).
+
+A task is a tile of queries of one segment, and a head. Scores lie with keys as rows and queries as lanes, so the
+softmax goes down the rows, a query in a lane, and nothing is summed across lanes. Keys come in blocks of KEYS
+positions, counted along the path: a query's result is the same to the last bit whether its prompt is shared or not,
+and whoever its neighbours are.
+
+E head width, H query heads, J key/value heads, T tokens, Q queries of a tile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, njit, prange
+
+from lightrm.kernels.cpu.row_loops import PLAIN, exponential, over_rows
+from lightrm.kernels.cpu.simd import BYTES, LANES, ROWS, VECTOR, tile
+from lightrm.kernels.paths import HEADER
+
+QUERIES, KEYS = 128, 64  # of a tile, of a block: in whole LANES and ROWS
+NEVER = np.finfo(np.float32).min  # not -inf: a score that overflowed is no hidden one, and shall show
+
+
+@njit(**PLAIN)
+def soften(score_KQ, total_Q, most_Q, shrink_Q, keys):
+    """Scores become weights; the running maximum and total follow, `shrink` is what earlier sums are multiplied by."""
+    used = most_Q.shape[0]
+    for i in range(used):
+        shrink_Q[i] = most_Q[i]
+    for k in range(keys):
+        row = score_KQ[k]
+        for i in range(used):
+            most_Q[i] = max(most_Q[i], row[i])
+    for i in range(used):
+        shrink_Q[i] = exponential(shrink_Q[i] - most_Q[i])
+        total_Q[i] *= shrink_Q[i]
+    for k in range(keys):
+        row = score_KQ[k]
+        for i in range(used):
+            x = row[i]
+            weight = exponential(x - most_Q[i]) + (x - x)  # NaN and Inf become NaN, numbers stay
+            row[i] = float32(0) if x == NEVER else weight
+            total_Q[i] += row[i]
+
+
+@njit(**PLAIN)
+def shrink(out_QE, shrink_Q):
+    for i in range(shrink_Q.shape[0]):
+        row, factor = out_QE[i], shrink_Q[i]
+        if factor != 1:
+            for e in range(row.shape[0]):
+                row[e] *= factor
+
+
+@njit(**PLAIN)
+def lean(score_KQ, slope, ahead, keys):
+    """ALiBi: slope * (key position - query position); `ahead` is that difference for the first key and query."""
+    for k in range(keys):
+        row = score_KQ[k]
+        for i in range(row.shape[0]):
+            row[i] += slope * float32(ahead + k - i)
+
+
+@njit(**PLAIN)
+def hide_future(score_KQ, ahead, keys):
+    for k in range(keys):
+        row = score_KQ[k]
+        for i in range(min(ahead + k, row.shape[0])):
+            row[i] = NEVER
+
+
+SCORE, SCORE_NARROW, MIX = tile(ROWS, LANES, onto=False), tile(ROWS, VECTOR, onto=False), tile(ROWS, LANES, onto=True)
+
+
+@njit(**PLAIN)
+def fetch(x_TE, table, start, stop, block_KE):
+    """Rows of positions start..stop of a path, range by range."""
+    depth, width = (table.shape[0] - HEADER) // 2, x_TE.shape[1]
+    for d in range(depth):
+        begins, shift = table[HEADER + 2 * d], table[HEADER + 2 * d + 1]
+        ends = table[HEADER + 2 * d + 2] if d + 1 < depth else stop
+        for position in range(max(begins, start), min(ends, stop)):
+            for e in range(width):
+                block_KE[position - start, e] = x_TE[position + shift, e]
+
+
+@njit(**PLAIN)
+def score(key_KE, query_EQ, score_KQ, keys):
+    """score (keys, Q) = key @ query, in whole tiles: what lies beyond keys is computed too, and nobody reads it."""
+    key, query, out = key_KE.ctypes.data, query_EQ.ctypes.data, score_KQ.ctypes.data
+    row, (width, used) = key_KE.shape[1], query_EQ.shape
+    whole = used - used % LANES
+    for i in range(0, whole, LANES):
+        for k in range(0, keys, ROWS):
+            a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
+            SCORE(a, b, c, row, 1, used, used, width)
+    for i in range(whole, used, VECTOR):
+        for k in range(0, keys, ROWS):
+            a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
+            SCORE_NARROW(a, b, c, row, 1, used, used, width)
+
+
+@njit(**PLAIN)
+def mix(weight_KQ, value_KE, out_QE, keys):
+    """out (Q, E) += weight.T @ value; E in whole LANES."""
+    weight, value, out = weight_KQ.ctypes.data, value_KE.ctypes.data, out_QE.ctypes.data
+    used, width = out_QE.shape
+    for e in range(0, width, LANES):
+        for i in range(0, used, ROWS):
+            a, c = weight + BYTES * i, out + BYTES * (i * width + e)
+            MIX(a, value + BYTES * e, c, 1, used, width, width, keys)
+
+
+@njit(**PLAIN)
+def attend(query, key_TE, value_TE, table, head, scale, slope, out):
+    row, count, begins, width = table[0], table[1], table[2], query.shape[2]
+    used, end = -(-count // VECTOR) * VECTOR, begins + count
+    padded = -(-width // LANES) * LANES
+    query_EQ = np.zeros((width, used), np.float32)
+    for i in range(count):
+        for e in range(width):
+            query_EQ[e, i] = query[row + i, head, e] * scale
+    block_KE, score_KQ = np.zeros((KEYS, padded), np.float32), np.empty((KEYS, used), np.float32)
+    total_Q, most_Q, shrink_Q = np.zeros(used, np.float32), np.full(used, NEVER), np.empty(used, np.float32)
+    out_QE = np.zeros((used, padded), np.float32)
+    for start in range(0, end, KEYS):
+        stop = min(start + KEYS, end)
+        keys = stop - start
+        fetch(key_TE, table, start, stop, block_KE)
+        score(block_KE, query_EQ, score_KQ, keys)
+        if slope != 0:
+            lean(score_KQ, slope, start - begins, keys)
+        if stop > begins + 1:
+            hide_future(score_KQ, start - begins, keys)
+        soften(score_KQ, total_Q, most_Q, shrink_Q, keys)
+        shrink(out_QE, shrink_Q)
+        fetch(value_TE, table, start, stop, block_KE)
+        mix(score_KQ, block_KE, out_QE, keys)
+    for i in range(count):
+        for e in range(width):
+            out[row + i, head, e] = out_QE[i, e] / total_Q[i]
+
+
+@over_rows
+def attention_rows(query_THE, key_JTE, value_JTE, tables, scale, slopes_H, out_THE):
+    heads, tiles = query_THE.shape[1], tables.shape[0]
+    for task in prange(heads * tiles):  # a thread takes whole heads: tiles late in a sequence cost more
+        head = task // tiles
+        j = head * key_JTE.shape[0] // heads
+        attend(query_THE, key_JTE[j], value_JTE[j], tables[task % tiles], head, scale, slopes_H[head], out_THE)

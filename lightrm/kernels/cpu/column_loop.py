@@ -1,0 +1,34 @@
+# mypy: ignore-errors
+"""Columns of a weight rounded one after the other on a CPU, compiled by numba: twin of `reference.round_columns`.
+
+A row is rounded by one thread and stays in its cache while it is. Nothing is fused or reordered: the result is the
+twin's to the last bit.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numba import int32, njit, prange
+
+from lightrm.kernels.cpu.row_loops import EXACT, over_rows
+
+
+@njit(**EXACT)
+def take_off(row, error, factor):
+    for k in range(row.shape[0]):
+        row[k] -= error * factor[k]
+
+
+@partial(over_rows, options=EXACT)
+def round_column_rows(weight_OI, first, end, step_O, factor_II, low, high, q_OK, error_OK):
+    for o in prange(weight_OI.shape[0]):
+        row, step = weight_OI[o], step_O[o]
+        for k in range(q_OK.shape[1]):
+            i = first + k
+            q = min(max(np.rint(row[i] / step), low), high)
+            error = (row[i] - q * step) / factor_II[i, i]
+            q_OK[o, k] = np.int8(int32(q))
+            error_OK[o, k] = error
+            take_off(row[i + 1 : end], error, factor_II[i, i + 1 : end])

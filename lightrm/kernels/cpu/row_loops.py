@@ -1,0 +1,278 @@
+# mypy: ignore-errors
+"""The passes between the integer products on a CPU, compiled by numba: each reads and writes a row once.
+
+Threads share the rows; a row is computed by one thread in one order, so its result does not depend on the others.
+A row's largest magnitude is found on the bits of its floats, as integers: that vectorizes, and NaN, whose bits are
+larger than those of every number, is found too. Compiled code is kept beside this file for the next process.
+
+The truth is in `kernels.integer`, the typed door in `cpu_passes`.
+T tokens, D width, F feed-forward width, E head width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+from numba import float32, int32, njit, prange
+
+from lightrm.schemes.int8 import LEVELS, TINY
+
+# Divisions by zero give inf instead of raising, without which nothing below vectorizes. Only sums may be reordered.
+EXACT = {"nogil": True, "error_model": "numpy", "cache": True}
+PLAIN = EXACT | {"fastmath": {"contract"}}
+SUMS = EXACT | {"fastmath": {"contract", "reassoc"}}
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A loop over rows, compiled twice: shared by numba's threads, and as a plain loop where there are none (`forks`).
+    What is done to a row is the same code in both."""
+
+    by_many: Callable[..., None]
+    by_one: Callable[..., None]
+
+
+def over_rows(loop: FunctionType, options: dict[str, Any] = PLAIN) -> Rows:
+    alone = FunctionType(loop.__code__, loop.__globals__, loop.__name__, loop.__defaults__, loop.__closure__)
+    alone.__qualname__ = f"{loop.__qualname__}.by_one"  # numba keeps compiled code under this name
+    return Rows(njit(parallel=True, **options)(loop), njit(**options)(alone))
+
+
+LOG2_E = np.float32(1 / math.log(2))
+C1, C2, C3, C4, C5, C6, C7 = (np.float32(math.log(2) ** k / math.factorial(k)) for k in range(1, 8))
+ROUNDER = np.float32(1.5 * 2**23)  # adding and taking away rounds to a whole number
+FAR = np.float32(87.0)  # exp(87) is near the end of float32
+LEVELS_F, TINY_F, EXPONENT_BIAS, MANTISSA = np.float32(LEVELS), np.float32(TINY), np.int32(127), np.int32(23)
+ABSOLUTE = np.int32(0x7FFFFFFF)
+
+
+@njit(**PLAIN)
+def exponential(x):
+    """e^x = 2^n 2^f, n whole, |f| <= 1/2: Taylor to the seventh power, error below 1e-8."""
+    z = min(max(x, -FAR), FAR) * LOG2_E
+    whole = (z + ROUNDER) - ROUNDER
+    f = z - whole
+    p = C6 + f * C7
+    p = C5 + f * p
+    p = C4 + f * p
+    p = C3 + f * p
+    p = C2 + f * p
+    p = C1 + f * p
+    power = np.int32((int32(whole) + EXPONENT_BIAS) << MANTISSA).view(np.float32)
+    return (float32(1) + f * p) * power
+
+
+@njit(**PLAIN)
+def peak(x):
+    bits = x.view(np.int32)
+    most = np.int32(0)
+    for k in range(bits.shape[0]):
+        most = max(most, int32(bits[k] & ABSOLUTE))
+    return np.int32(most).view(np.float32)
+
+
+@njit(**PLAIN)
+def at_least_tiny(most):
+    return TINY_F if most < TINY_F else most  # NaN stays NaN
+
+
+@njit(**PLAIN)
+def round_to(values, x, factor):
+    for k in range(x.shape[0]):
+        values[k] = np.int8(int32(np.rint(x[k] * factor)))
+
+
+@njit(**SUMS)
+def sum_of_squares(x):
+    total = float32(0)
+    for k in range(x.shape[0]):
+        total += x[k] * x[k]
+    return total
+
+
+@njit(**PLAIN)
+def moved(out, x, factor, shift):
+    for k in range(out.shape[0]):
+        out[k] = x[k] * factor - shift[k]
+
+
+@njit(**PLAIN)
+def norm_quantize_row(x_D, eps, shift_D, values_D):
+    """shift_D: taken off the normed row; of width 0 where there is none, and the norm goes into the scale alone."""
+    mean = sum_of_squares(x_D) / float32(x_D.shape[0])
+    root = np.sqrt(mean + eps) + (mean - mean)  # NaN where the squares overflow: the row would be scaled to zeros
+    if shift_D.shape[0] == 0:
+        most = at_least_tiny(peak(x_D))
+        round_to(values_D, x_D, LEVELS_F / most)
+        return most / LEVELS_F / root
+    normed_D = np.empty(x_D.shape[0], np.float32)
+    moved(normed_D, x_D, float32(1) / root, shift_D)
+    most = at_least_tiny(peak(normed_D))
+    round_to(values_D, normed_D, LEVELS_F / most)
+    return most / LEVELS_F
+
+
+@over_rows
+def norm_quantize_rows(x_TD, eps, shift_D, values_TD, scale_T):
+    for t in prange(x_TD.shape[0]):
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, values_TD[t])
+
+
+@over_rows
+def quantize_rows(x_TI, values_TI, scale_T):
+    for t in prange(x_TI.shape[0]):
+        most = at_least_tiny(peak(x_TI[t]))
+        round_to(values_TI[t], x_TI[t], LEVELS_F / most)
+        scale_T[t] = most / LEVELS_F
+
+
+@njit(**PLAIN)
+def dequantize(out, acc, row_scale, scale, bias):
+    for k in range(out.shape[0]):
+        out[k] = float32(acc[k]) * (row_scale * scale[k]) + bias[k]
+
+
+@njit(**PLAIN)
+def turn(a, b, cos, sin):
+    for e in range(a.shape[0]):
+        x, y = a[e], b[e]
+        a[e] = x * cos[e] - y * sin[e]
+        b[e] = y * cos[e] + x * sin[e]
+
+
+@njit(**PLAIN)
+def split_row(out_E, acc_E, row_scale, scale_E, bias_E, cos_E, sin_E):
+    """One head of one token; turned where there is something to turn by."""
+    dequantize(out_E, acc_E, row_scale, scale_E, bias_E)
+    half = cos_E.shape[0]
+    turn(out_E[:half], out_E[half : 2 * half], cos_E, sin_E)
+
+
+@over_rows
+def split_rows(acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_THE, key_JTE, value_JTE):
+    heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
+    for t in prange(acc_TO.shape[0]):
+        acc, row, cos, sin = acc_TO[t], row_scale_T[t], cos_TE[t], sin_TE[t]
+        for h in range(heads + 2 * shared):
+            part = slice(h * width, (h + 1) * width)
+            if h < heads:
+                split_row(query_THE[t, h], acc[part], row, scale_O[part], bias_O[part], cos, sin)
+            elif h < heads + shared:
+                split_row(key_JTE[h - heads, t], acc[part], row, scale_O[part], bias_O[part], cos, sin)
+            else:
+                dequantize(value_JTE[h - heads - shared, t], acc[part], row, scale_O[part], bias_O[part])
+
+
+@njit(**PLAIN)
+def add_row(x_D, acc_D, row_scale, scale_D, bias_D):
+    for d in range(x_D.shape[0]):
+        x_D[d] += float32(acc_D[d]) * (row_scale * scale_D[d]) + bias_D[d]
+
+
+@over_rows
+def add_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D):
+    for t in prange(x_TD.shape[0]):
+        add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
+
+
+@over_rows
+def add_norm_quantize_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, shift_D, values_TD, scale_T):
+    for t in prange(x_TD.shape[0]):
+        add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, values_TD[t])
+
+
+@njit(**PLAIN)
+def silu_mul(out, gate, up, row_scale, gate_scale, up_scale, gate_bias, up_bias):
+    for k in range(out.shape[0]):
+        g = float32(gate[k]) * (row_scale * gate_scale[k]) + gate_bias[k]
+        u = float32(up[k]) * (row_scale * up_scale[k]) + up_bias[k]
+        out[k] = g * u / (float32(1) + exponential(-g))
+
+
+@njit(inline="always", **PLAIN)
+def butterfly(a, b):
+    for k in range(a.shape[0]):
+        x, y = a[k], b[k]
+        a[k], b[k] = x + y, x - y
+
+
+@njit(inline="always", **PLAIN)
+def two_butterflies(a, b, c, d):
+    for k in range(a.shape[0]):
+        w, x, y, z = a[k] + b[k], a[k] - b[k], c[k] + d[k], c[k] - d[k]
+        a[k], b[k], c[k], d[k] = w + y, x + z, w - y, x - z
+
+
+@njit(**PLAIN)
+def hadamard(x, block):
+    """Unscaled, in place; two levels at a time where there are two left."""
+    step = x.shape[0] // block
+    while 4 * step <= x.shape[0]:
+        for k in range(0, x.shape[0], 4 * step):
+            two_butterflies(
+                x[k : k + step],
+                x[k + step : k + 2 * step],
+                x[k + 2 * step : k + 3 * step],
+                x[k + 3 * step : k + 4 * step],
+            )
+        step *= 4
+    if step < x.shape[0]:
+        butterfly(x[:step], x[step:])
+
+
+@njit(**PLAIN)
+def silu_mul_quantize_row(acc_F2, row_scale, scale_F2, bias_F2, block, values_F, hidden_F):
+    width = values_F.shape[0]
+    gate, up, gate_scale, up_scale = acc_F2[:width], acc_F2[width:], scale_F2[:width], scale_F2[width:]
+    silu_mul(hidden_F, gate, up, row_scale, gate_scale, up_scale, bias_F2[:width], bias_F2[width:])
+    hadamard(hidden_F, block)
+    spread = float32(1) / np.sqrt(float32(block))
+    most = at_least_tiny(peak(hidden_F) * spread)
+    round_to(values_F, hidden_F, spread * (LEVELS_F / most))
+    return most / LEVELS_F
+
+
+@over_rows
+def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, values_TF, scale_T):
+    for t in prange(acc_TF2.shape[0]):
+        hidden_F = np.empty(values_TF.shape[1], np.float32)
+        row = values_TF[t]
+        scale_T[t] = silu_mul_quantize_row(acc_TF2[t], row_scale_T[t], scale_F2, bias_F2, block, row, hidden_F)
+
+
+@cache
+def widen_rows(half: int, run: int) -> Rows:
+    """The kernel that widens int4 in blocks of 2 * half, where `run` neighbours of a half share a multiplier.
+
+    packed (O, B, half / run, run), out (O, B, 2, half / run, run), multiplier (O, G). Trip counts known to the compiler
+    make it ten times faster. numba finds what it compiled in an earlier process by the values that a function closes
+    over: numbers only, for a function that is closed over is another one each time.
+    """
+    runs = half // run
+
+    @over_rows
+    def widen(packed, multiplier_OG, out):
+        for o in prange(out.shape[0]):
+            packed_row, multiplier_G, out_row = packed[o], multiplier_OG[o], out[o]
+            shared = 2 * packed_row.shape[0] * runs // multiplier_G.shape[0]
+            for b in range(packed_row.shape[0]):
+                for r in range(runs):
+                    low = int32(multiplier_G[2 * b * runs // shared + r])
+                    high = int32(multiplier_G[(2 * b + 1) * runs // shared + r])
+                    times = int32(abs(low))
+                    less = int32(times * (int32(8) - int32(low < 0)))
+                    for k in range(run):
+                        out_row[b, 0, r, k] = np.int8(int32(int32(packed_row[b, r, k] & 15) * times) - less)
+                    times = int32(abs(high))
+                    less = int32(times * (int32(8) - int32(high < 0)))
+                    for k in range(run):
+                        out_row[b, 1, r, k] = np.int8(int32(int32(packed_row[b, r, k] >> 4) * times) - less)
+
+    return widen

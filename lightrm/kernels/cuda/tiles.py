@@ -1,0 +1,81 @@
+"""Tile sizes, from a table by compute capability and problem size. Nothing is tuned at run time.
+
+Chosen by what the compiler makes of them, which `tests/test_compiled_kernels.py` reads again: registers without spills,
+the tensor cores' integer instruction in the main loop, and on the cards of 8.6, 8.9 and 12.0, which have 100 KB a
+processor, shared memory for two programs at once. On 9.0 a program is two warp groups.
+
+A tile decides which processor computes what, and nothing else: integer sums are the same under all of them, and float
+sums run in one order.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+
+COMPILED_FOR = (80, 86, 89, 90, 120)  # compute capabilities whose kernels the tests read
+LEAST_PRODUCTS = 80  # below, Triton's int8 product does not compile, and its float products leave the tensor cores
+LEAST_PASSES = 75
+BAND = 8  # tile rows that are walked together: see `triton_products.place`
+FEW, SOME = 32, 64  # rows up to which a smaller tile is taken
+
+Kind = Literal["int8", "int4", "grouped"]
+
+
+class Tile(NamedTuple):
+    """rows x outputs of a program; it reads 2 * half inputs at a time, unless the weight's layout says otherwise."""
+
+    rows: int
+    outputs: int
+    half: int
+    warps: int
+    stages: int
+
+
+# By what a processor holds: 8.0 has 164 KB and 9.0 has 228 KB of shared memory, 8.6 (and 8.9, 12.0) has 100 KB.
+TILES: dict[Kind, dict[int, tuple[Tile, Tile, Tile]]] = {
+    "int8": {
+        80: (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 3), Tile(256, 128, 32, 8, 3)),
+        86: (Tile(32, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3), Tile(128, 128, 32, 8, 3)),
+        90: (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(256, 128, 64, 8, 3)),
+    },
+    "int4": {
+        80: (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+        86: (Tile(32, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+        90: (Tile(32, 64, 64, 4, 4), Tile(64, 64, 64, 4, 4), Tile(256, 128, 64, 8, 3)),
+    },
+    "grouped": {
+        80: (Tile(32, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+        86: (Tile(32, 64, 64, 4, 2), Tile(64, 64, 64, 4, 2), Tile(128, 128, 64, 8, 2)),
+        90: (Tile(32, 64, 64, 4, 3), Tile(64, 64, 64, 4, 3), Tile(128, 128, 64, 8, 3)),
+    },
+}
+SMALL_SHARED = (86, 89, 120)
+
+
+def keys_for(card: int, head_width: int) -> int:
+    """Keys that attention reads at a time: with wide heads, 64 of them spill, but on 9.0."""
+    return 64 if head_width <= 64 or (card >= 90 and card not in SMALL_SHARED) else 32
+
+
+@cache
+def capability(device: torch.device) -> int:
+    """10 * major + minor; in the interpreter, which has no device, that of the oldest card in the table.
+
+    AMD's cards, which PyTorch calls cuda too, have 0: the kernels hold instructions of NVIDIA's.
+    """
+    if device.type != "cuda":
+        return COMPILED_FOR[0]
+    if torch.version.hip is not None:
+        return 0
+    major, minor = torch.cuda.get_device_capability(device)
+    return 10 * major + minor
+
+
+def tile_for(kind: Kind, card: int, rows: int) -> Tile:
+    """The tile of a product of so many rows; a card that is not in the table takes the entry below it."""
+    known = 86 if card in SMALL_SHARED else max(key for key in TILES[kind] if key <= max(card, COMPILED_FOR[0]))
+    few, some, many = TILES[kind][known]
+    return few if rows <= FEW else some if rows <= SOME else many

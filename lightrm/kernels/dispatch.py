@@ -1,0 +1,130 @@
+"""Which implementation runs on which device, and why. `passes` and `products` ask here; nothing above does but to show
+the reason.
+
+CPU                        numba's passes and float32 attention, PyTorch's products
+CUDA, capability >= 8.0    Triton's products and passes
+CUDA, capability 7.5       PyTorch's int8 products and attention, Triton's passes: its products do not compile there
+otherwise                  plain PyTorch, which is right and slow, and says so
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from lightrm.errors import SchemeError
+from lightrm.kernels import gemm, integer
+from lightrm.kernels.cuda.tiles import LEAST_PASSES, LEAST_PRODUCTS, capability
+from lightrm.schemes.grammar import Path
+
+
+@dataclass(frozen=True, slots=True)
+class KernelChoice:
+    """Which implementation runs, with the reason in words.
+
+    slow: a faster one belongs here and cannot run; slow_products: there is no quick exact int8 product; runs: whether
+    there is one at all.
+    """
+
+    name: str
+    reason: str
+    slow: bool = False
+    slow_products: bool = False
+    runs: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.name}, because {self.reason}"
+
+
+def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
+    """What runs on a device under schemes of one path."""
+    if path == "bitsandbytes":
+        library_, error = bitsandbytes_kernels()
+        if library_ is None:
+            reason = f"bitsandbytes cannot be imported ({error}): pip install bitsandbytes"
+            return KernelChoice("none", reason, runs=False)
+        return KernelChoice("bitsandbytes", f"the scheme is its own; version {library_.VERSION}")
+    if device.type != "cpu":
+        return on_card(device, path)
+    if path == "float":
+        attention = "" if imported("cpu.cpu_passes")[0] is None else "; float32 attention is compiled by numba"
+        return KernelChoice("torch", f"products in float on a CPU go through PyTorch's own routines{attention}")
+    product, why = gemm.cpu_product()
+    slow_products = product is gemm.float_blocks
+    error = imported("cpu.cpu_passes")[1]
+    if error:
+        reason = f"numba cannot be imported ({error}): install it; int8 products: {why}"
+        return KernelChoice("plain PyTorch passes", reason, True, slow_products)
+    return KernelChoice("numba", f"this is a CPU; int8 products: {why}", False, slow_products)
+
+
+def on_card(device: torch.device, path: Path) -> KernelChoice:
+    """CUDA: Triton where it can run."""
+    card = capability(device)
+    has = f"compute capability {card // 10}.{card % 10}"
+    module, error = imported("cuda.cuda_passes")
+    if module is None or card < LEAST_PASSES:
+        has = f"{has}, " if card else "this is not a card of NVIDIA's: "
+        why = f"{has}Triton's kernels need 7.5" if module else f"Triton cannot be imported ({error}): install it"
+        if path == "float":
+            return KernelChoice("torch", f"{why}; all goes through PyTorch's own routines", slow=module is None)
+        return KernelChoice("plain PyTorch", f"{why}; right, but slow", True, True)
+    if card < LEAST_PRODUCTS:
+        libraries = "torch._int_mm and PyTorch's attention" if path == "integer" else "PyTorch's products and attention"
+        return KernelChoice("Triton passes", f"{has}: {libraries}, since Triton's products compile from 8.0 on")
+    if path == "float":
+        return KernelChoice("torch and Triton", f"{has}: PyTorch's products, Triton's attention and 4-bit products")
+    return KernelChoice("Triton", f"{has}: int8 products that scale and add in one kernel; version {module.VERSION}")
+
+
+@cache
+def imported(name: str) -> tuple[ModuleType | None, str]:
+    """A room of `kernels` that stands on a library of its own, or None and why not."""
+    try:
+        return importlib.import_module(f"lightrm.kernels.{name}"), ""
+    except Exception as error:  # numba, triton and bitsandbytes refuse what they do not know by errors of many kinds
+        return None, f"{type(error).__name__}: {error}"
+
+
+def card_of(like: torch.Tensor) -> int | None:
+    """Compute capability of the card that a tensor lies on, None on a CPU."""
+    return capability(like.device) if like.device.type == "cuda" else None
+
+
+def triton_for(like: torch.Tensor, least: int = LEAST_PASSES) -> Any:
+    """Triton's passes for the device of a tensor, or None where it has none; with LEAST_PRODUCTS, its attention."""
+    card = card_of(like)
+    return None if card is None or card < least else imported("cuda.cuda_passes")[0]
+
+
+def triton_products_for(like: torch.Tensor) -> Any:
+    """Triton's products for the device of a tensor, or None where a library's are taken."""
+    return None if triton_for(like, LEAST_PRODUCTS) is None else imported("cuda.cuda_products")[0]
+
+
+def passes(like: torch.Tensor) -> Any:
+    """The passes between integer products: Triton's, numba's, or the plain ones."""
+    return triton_for(like) or compiled_for(like) or integer
+
+
+def compiled_for(like: torch.Tensor) -> Any:
+    """numba's passes and attention for a tensor on a CPU, or None where there are none."""
+    return imported("cpu.cpu_passes")[0] if like.device.type == "cpu" else None
+
+
+def bitsandbytes_kernels() -> tuple[ModuleType | None, str]:
+    """The products of bitsandbytes' schemes, or None and why not."""
+    return imported("bnb_products")
+
+
+def bitsandbytes() -> Any:
+    """Raises SchemeError where bitsandbytes cannot be imported."""
+    found, _ = bitsandbytes_kernels()
+    if found is None:
+        raise SchemeError(kernels_for(torch.device("cpu"), "bitsandbytes").reason)
+    return found

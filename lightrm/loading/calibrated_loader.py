@@ -1,0 +1,171 @@
+"""Loading with error-compensating rounding: calibration text flows through the layers as they are quantized.
+
+It flows twice, side by side: through the layers in the form in which they will run, and through the same layers in
+float. A matrix is rounded for the rows that it will read, and aims at what its float twin makes of the float rows:
+what earlier layers lost is regressed on its rows and put into the weight (asymmetric calibration: GPTAQ, arXiv
+2504.02692; here for the residual stream too), what is the same in all rows into the bias (Nagel et al., arXiv
+1906.04721). One layer is in float at a time; both streams are kept between layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from lightrm.architecture import Alibi
+from lightrm.checkpoints.detect import Checkpoint
+from lightrm.errors import SchemeError
+from lightrm.kernels import passes
+from lightrm.loading.gptq_rounding import Moments, compensated_int4, compensated_int8, regressed
+from lightrm.loading.loader import Loader
+from lightrm.model.decoder import Decoder, Layer
+from lightrm.model.linear import FloatLinear, Linear, settled
+from lightrm.model.packed_batch import PackedBatch
+from lightrm.model.weights import Held, Int4Weight, Int8Weight, PlainWeight
+from lightrm.schemes.grammar import Scheme
+from lightrm.schemes.int4 import dequantize, group_for
+from lightrm.schemes.int8 import dequantize_rows
+from lightrm.schemes.quality import energies
+
+Rows = list[torch.Tensor]  # one (T, width) for each pack
+Sides = tuple[Rows, Rows]  # as they will be, in the scheme; as they would be in float
+
+
+def loader_for(
+    checkpoint: Checkpoint,
+    scheme: Scheme,
+    device: torch.device,
+    alibi: Alibi,
+    packs: Sequence[PackedBatch],
+    twin: Decoder | None = None,
+) -> Loader:
+    """The loader that a scheme needs. Raises SchemeError if packs are given for one that does not calibrate."""
+    if not packs:
+        return Loader(checkpoint, scheme, device, alibi, twin)
+    if not scheme.folds or scheme.kind == checkpoint.holds:
+        raise SchemeError(f"calibration compensates lightrm's own rounding: {scheme} has nothing to calibrate")
+    return CompensatingLoader(checkpoint, scheme, device, alibi, packs, twin)
+
+
+class CompensatingLoader(Loader):
+    """A Loader whose matrices are rounded under the second moment of their calibration inputs.
+
+    corrects: biases take off the mean error of their outputs.
+    """
+
+    corrects = True
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        scheme: Scheme,
+        device: torch.device,
+        alibi: Alibi,
+        packs: Sequence[PackedBatch],
+        twin: Decoder | None = None,
+    ) -> None:
+        super().__init__(checkpoint, scheme, device, alibi, twin)
+        self.packs = [pack.to(device) for pack in packs]
+
+    @torch.inference_mode()
+    def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
+        layers: list[Layer] = []
+        decoder = Decoder(self.architecture, embedding_VD, layers, None, torch.float32)
+        exact = [embedding_VD[pack.token_ids_T].float() for pack in self.packs]
+        sides = [x.to(self.scheme.dtype, copy=True) for x in exact], exact
+        for i in range(self.architecture.layers):
+            layer, sides = self.passed(decoder, i, sides)
+            layers.append(self.once(layer, self.beside(i)))
+            self.advance(1)
+        return layers
+
+    def passed(self, decoder: Decoder, i: int, sides: Sides) -> tuple[Layer, Sides]:
+        """One layer, rounded, and both streams after it."""
+        prefix = f"layers.{i}."
+        norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
+        attention, mlp = ((self.norm(norm), None if self.folding else self.float_copy(norm)) for norm in norms)
+        qkv = self.reader(prefix, "qkv", norms[0], each(self.normed, sides, attention))
+        output, sides = self.writer(prefix, "output", sides, each(partial(self.mixed, decoder), sides, attention, qkv))
+        gate_up = self.reader(prefix, "gate_up", norms[1], each(self.normed, sides, mlp))
+        down, sides = self.writer(prefix, "down", sides, each(self.gated, sides, mlp, gate_up))
+        return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down), sides
+
+    def normed(self, streams: Rows, norm_D: torch.Tensor | None) -> Rows:
+        norm_D = None if norm_D is None else norm_D.float()
+        return [passes.rms_norm(x_TD.float(), norm_D, self.architecture.norm_eps) for x_TD in streams]
+
+    def mixed(self, decoder: Decoder, streams: Rows, norm_D: torch.Tensor | None, qkv: Linear) -> Rows:
+        """Attention's output, what `output` reads."""
+        found = []
+        for x_TD, pack in zip(streams, self.packs, strict=True):
+            heads = decoder.heads(qkv, norm_D, x_TD, decoder.rotation(pack))
+            paths = passes.paths(pack.segments, x_TD)
+            found.append(passes.attention(*heads, paths, decoder.slopes_H, decoder.absolute_bias).flatten(1).float())
+        return found
+
+    def gated(self, streams: Rows, norm_D: torch.Tensor | None, gate_up: Linear) -> Rows:
+        """silu(gate) * up, rotated where it will be, what `down` reads."""
+        block = self.folding.gated_block if self.folding else 1
+        products = (gate_up(gate_up.normed(x_TD, norm_D, self.architecture.norm_eps)) for x_TD in streams)
+        return [passes.silu_mul(product.float(), block) for product in products]
+
+    def reader(self, prefix: str, name: str, norm_D: torch.Tensor, rows: Sides) -> tuple[Linear, FloatLinear]:
+        """A layer behind a norm, rounded and in float; it is to give what it would give of the float side's rows."""
+        plain = self.plain(prefix, name, norm_D)
+        sums = Moments.of(rows[0], (want - have for have, want in zip(*rows, strict=True)), self.corrects)
+        return self.rounded(prefix, name, plain, sums.through(weight_of(plain)), shifts=self.scheme.integer), plain
+
+    def writer(self, prefix: str, name: str, sides: Sides, rows: Sides) -> tuple[Linear, Sides]:
+        """A layer that adds to the stream, rounded, and both streams after it; it is to give what the stream lacks."""
+        plain = self.plain(prefix, name, None)
+        after = added(sides[1], rows[1], plain)
+        lacking = (x - y - plain(have).y_TO for x, y, have in zip(after, sides[0], rows[0], strict=True))
+        linear = self.rounded(prefix, name, plain, Moments.of(rows[0], lacking, self.corrects), shifts=False)
+        return linear, (added(sides[0], rows[0], linear), after)
+
+    def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> FloatLinear:
+        """One layer in float32, folded as it will be."""
+        parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
+        return FloatLinear(PlainWeight(torch.cat(parts).float()), self.bias(prefix, name))
+
+    def rounded(self, prefix: str, name: str, plain: FloatLinear, sums: Moments, shifts: bool) -> Linear:
+        """sums: of the rows it will read, and of what plain falls short by on them; shifts: rows are centered."""
+        weight = weight_of(plain)
+        more = regressed(sums.halves) if len(sums.halves) > 1 else None
+        aim = weight if more is None else weight + more
+        held, stands_for = self.compensated(aim, sums.moment_II)
+        self.note(f"{prefix}{name}", *energies(aim, stands_for))
+        if not self.corrects:
+            return self.linear_of(name, held, plain.bias_O)
+        missing = sums.lack_O + (weight if shifts else weight - stands_for) @ sums.mean_I
+        bias_O = missing if plain.bias_O is None else plain.bias_O + missing
+        return self.linear_of(name, held, bias_O, sums.mean_I if shifts else None)
+
+    def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
+        """The rounded weight, and what it stands for in float."""
+        if self.scheme.weights == "int8":
+            values, scale = compensated_int8(weight_OI, moment_II)
+            return Int8Weight(values, scale), dequantize_rows(values, scale)
+        made = compensated_int4(weight_OI, moment_II, group_for(weight_OI.shape[1], self.scheme.group))
+        return Int4Weight(made), dequantize(made)
+
+
+def weight_of(plain: FloatLinear) -> torch.Tensor:
+    assert isinstance(plain.weight, PlainWeight)
+    return plain.weight.weight_OI
+
+
+def each(step: Callable[..., Rows], *of: Any) -> Sides:
+    """A step on both sides."""
+    quantized, exact = zip(*of, strict=True)
+    return step(*quantized), step(*exact)
+
+
+def added(streams: Rows, inputs: Rows, linear: Linear) -> Rows:
+    """The streams with a layer's product; they are used up."""
+    return [
+        settled(linear.onto(x_TD, linear.rows(rows.to(x_TD.dtype)))) for x_TD, rows in zip(streams, inputs, strict=True)
+    ]

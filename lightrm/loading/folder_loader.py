@@ -1,0 +1,168 @@
+"""lightrm's own folder (`quantized_folder`) -> Decoder and ValueHead: tensors mapped, each checked against its
+sum, put together.
+
+The weights stay on the disk until they are looked at. `files.Watched` is asked in every pass whether the file is
+still what it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import replace
+
+import torch
+
+from lightrm.architecture import Alibi, Architecture, PostStep
+from lightrm.checkpoints.detect import Checkpoint
+from lightrm.checkpoints.safe import SafeFile
+from lightrm.checkpoints.stored import MANIFEST
+from lightrm.checksums import tensor_sum, word_sum
+from lightrm.engine.shared_weights import held_once
+from lightrm.engine.streaming import StreamedLayers
+from lightrm.errors import CorruptFileError
+from lightrm.kernels.dispatch import kernels_for
+from lightrm.loading.folding import Folding
+from lightrm.loading.loader import LoadReport
+from lightrm.loading.quantized_folder import CONFIG, LINEARS, WEIGHTS, Manifest
+from lightrm.model.decoder import Decoder, Layer, Layers
+from lightrm.model.head import ValueHead
+from lightrm.model.linear import Linear, linear_for
+from lightrm.model.weights import Int4Weight, Int8Weight
+from lightrm.progress import Advance, ignored
+from lightrm.schemes.grammar import Scheme
+from lightrm.schemes.int4 import Int4, dequantize
+
+
+def restore(
+    manifest: Manifest,
+    checkpoint: Checkpoint,
+    scheme: Scheme,
+    device: torch.device,
+    alibi: Alibi,
+    twin: Decoder | None = None,
+    streamed: bool = False,
+    advance: Advance = ignored,
+) -> tuple[Decoder, ValueHead, LoadReport]:
+    """Map the tensors, check their sums, and put the model together. Raises CorruptFileError.
+
+    twin: a resident model whose equal tensors are taken instead; streamed: layers are read, and checked once, as they
+    are used. advance: called after each layer that is placed.
+    """
+    started = time.perf_counter()
+    tensors = Tensors(manifest, device, streamed)
+    check_fits(tensors, checkpoint.architecture, scheme)
+    head = head_of(tensors, manifest.post)
+    checkpoint.check_config(len(head.weights[-1]) if head.weights else None)
+    embedding, shared = held_once(tensors["embedding"], None if twin is None else twin.embedding_VD)
+    a = replace(checkpoint.architecture, vocabulary=len(embedding))
+    if isinstance(a.positions, Alibi):
+        a = replace(a, positions=alibi)
+    layers: Layers
+    if streamed:
+        layers = StreamedLayers(a.layers, lambda i: layer_of(tensors, i, a, scheme), device)
+    else:
+        layers = []
+        for i in range(a.layers):
+            beside = None if twin is None or i >= len(twin.layers) else twin.layers[i]
+            layer, saved = held_once(layer_of(tensors, i, a, scheme), beside)
+            layers.append(layer)
+            shared += saved
+            advance(1)
+    watching = (tensors.file.watched.check,) if device.type == "cpu" else ()
+    decoder = Decoder(a, embedding, layers, None, scheme.dtype, watching + (() if twin is None else twin.watching))
+    kernels = kernels_for(device, scheme.path)
+    seconds = time.perf_counter() - started
+    report = LoadReport(seconds, decoder.bytes, kernels, scheme, (scheme.weights,), (), manifest.sqnr_db, shared)
+    report = replace(report, fidelity=manifest.fidelity)
+    return decoder, head, report
+
+
+def head_of(tensors: Tensors, post: PostStep) -> ValueHead:
+    count = sum(name.startswith("head.") and name.endswith(".weight") for name in tensors.names)
+    weights = tuple(tensors[f"head.{k}.weight"] for k in range(count))
+    return ValueHead(weights, tuple(tensors.get(f"head.{k}.bias") for k in range(count)), post)
+
+
+class Tensors:
+    """The tensors of a folder by name, each checked against its sum the first time: mapped, or read into memory of
+    their own, which is theirs alone to give back."""
+
+    def __init__(self, manifest: Manifest, device: torch.device, read: bool) -> None:
+        self.path, self.sums, self.device = manifest.folder / WEIGHTS, manifest.sums, device
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size != manifest.bytes:
+            raise CorruptFileError(f"{self.path} has {size} bytes, its manifest says {manifest.bytes}: copy it again")
+        self.file = SafeFile(self.path)
+        self.take = self.file.read if read else self.file.mapped
+        self.names = frozenset(self.file.tensors)
+        if manifest.header is not None and tensor_sum(self.file.header()) != manifest.header:
+            raise CorruptFileError(f"{self.path}: its header was altered: copy or quantize it again")
+        if self.names != self.sums.keys():
+            raise CorruptFileError(
+                f"{self.path} holds other tensors than {MANIFEST} lists: copy both again, or quantize the source again"
+            )
+        self.sum = word_sum if manifest.files is None else tensor_sum
+        self.checked: set[str] = set()
+
+    def get(self, name: str) -> torch.Tensor | None:
+        return self[name] if name in self.names else None
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self.names:
+            raise CorruptFileError(f"{self.path} lacks tensor {name!r}: quantize it again")
+        tensor = self.take(name)
+        if name not in self.checked and self.sum(tensor) != self.sums[name]:
+            which = "" if self.sum is tensor_sum else f", or its sum in {MANIFEST},"
+            raise CorruptFileError(f"{self.path}: tensor {name!r}{which} was altered: copy or quantize it again")
+        self.checked.add(name)
+        return tensor.to(self.device)
+
+
+def check_fits(tensors: Tensors, a: Architecture, scheme: Scheme) -> None:
+    """Raises CorruptFileError unless the weights are those of config.json's architecture."""
+    rows = {"qkv": a.query_width + 2 * a.kv_width, "output": a.width, "gate_up": 2 * a.ffn_width, "down": a.width}
+    inputs = {"qkv": a.width, "output": a.query_width, "gate_up": a.width, "down": a.ffn_width}
+    expected: dict[str, tuple[int, ...]] = {}
+    found = {name: tensors.file.shape(name) for name in tensors.names}
+    layers = {name.split(".")[1] for name in found if name.startswith("layers.")}
+    if len(layers) == a.layers:  # a count that no file could hold is not tried
+        for i, name in itertools.product(range(a.layers), LINEARS):
+            stem = f"layers.{i}.{name}."
+            groups = found.get(stem + "multiplier", (0, 0))[-1]
+            if scheme.weights == "int8":
+                expected[stem + "values"] = (rows[name], inputs[name])
+            else:
+                expected |= {
+                    stem + "packed": (rows[name], inputs[name] // 2),
+                    stem + "multiplier": (rows[name], groups),
+                }
+            expected[stem + "scale"] = (rows[name],)
+            optional = {stem + "bias": (rows[name],), stem + "shift": (inputs[name],)}
+            expected |= {part: shape for part, shape in optional.items() if part in found}
+    decoder = {name: shape for name, shape in found.items() if name.startswith("layers.")}
+    if len(layers) != a.layers or decoder != expected or found.get("embedding", (0, 0))[1:] != (a.width,):
+        wrong = next((n for n in sorted(decoder.keys() | expected) if decoder.get(n) != expected.get(n)), "embedding")
+        raise CorruptFileError(
+            f"{tensors.path} is not of the model in {CONFIG}, which has {a.layers} layers of width {a.width}: tensor "
+            f"{wrong!r} has shape {found.get(wrong)}; one of the two was altered, copy or quantize them again"
+        )
+
+
+def layer_of(tensors: Tensors, i: int, a: Architecture, scheme: Scheme) -> Layer:
+    def linear(name: str) -> Linear:
+        stem = f"layers.{i}.{name}."
+        block = Folding(a).gated_block if name == "down" else 1
+        weight: Int8Weight | Int4Weight
+        if scheme.weights == "int8":
+            weight = Int8Weight(tensors[stem + "values"], tensors[stem + "scale"])
+        else:
+            weight = Int4Weight(Int4(*(tensors[stem + part] for part in ("packed", "multiplier", "scale"))))
+        bias, shift = tensors.get(stem + "bias"), tensors.get(stem + "shift")
+        if shift is not None and not scheme.integer:  # 16-bit rows are not shifted: the bias takes it back
+            assert bias is not None
+            assert isinstance(weight, Int4Weight)
+            bias, shift = bias - dequantize(weight.held) @ shift, None
+        return linear_for(scheme, weight, bias, block, shift)
+
+    return Layer(None, linear("qkv"), linear("output"), None, linear("gate_up"), linear("down"))

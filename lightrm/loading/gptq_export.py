@@ -1,0 +1,192 @@
+"""A checkpoint -> a folder of GPTQ files (version 1), for auto-gptq, GPTQModel, optimum and whatever reads theirs.
+
+    model.safetensors      each matrix of a layer as qweight, qzeros, scales and g_idx; every other tensor as it was
+    config.json            the source's, with a quantization_config; the same settings in quantize_config.json
+    head and text files    as they were
+
+4 bits, symmetric, one group size for all, no activation order: what every one of those tools' kernels runs. Weights
+are not rotated, for other programs' layers know no rotation. lightrm reads the folder back under `w4a16`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from lightrm.architecture import Alibi, Architecture
+from lightrm.checkpoints.detect import HEAD_FILES, Checkpoint, open_checkpoint
+from lightrm.checkpoints.hub import resolve
+from lightrm.checkpoints.inventory import FUSED, part_rows
+from lightrm.checkpoints.stored import check_free, copy_text_files, whole_folder, write_safetensors
+from lightrm.engine.devices import choose_device
+from lightrm.errors import CheckpointError, SchemeError
+from lightrm.files import write_json
+from lightrm.loading.calibrated_loader import CompensatingLoader
+from lightrm.loading.gptq_rounding import compensated_grouped
+from lightrm.loading.loader import Loader, LoadReport
+from lightrm.loading.packers import Packer, WholePacker
+from lightrm.loading.quantized_folder import LINEARS, is_native
+from lightrm.loading.text_side import calibration_packs, length_limit, text_side
+from lightrm.model.decoder import Decoder, Layer
+from lightrm.model.packed_batch import PackedBatch
+from lightrm.model.weights import ForeignWeight, Held
+from lightrm.progress import item_progress
+from lightrm.schemes import grouped
+from lightrm.schemes.grammar import Scheme, parse_scheme
+from lightrm.text.conversation import Prompt
+
+WIDTHS = 32  # auto-gptq's layers take widths that are multiples of it
+
+
+def export_gptq(
+    path_or_id: str | os.PathLike[str],
+    destination: Path,
+    *,
+    scheme: str = "w4a16",
+    device: str = "auto",
+    template: str | None = None,
+    revision: str | None = None,
+    calibration: Sequence[tuple[Prompt, str]] | None = None,
+    progress: bool = False,
+) -> LoadReport:
+    """Quantize a checkpoint and write it as GPTQ files; arguments as for `lightrm.load`.
+
+    Raises CheckpointError if the destination is taken or the source quantized, SchemeError for another scheme than
+    w4a16 or widths that the format does not take.
+    """
+    check_free(destination)
+    place = choose_device(device)
+    wanted = parse_scheme(scheme, place)
+    if wanted.kind != "w4a16":
+        raise SchemeError(f"GPTQ files hold 4-bit weights for 16-bit activations: ask for w4a16[-gN], not {wanted}")
+    folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
+    if is_native(folder):
+        raise CheckpointError(f"{folder} is quantized already: export its source")
+    checkpoint = open_checkpoint(folder)
+    if checkpoint.holds is not None:
+        raise CheckpointError(f"{folder} is quantized already ({checkpoint.holds}): export its source")
+    if checkpoint.layout.regroup is not None:
+        raise CheckpointError(
+            f"{folder}: layout {checkpoint.layout.name} interleaves qkv, which GPTQ files cannot hold"
+        )
+    group = common_group(checkpoint.architecture, wanted.group)
+    tokens, form, no_text = text_side(checkpoint, template, parse_specials=False)
+    longest = length_limit(None, form, tokens, checkpoint.architecture)
+    packs = calibration_packs(tokens, form, no_text, calibration, longest, checkpoint.reading)
+    with item_progress(checkpoint.architecture.layers, "layers rounded", progress) as advance:
+        decoder, _, report = GptqLoader(checkpoint, wanted, place, packs, group).load(advance=advance)
+    write(destination, checkpoint, decoder, group)
+    return report
+
+
+def common_group(a: Architecture, asked: int) -> int:
+    """The largest power of two up to `asked` that divides every layer's inputs."""
+    widths = (a.width, a.query_width, a.kv_width, a.ffn_width)
+    if any(width % WIDTHS for width in widths):
+        raise SchemeError(f"GPTQ tools take widths that are multiples of {WIDTHS}, this model has {widths}")
+    group = asked
+    while any(inputs % group for inputs in (a.width, a.query_width, a.ffn_width)):
+        group //= 2
+    return group
+
+
+class GptqLoader(CompensatingLoader):
+    """Rounds onto the grid of GPTQ files, compensated where there is calibration text; nothing is folded or rotated.
+
+    Biases stay as the file has them: other programs have no place for one where the architecture has none.
+    """
+
+    corrects = False
+
+    def __init__(
+        self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, packs: Sequence[PackedBatch], group: int
+    ) -> None:
+        super().__init__(checkpoint, scheme, device, Alibi(), packs)
+        self.folding, self.group = None, group
+
+    def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
+        return super().layers(embedding_VD) if self.packs else Loader.layers(self, embedding_VD)
+
+    def packer(self, outputs: int, inputs: int) -> Packer | WholePacker:
+        return WholePacker(partial(grouped.quantize, group=self.group), self.device)
+
+    def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
+        made = compensated_grouped(weight_OI, moment_II, self.group)
+        return ForeignWeight((made,)), made.rows(0, made.shape[0]).float()
+
+
+def write(folder: Path, checkpoint: Checkpoint, decoder: Decoder, group: int) -> None:
+    """Write a model whose layers hold GPTQ's grid; its layers are used up."""
+    settings = {
+        "bits": 4,
+        "group_size": group,
+        "damp_percent": 0.01,
+        "desc_act": False,
+        "static_groups": False,
+        "sym": True,
+        "true_sequential": True,
+        "model_name_or_path": None,
+        "model_file_base_name": "model",
+        "quant_method": "gptq",
+        "checkpoint_format": "gptq",
+        "meta": {"quantizer": [f"lightrm:{version('lightrm')}"]},
+    }
+    with whole_folder(folder) as draft:
+        tensors = dict(packed_tensors(checkpoint, decoder))
+        tensors |= dict(other_tensors(checkpoint))
+        write_safetensors(draft / "model.safetensors", tensors)
+        for place in dict.fromkeys((checkpoint.base_folder, checkpoint.folder)):
+            for name in HEAD_FILES:
+                if (place / name).is_file():
+                    shutil.copyfile(place / name, draft / name)
+        copy_text_files(checkpoint.tokenizer_folder(), draft)
+        write_json(draft / "quantize_config.json", settings)
+        write_json(draft / "config.json", checkpoint.config.raw | {"quantization_config": settings})
+
+
+def packed_tensors(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
+    """The layers' matrices, under the file's own names; a layer is dropped once it is done."""
+    rows, layers = part_rows(decoder.architecture), decoder.layers
+    assert isinstance(layers, list)
+    for i in range(decoder.architecture.layers):
+        layer = layers.pop(0)
+        for name in LINEARS:
+            weight = getattr(layer, name).weight
+            assert isinstance(weight, ForeignWeight)
+            joined = grouped.joined([part for part in weight.parts if isinstance(part, grouped.Grouped)])
+            whole = f"layers.{i}.{name}.weight"
+            parts = {whole: joined.shape[0]}
+            if whole not in checkpoint.tensors:
+                parts = {f"layers.{i}.{part}.weight": rows[part] for part in FUSED[name]}
+            start = 0
+            for ours, count in parts.items():
+                stem = checkpoint.tensors[ours][1].removesuffix(".weight")
+                yield from layer_tensors(stem, grouped.columns(joined, start, start + count))
+                start += count
+
+
+def layer_tensors(stem: str, weight: grouped.Grouped) -> Iterator[tuple[str, torch.Tensor]]:
+    """One layer in the format of `checkpoints.gptq_files`; version 1 stores zero points minus one."""
+    words = torch.full(
+        (len(weight.zero_GO), weight.shape[0] // 8), 0x11111111 * (grouped.MIDDLE - 1), dtype=torch.int32
+    )
+    yield f"{stem}.qweight", weight.packed.cpu().contiguous()
+    yield f"{stem}.qzeros", words
+    yield f"{stem}.scales", weight.scale_GO.cpu().contiguous()
+    yield f"{stem}.g_idx", weight.group_I.to("cpu", torch.int32)
+
+
+def other_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+    """Embedding, norms, biases and the head, as they were; a head in a file of its own is copied with it."""
+    adapter = checkpoint.adapter
+    plain = {} if adapter is None else {stored: name for name, stored in adapter.replaced.items()}
+    for ours, (source, foreign) in checkpoint.tensors.items():
+        matrix = ours.startswith("layers.") and ours.endswith(".weight") and "norm" not in ours
+        if not matrix and not any(path.name in HEAD_FILES for path in source.opened):
+            yield plain.get(foreign, foreign), checkpoint.read(ours)

@@ -1,0 +1,312 @@
+"""Checkpoint -> Decoder and ValueHead: read a tensor, check it, fold it, quantize it on the device, forget it.
+
+At no time is more of the model in float than about one tensor. Shapes and names are checked before the first weight
+is read, so a wrong folder fails in a second.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from lightrm.architecture import Alibi
+from lightrm.checkpoints.detect import Checkpoint, listed
+from lightrm.checkpoints.inventory import FUSED, check_tensors, part_rows, real_architecture
+from lightrm.engine.shared_weights import Part, held_once
+from lightrm.engine.streaming import StreamedLayers
+from lightrm.errors import NumericsError, TensorMismatchError
+from lightrm.judge.bounds import FidelityNote
+from lightrm.kernels import products
+from lightrm.kernels.dispatch import KernelChoice, kernels_for
+from lightrm.loading.folding import Folding
+from lightrm.loading.packers import Packer, WholePacker, packer_for
+from lightrm.model.decoder import Decoder, Layer
+from lightrm.model.head import ValueHead
+from lightrm.model.linear import Linear, linear_for
+from lightrm.model.weights import ForeignWeight, Held, Int8Weight
+from lightrm.progress import Advance, ignored
+from lightrm.schemes.grammar import Scheme, size_text
+from lightrm.schemes.int8 import Rowwise
+from lightrm.schemes.quality import energies, ratio_db
+
+CHECKED_AT_ONCE = 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What loading did.
+
+    seconds: wall time; bytes: of the weights as held, without layers that are streamed; shared: bytes among them that
+    another model holds; ignored: tensors of the file left out; sqnr_db: signal to quantization noise of each matrix
+    under our names, in dB, inf where nothing was lost; fidelity: what was measured of a quantized folder, if anything.
+    """
+
+    seconds: float
+    bytes: int
+    kernels: KernelChoice
+    scheme: Scheme
+    file_dtypes: tuple[str, ...]
+    ignored: tuple[str, ...]
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+    shared: int = 0
+    fidelity: FidelityNote | None = None
+
+    @property
+    def worst(self) -> tuple[str, float] | None:
+        """The matrix that lost most; None if all are exact."""
+        lossy = {name: db for name, db in self.sqnr_db.items() if math.isfinite(db)}
+        return min(lossy.items(), key=lambda item: item[1]) if lossy else None
+
+    def __str__(self) -> str:
+        ignored = f"; ignored {listed(self.ignored, 3)}" if self.ignored else ""
+        worst = f"; least SQNR {self.worst[1]:.1f} dB, {self.worst[0]}" if self.worst else ""
+        shared = f", {size_text(self.shared)} of it shared," if self.shared else ""
+        return (
+            f"{size_text(self.bytes)}{shared} as {self.scheme} ({self.scheme.reason}) from "
+            f"{'/'.join(self.file_dtypes)} in {self.seconds:.1f} s; kernels: {self.kernels}{worst}{ignored}"
+        )
+
+
+class Loader:
+    """Places the tensors of one checkpoint on one device."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi, twin: Decoder | None = None
+    ) -> None:
+        """twin: a resident model whose equal tensors are taken instead of second copies."""
+        self.checkpoint, self.scheme, self.device, self.twin = checkpoint, scheme, device, twin
+        self.shared = 0
+        self.architecture = real_architecture(checkpoint)
+        if isinstance(self.architecture.positions, Alibi):
+            self.architecture = replace(self.architecture, positions=alibi)
+        self.keeps_file = scheme.kind == checkpoint.holds
+        self.folding = Folding(self.architecture) if scheme.folds and not self.keeps_file else None
+        self.dtypes: set[str] = set()
+        self.sqnr_db: dict[str, float] = {}
+        self.checked: set[int] = set()  # layers that were read before
+        self.measures = True
+        self.advance: Advance = ignored
+
+    def load(self, streamed: bool = False, advance: Advance = ignored) -> tuple[Decoder, ValueHead, LoadReport]:
+        """streamed: layers stay in the file, and are read and checked in the first pass over them. advance: called
+        after each layer that is placed."""
+        self.advance = advance
+        started = time.perf_counter()
+        a = self.architecture
+        check_tensors(self.checkpoint)
+        final_norm = self.read("final_norm.weight")
+        head = self.head(final_norm)
+        embedding = self.embedding()
+        layers = StreamedLayers(a.layers, self.layer, self.device) if streamed else self.layers(embedding)
+        norm = self.once(self.norm(final_norm), None if self.twin is None else self.twin.final_norm_D)
+        watching = () if self.twin is None else self.twin.watching
+        decoder = Decoder(a, embedding, layers, norm, self.scheme.dtype, watching)
+        report = LoadReport(
+            seconds=time.perf_counter() - started,
+            bytes=decoder.bytes,
+            kernels=kernels_for(self.device, self.scheme.path),
+            scheme=self.scheme,
+            file_dtypes=tuple(sorted(self.dtypes)),
+            ignored=self.checkpoint.ignored,
+            sqnr_db=self.sqnr_db,
+            shared=self.shared,
+        )
+        return decoder, head, report
+
+    def read(self, ours: str) -> torch.Tensor:
+        """Raises NumericsError if the tensor is not finite."""
+        tensor = self.checkpoint.read(ours)
+        if not self.measures:
+            return tensor
+        self.dtypes.add(str(tensor.dtype).removeprefix("torch."))
+        if not tensor.is_floating_point():
+            raise TensorMismatchError(
+                f"{self.checkpoint.tensors[ours][1]} holds {tensor.dtype} values, expected floats: a quantizer's file "
+                "without its scales?"
+            )
+        parts = torch.split(tensor.reshape(-1), CHECKED_AT_ONCE)
+        count = sum(int((~torch.isfinite(part)).sum()) for part in parts)
+        if count:
+            raise NumericsError(f"{self.checkpoint.tensors[ours][1]} holds {count} NaN or Inf values")
+        return tensor
+
+    def norm(self, weight_D: torch.Tensor) -> torch.Tensor | None:
+        """A norm's weight as the model holds it; None where it is folded into what reads it."""
+        return None if self.folding else weight_D.to(self.device, self.scheme.dtype, copy=True)
+
+    def float_copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.to(self.device, torch.float32, copy=True)
+
+    def embedding(self) -> torch.Tensor:
+        """In the compute dtype, or rotated and in float16: a lookup needs no arithmetic in it."""
+        table_VD = self.read("embedding.weight")
+        dtype = torch.float16 if self.folding else self.scheme.dtype
+        placed = torch.empty(table_VD.shape, dtype=dtype, device=self.device)
+        signal = noise = 0.0
+        rows = max(1, CHECKED_AT_ONCE // table_VD.shape[1])
+        for part, source in zip(torch.split(placed, rows), torch.split(table_VD, rows), strict=True):
+            exact = self.float_copy(source)
+            part.copy_(self.folding.embedding(exact) if self.folding else exact)
+            energy, lost = energies(exact, part)
+            signal, noise = signal + energy, noise + lost
+        self.note("embedding", signal, noise)
+        return self.once(placed, None if self.twin is None else self.twin.embedding_VD)
+
+    def note(self, name: str, signal: float, noise: float) -> None:
+        if not math.isfinite(noise):
+            raise NumericsError(f"{name} overflows half precision under {self.scheme}: load with bf16 or fp32")
+        self.sqnr_db[name] = ratio_db(signal, noise)
+
+    def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
+        layers = []
+        for i in range(self.architecture.layers):
+            layers.append(self.layer(i))
+            self.advance(1)
+        return layers
+
+    def layer(self, i: int) -> Layer:
+        """Checked and measured the first time."""
+        self.measures = i not in self.checked
+        made = self.made(i)
+        self.checked.add(i)
+        return self.once(made, self.beside(i))
+
+    def beside(self, i: int) -> Layer | None:
+        """The twin's layer in the same place."""
+        return None if self.twin is None or i >= len(self.twin.layers) else self.twin.layers[i]
+
+    def once(self, part: Part, twin: Part | None) -> Part:
+        held, saved = held_once(part, twin)
+        self.shared += saved
+        return held
+
+    def made(self, i: int) -> Layer:
+        prefix = f"layers.{i}."
+        norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
+        return Layer(
+            attention_norm_D=self.norm(norms[0]),
+            qkv=self.linear(prefix, "qkv", norms[0]),
+            output=self.linear(prefix, "output", None),
+            mlp_norm_D=self.norm(norms[1]),
+            gate_up=self.linear(prefix, "gate_up", norms[1]),
+            down=self.linear(prefix, "down", None),
+        )
+
+    def linear(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Linear:
+        """One layer from its file's parts; norm_D: of the norm before it, where there is one."""
+        a = self.architecture
+        rows = part_rows(a)
+        if self.keeps_file and (kept := self.file_weight(prefix, name)) is not None:
+            return self.linear_of(name, kept, self.bias(prefix, name))
+        outputs = sum(rows[part] for part in FUSED[name]) if name in FUSED else a.width
+        inputs = {"output": a.query_width, "down": a.ffn_width}.get(name, a.width)
+        packer = self.packer(outputs, inputs)
+        start = 0
+        for part, weight in self.parts(prefix, name, "weight"):
+            folded = self.folded(part, weight, norm_D)
+            del weight
+            packer.put(start, folded)
+            start += len(folded)
+            del folded  # before the next part is read
+        if self.measures:
+            self.note(f"{prefix}{name}", packer.signal, packer.noise)
+        return self.linear_of(name, packer.weight(), self.bias(prefix, name))
+
+    def packer(self, outputs: int, inputs: int) -> Packer | WholePacker:
+        scheme = replace(self.scheme, weights="float") if self.keeps_file else self.scheme
+        return packer_for(scheme, outputs, inputs, self.device, self.measures)
+
+    def file_weight(self, prefix: str, name: str) -> Held | None:
+        """A quantized file's own values of one layer; None if it does not pack all parts of it."""
+        whole = f"{prefix}{name}.weight"
+        names = [whole] if whole in self.checkpoint.tensors else [f"{prefix}{part}.weight" for part in FUSED[name]]
+        found = [self.checkpoint.packed(ours) for ours in names]
+        parts = [products.placed(part, self.device) for part in found if part is not None]
+        if len(parts) < len(names):
+            return None
+        for ours, part in zip(names, parts, strict=True):
+            if not bool(torch.isfinite(part.factors).all()):
+                raise NumericsError(f"the scales of {self.checkpoint.tensors[ours][1]} hold NaN or Inf")
+        self.dtypes.add(self.scheme.name)
+        self.sqnr_db[f"{prefix}{name}"] = math.inf
+        eight = [part for part in parts if isinstance(part, Rowwise)]
+        if eight:
+            return Int8Weight(
+                torch.cat([part.values_OI for part in eight]), torch.cat([part.scale_O for part in eight])
+            )
+        return ForeignWeight(tuple(part for part in parts if not isinstance(part, Rowwise)))
+
+    def linear_of(
+        self, name: str, held: Held, bias_O: torch.Tensor | None, shift_I: torch.Tensor | None = None
+    ) -> Linear:
+        """A held weight as the layer that the scheme runs; shift_I: what is taken off the layer's rows."""
+        block = self.folding.gated_block if self.folding is not None and name == "down" else 1
+        return linear_for(self.scheme, held, bias_O, block, shift_I)
+
+    def bias(self, prefix: str, name: str) -> torch.Tensor | None:
+        """The file's bias of one layer, float32, folded; None where it has none."""
+        biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
+        return torch.cat(biases) if biases else None
+
+    def parts(self, prefix: str, name: str, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
+        """The file's tensors behind one layer, by our part names; one fused tensor comes as its parts too."""
+        whole = f"{prefix}{name}.{kind}"
+        if whole in self.checkpoint.tensors:
+            tensor = self.read(whole)
+            sizes = [part_rows(self.architecture)[part] for part in FUSED.get(name, ())] or [len(tensor)]
+            yield from zip(FUSED.get(name, (name,)), torch.split(tensor, sizes), strict=True)
+            return
+        for part in FUSED.get(name, ()):
+            if f"{prefix}{part}.{kind}" in self.checkpoint.tensors:
+                yield part, self.read(f"{prefix}{part}.{kind}")
+
+    def folded(self, part: str, weight: torch.Tensor, norm_D: torch.Tensor | None) -> torch.Tensor:
+        """A part's weight as the packer shall hold it: on the device, rotated where the scheme asks for it."""
+        if self.folding is None:
+            return weight
+        placed = self.float_copy(weight)
+        if part == "output":
+            return self.folding.output(placed)
+        if part == "down":
+            return self.folding.down(placed)
+        assert norm_D is not None
+        self.folding.reads_residual(placed, self.float_copy(norm_D))
+        return self.folding.value(placed) if part == "value" else placed
+
+    def folded_bias(self, part: str, bias: torch.Tensor) -> torch.Tensor:
+        placed = self.float_copy(bias)
+        if self.folding is not None and part == "value":
+            return self.folding.value(placed)
+        if self.folding is not None and part == "output":
+            return self.folding.writes_residual(placed)
+        return placed
+
+    def head(self, final_norm_D: torch.Tensor) -> ValueHead:
+        """The value head in float32. Raises TensorMismatchError if its layers do not fit together."""
+        tensors, width = self.checkpoint.tensors, self.architecture.width
+        weights: list[torch.Tensor] = []
+        biases: list[torch.Tensor | None] = []
+        while f"head.{len(weights)}.weight" in tensors:
+            stem = f"head.{len(weights)}"
+            weight = self.float_copy(self.read(f"{stem}.weight"))
+            bias = None
+            if f"{stem}.bias" in tensors:
+                bias = self.float_copy(self.read(f"{stem}.bias"))
+            if weight.ndim != 2 or weight.shape[1] != width or (bias is not None and bias.shape != weight.shape[:1]):
+                found = None if bias is None else tuple(bias.shape)
+                raise TensorMismatchError(
+                    f"{tensors[f'{stem}.weight'][1]} has shape {tuple(weight.shape)} with bias {found}, "
+                    f"expected (outputs, {width}) and (outputs,)"
+                )
+            if self.folding is not None and not weights:
+                self.folding.reads_residual(weight, self.float_copy(final_norm_D))
+            weights.append(weight)
+            biases.append(bias)
+            width = weight.shape[0]
+        buffers = {name: self.read(name) for name in tensors if name.startswith("normalizer.")}
+        post = self.checkpoint.layout.post(self.checkpoint.config, buffers)
+        return ValueHead(tuple(weights), tuple(biases), post)

@@ -1,0 +1,108 @@
+"""Float rows in, a held weight out: `Packer` where rows are rounded one by one, `WholePacker` where a matrix is.
+
+Rows arrive a few at a time, so that no second copy of the whole is ever held. Signal and noise are counted on the way,
+while both forms are at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+
+from lightrm.kernels import products
+from lightrm.model.weights import ForeignWeight, Held, Int4Weight, Int8Weight, PlainWeight
+from lightrm.schemes import int4, int8
+from lightrm.schemes.blockwise import Blockwise
+from lightrm.schemes.grammar import Scheme
+from lightrm.schemes.grouped import Grouped
+from lightrm.schemes.quality import energies
+
+PACKED_AT_ONCE = 2**18  # numbers that are rounded at one time
+
+
+def packer_for(
+    scheme: Scheme, outputs: int, inputs: int, device: torch.device, measures: bool = True
+) -> Packer | WholePacker:
+    """measures: count signal and noise on the way."""
+    if scheme.weights == "nf4":
+        return WholePacker(products.quantize_blockwise, device, measures)
+    return Packer(scheme, outputs, inputs, device, measures)
+
+
+class Packer:
+    """Float, int8 or int4."""
+
+    def __init__(self, scheme: Scheme, outputs: int, inputs: int, device: torch.device, measures: bool = True) -> None:
+        self.scheme, self.measures = scheme, measures
+        self.signal = self.noise = 0.0
+        self.group = int4.group_for(inputs, scheme.group) if scheme.weights == "int4" else inputs
+        empty = partial(torch.empty, device=device)
+        if scheme.weights == "float":
+            self.held = [empty(outputs, inputs, dtype=scheme.dtype)]
+        elif scheme.weights == "int8":
+            self.held = [empty(outputs, inputs, dtype=torch.int8), empty(outputs)]
+        else:
+            multipliers = empty(outputs, inputs // self.group, dtype=torch.int8)
+            self.held = [empty(outputs, inputs // 2, dtype=torch.uint8), multipliers, empty(outputs)]
+
+    def put(self, start: int, rows_OI: torch.Tensor) -> None:
+        """Place rows from `start` on."""
+        for part in torch.split(rows_OI, max(1, PACKED_AT_ONCE // rows_OI.shape[1])):
+            rows = part.to(self.held[0].device)
+            parts = self.pack(rows)
+            for whole, made in zip(self.held, parts, strict=True):
+                whole[start : start + len(rows)] = made
+            if self.measures:
+                signal, noise = energies(rows, self.stands_for(parts))
+                self.signal, self.noise = self.signal + signal, self.noise + noise
+            start += len(rows)
+
+    def pack(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The held form of some rows."""
+        if self.scheme.weights == "float":
+            return (rows.to(self.scheme.dtype),)
+        if self.scheme.weights == "int8":
+            return int8.quantize_rows(rows)
+        made = int4.quantize(rows, self.group)
+        return made.packed, made.multiplier_OG, made.scale_O
+
+    def stands_for(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """What it stands for, in float32."""
+        if self.scheme.weights == "float":
+            return parts[0].float()
+        if self.scheme.weights == "int8":
+            return int8.dequantize_rows(*parts)
+        return int4.dequantize(int4.Int4(*parts))
+
+    def weight(self) -> Held:
+        if self.scheme.weights == "float":
+            return PlainWeight(self.held[0])
+        if self.scheme.weights == "int8":
+            return Int8Weight(self.held[0], self.held[1])
+        return Int4Weight(int4.Int4(*self.held))
+
+
+class WholePacker:
+    """Another program's format, made of a whole matrix: each part of a fused layer is rounded by itself."""
+
+    def __init__(
+        self, make: Callable[[torch.Tensor], Grouped | Blockwise], device: torch.device, measures: bool = True
+    ) -> None:
+        self.make, self.device, self.measures = make, device, measures
+        self.parts: list[Grouped | Blockwise] = []
+        self.signal = self.noise = 0.0
+
+    def put(self, start: int, rows_OI: torch.Tensor) -> None:
+        made = self.make(rows_OI.to(self.device))
+        self.parts.append(made)
+        if not self.measures:
+            return
+        step = max(1, PACKED_AT_ONCE // rows_OI.shape[1])
+        for at, rows in zip(range(0, len(rows_OI), step), torch.split(rows_OI, step), strict=True):
+            signal, noise = energies(rows.to(self.device), made.rows(at, at + len(rows)))
+            self.signal, self.noise = self.signal + signal, self.noise + noise
+
+    def weight(self) -> Held:
+        return ForeignWeight(tuple(self.parts))

@@ -1,0 +1,240 @@
+"""lightrm's own folder of a quantized model: written once, mapped into memory afterwards.
+
+    lightrm.json          the manifest, written last: format, scheme, layout, template, checksums, where it came from
+    lightrm.safetensors   the decoder's tensors as held, and the value head with what was folded into it
+    config.json, tokenizer files, chat template: copied
+
+Every byte is under a checksum of `checksums`: the manifest holds those of all other files, of the weights tensor by
+tensor and header, and its own. So a folder loads as it was written, or not at all. The sha256 of the sources, also in
+the manifest, says what the weights came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightrm.architecture import PostStep
+from lightrm.checkpoints.config import read_architecture, read_config
+from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
+from lightrm.checkpoints.safe import SafeFile
+from lightrm.checkpoints.stored import (
+    MANIFEST,
+    check_finished,
+    copy_text_files,
+    text_files,
+    whole_folder,
+    write_safetensors,
+)
+from lightrm.checksums import SEAL, file_sum, sealed, tensor_sum
+from lightrm.errors import CorruptFileError, SchemeError
+from lightrm.files import read_json, write_json
+from lightrm.judge.bounds import FidelityNote
+from lightrm.loading.loader import LoadReport
+from lightrm.model.decoder import Decoder
+from lightrm.model.head import ValueHead
+from lightrm.model.weights import ForeignWeight, Int4Weight, Int8Weight, PlainWeight
+from lightrm.schemes.grammar import Scheme, parse_scheme
+
+WEIGHTS, CONFIG, FORMAT = "lightrm.safetensors", "config.json", 4
+READ = (2, 3, FORMAT)  # format 2 knew no shifts; 2 and 3 have sums of words, and of the weights alone
+LINEARS = ("qkv", "output", "gate_up", "down")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """lightrm.json, read and checked. files: the checksum of each other file; None in a format that had none. sums: of
+    the tensors; header: of what the weights' file begins with."""
+
+    folder: Path
+    scheme: str
+    layout: str
+    template: str | None
+    post: PostStep
+    sums: dict[str, str | int]
+    sqnr_db: dict[str, float]
+    bytes: int
+    fidelity: FidelityNote | None
+    header: str | None = None
+    files: dict[str, str] | None = None
+
+
+def is_native(folder: Path) -> bool:
+    return (folder / MANIFEST).exists() or (folder / WEIGHTS).exists()
+
+
+def write(
+    folder: Path, checkpoint: Checkpoint, decoder: Decoder, head: ValueHead, report: LoadReport, template: str | None
+) -> None:
+    """Write a loaded model. Raises CheckpointError if the destination is taken, SchemeError if it is not quantized."""
+    if not report.scheme.folds:
+        raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
+    if any(isinstance(getattr(decoder.layers[0], name).weight, ForeignWeight) for name in LINEARS):
+        raise SchemeError("these are the file's own values, quantized already: use that folder, or ask for w8a8")
+    with whole_folder(folder) as draft:
+        tensors = dict(tensors_of(decoder, head))
+        write_safetensors(draft / WEIGHTS, tensors)
+        config = dict(checkpoint.config.raw)
+        config.pop("quantization_config", None)
+        write_json(draft / CONFIG, config)
+        copy_text_files(checkpoint.tokenizer_folder(), draft)
+        manifest = {
+            "format": FORMAT,
+            "lightrm": version("lightrm"),
+            "scheme": report.scheme.name,
+            "layout": checkpoint.layout.name,
+            "template": template,
+            "head": {"mean": head.post.mean, "std": head.post.std, "negate": head.post.negate},
+            "sqnr_db": report.sqnr_db,
+            "bytes": (draft / WEIGHTS).stat().st_size,
+            "header": tensor_sum(SafeFile(draft / WEIGHTS).header()),
+            "sums": {name: tensor_sum(tensor) for name, tensor in tensors.items()},
+            "files": {name: file_sum(draft / name) for name in (CONFIG, *text_files(draft))},
+            "sources": {path.name: sha256(path) for source in checkpoint.sources for path in source.opened},
+        }
+        write_json(draft / MANIFEST, sealed(manifest))
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor of a quantized model, by the name it has in the file."""
+    yield "embedding", decoder.embedding_VD
+    for i in range(len(decoder.layers)):
+        layer = decoder.layers[i]
+        for name in LINEARS:
+            linear = getattr(layer, name)
+            for part, tensor in parts_of(linear.weight).items():
+                yield f"layers.{i}.{name}.{part}", tensor
+            if linear.bias_O is not None and bool(linear.bias_O.any()):
+                yield f"layers.{i}.{name}.bias", linear.bias_O.float()
+            if (shift_I := getattr(linear, "shift_I", None)) is not None:
+                yield f"layers.{i}.{name}.shift", shift_I
+    for k, (weight, bias) in enumerate(zip(head.weights, head.biases, strict=True)):
+        yield f"head.{k}.weight", weight
+        if bias is not None:
+            yield f"head.{k}.bias", bias
+
+
+def parts_of(weight: PlainWeight | Int8Weight | Int4Weight) -> dict[str, torch.Tensor]:
+    if isinstance(weight, Int8Weight):
+        return {"values": weight.values_OI, "scale": weight.scale_O}
+    assert isinstance(weight, Int4Weight)
+    held = weight.held
+    return {"packed": held.packed, "multiplier": held.multiplier_OG, "scale": held.scale_O}
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Raises CorruptFileError on anything but a whole folder of a format that this version knows."""
+    raw = raw_manifest(folder)
+    path = folder / MANIFEST
+    try:
+        post = PostStep(raw["head"]["mean"], raw["head"]["std"], raw["head"]["negate"])
+        if not math.isfinite(post.mean) or not post.std > 0 or not isinstance(post.negate, bool):
+            raise ValueError(f"the head's last step is {raw['head']}")
+        sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
+        note = None
+        if (kept := raw.get("fidelity")) and not older_note(kept):
+            note = FidelityNote.read(kept)
+        checked = {name: dict(raw[name]) for name in ("sums", *(["files"] if raw["format"] >= 4 else []))}
+        return Manifest(
+            folder, str(raw["scheme"]), str(raw["layout"]), raw["template"], post, checked["sums"], sqnr,
+            int(raw["bytes"]), note, raw.get("header"), checked.get("files"),
+        )  # fmt: skip
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise CorruptFileError(f"{path} is not a manifest of lightrm: {error!r}; copy or quantize it again") from error
+
+
+def raw_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest's object, under its own checksum since format 4. Raises CorruptFileError."""
+    check_finished(folder)
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise CorruptFileError(f"{folder} holds {WEIGHTS} but no {MANIFEST}: a copy is incomplete, or writing stopped")
+    raw = read_json(path, CorruptFileError)
+    found = raw.get("format")
+    if type(found) is not int:
+        raise CorruptFileError(f"{path} is not a manifest of lightrm: its format is {found!r}; copy it again")
+    if raw.get(SEAL) != (sealed(raw)[SEAL] if SEAL in raw or found >= 4 else None):
+        raise CorruptFileError(f"{path} was altered: it does not match its own checksum; copy or quantize it again")
+    if found not in READ:
+        cure = "update lightrm" if found > FORMAT else "quantize its source again"
+        raise CorruptFileError(
+            f"{folder} was written by lightrm {raw.get('lightrm')} in format {found}, this version reads format "
+            f"{FORMAT}: {cure}"
+        )
+    return raw
+
+
+def older_note(kept: dict[str, Any]) -> bool:
+    """Of a bound that nothing uses any more: the model is as good as it was, its bound has to be measured again."""
+    return "bound" not in kept or isinstance(kept["bound"]["prompts"], int)
+
+
+def note_fidelity(folder: Path, note: FidelityNote) -> None:
+    """Keep what was measured in the manifest, whole or not at all."""
+    raw = raw_manifest(folder) | {"fidelity": asdict(note)}
+    write_json(folder / MANIFEST, sealed(raw) if SEAL in raw else raw)
+
+
+def check_files(manifest: Manifest) -> None:
+    """Raises CorruptFileError if one of the files beside the weights is not the one that was written."""
+    if manifest.files is None:
+        return
+    for name in dict.fromkeys((CONFIG, *text_files(manifest.folder), *manifest.files)):
+        path, expected = manifest.folder / name, manifest.files.get(name)
+        try:
+            found = file_sum(path) if path.is_file() else None
+        except OSError as error:
+            raise CorruptFileError(f"{path} cannot be read: {error.strerror or error}") from error
+        if found != expected:
+            what = "is missing" if found is None else "was altered" if expected else "is not a file of this folder"
+            raise CorruptFileError(
+                f"{path} {what}, by the checksums in {MANIFEST}: copy the folder again, or change the source and "
+                "quantize that"
+            )
+
+
+def open_native(folder: Path) -> tuple[Manifest, Checkpoint]:
+    """The manifest, and the folder in the form that the text side and the repr ask for."""
+    manifest = read_manifest(folder)
+    check_files(manifest)
+    layout = next((layout for layout in LAYOUTS if layout.name == manifest.layout), None)
+    if layout is None:
+        raise CorruptFileError(
+            f"{folder / MANIFEST}: there is no layout {manifest.layout!r}: update lightrm, or copy it again"
+        )
+    config = read_config(folder)
+    own = replace(layout, template=lambda config: manifest.template)
+    checkpoint = Checkpoint(folder, folder, config, read_architecture(config), own, {}, ())
+    checkpoint.check_config()
+    return manifest, checkpoint
+
+
+def chosen_scheme(manifest: Manifest, text: str, device: torch.device) -> Scheme:
+    """The folder's own for "auto". int4 runs with int8 or 16-bit activations, whichever it was written for."""
+    try:
+        own = parse_scheme(manifest.scheme, device, f"the folder holds {manifest.scheme}")
+        if not own.folds:
+            raise SchemeError(f"{own} is not a scheme of lightrm's own folders")
+    except (SchemeError, ValueError) as error:
+        raise CorruptFileError(f"{manifest.folder / MANIFEST}: {error}") from error
+    if text == "auto":
+        return own
+    asked = parse_scheme(text, device)
+    if (asked.weights, asked.group) != (own.weights, own.group):
+        raise SchemeError(f"{manifest.folder} holds {own}, which cannot become {asked}: load its source with {asked}")
+    return asked

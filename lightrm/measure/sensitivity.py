@@ -1,0 +1,115 @@
+"""Which layer's quantization moves the score: one layer at a time as a scheme holds it, among layers in full precision.
+
+Schemes with int8 activations run in a rotated basis. The exact layers are put into the same basis, in float32, where
+they compute what the original computes; so a layer of one can stand among layers of the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lightrm.architecture import Alibi
+from lightrm.data.preferences import Question
+from lightrm.engine.devices import free_bytes
+from lightrm.engine.engine import Engine
+from lightrm.engine.memory import SHARE, weight_bytes
+from lightrm.errors import InputError, SchemeError
+from lightrm.judge.agreement import Array, Prompts, spread_of
+from lightrm.judge.fidelity import Sensitivity
+from lightrm.loading.folding import Folding
+from lightrm.loading.loader import Loader
+from lightrm.loading.quantized_folder import is_native
+from lightrm.model.decoder import Decoder, Layer, Layers
+from lightrm.model.head import ValueHead
+from lightrm.progress import item_progress
+from lightrm.schemes.grammar import parse_scheme
+from lightrm.scorer import RewardModel
+
+TOKENS = 8192  # of text that the passes run over
+
+
+@dataclass(frozen=True, slots=True)
+class Mixture:
+    """Layers of one model, some of them taken from another."""
+
+    ours: Layers
+    theirs: Layers
+    taken: Collection[int]
+
+    def __len__(self) -> int:
+        return len(self.ours)
+
+    def __getitem__(self, i: int) -> Layer:
+        return self.theirs[i] if i in self.taken else self.ours[i]
+
+
+def measure_sensitivity(
+    rm: RewardModel, questions: Sequence[Question], *, tokens: int = TOKENS, progress: bool = False
+) -> Sensitivity:
+    """One pass for each layer over whole questions, the first ones, until they have `tokens` tokens.
+
+    progress: show a bar. rm: loaded from its source with int8 activations (w8a8, w4a8, ..., calibrated or not).
+    Raises SchemeError for other schemes, InputError for a folder that holds no exact weights.
+    """
+    if not rm.report.scheme.integer:
+        raise SchemeError(f"sensitivity is of schemes with int8 activations, w8a8 or w4a8, not of {rm.report.scheme}")
+    if is_native(rm.checkpoint.folder):
+        raise InputError(
+            f"{rm.checkpoint.folder} holds quantized weights only: load its source with {rm.report.scheme}"
+        )
+    ids, prompt = some_ids(rm, questions, tokens)
+    exact, head = exact_twin(rm)
+
+    def scores(taken: Collection[int]) -> Array:
+        return scores_through(Mixture(exact.layers, rm.decoder.layers, taken), rm, exact, head, ids)
+
+    reference = scores(())
+    unit = spread_of(reference, Prompts(prompt))
+
+    def moved(taken: Collection[int]) -> float:
+        return float(np.sqrt(np.mean((scores(taken) - reference) ** 2)) / unit)
+
+    layers = []
+    count = len(exact.layers)
+    with item_progress(count, "layers quantized alone", progress) as advance:
+        for i in range(count):
+            layers.append(moved((i,)))
+            advance(1)
+    return Sensitivity(
+        rm.report.scheme.name, tuple(layers), moved(range(count)), len(ids), sum(len(one) for one in ids)
+    )
+
+
+def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tuple[list[list[int]], np.ndarray]:
+    """Whole questions until there are tokens enough, and each answer's question."""
+    ids: list[list[int]] = []
+    prompt: list[int] = []
+    for k, question in enumerate(questions):
+        ids += rm.encode([question.prompt] * len(question.responses), question.responses)
+        prompt += [k] * len(question.responses)
+        if sum(map(len, ids)) >= tokens:
+            break
+    return ids, np.asarray(prompt, np.int64)
+
+
+def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueHead, ids: Sequence[list[int]]) -> Array:
+    """Scores of `exact` with other layers in the place of its own; float64, one for each of ids."""
+    decoder = Decoder(exact.architecture, exact.embedding_VD, layers, None, exact.dtype)
+    found = np.empty(len(ids))
+    for group, some in Engine(decoder, head, rm.report.scheme, rm.engine.residence).scores(rm.read(ids)):
+        found[group] = some
+    return found
+
+
+def exact_twin(rm: RewardModel) -> tuple[Decoder, ValueHead]:
+    """The same model in float32 in the rotated basis, streamed where it does not fit, and its head."""
+    alibi = Alibi("absolute" if rm.decoder.absolute_bias else "relative")
+    full = parse_scheme("fp32", rm.device)
+    loader = Loader(rm.checkpoint, full, rm.device, alibi)
+    loader.folding = Folding(loader.architecture)
+    streamed = weight_bytes(loader.architecture, full) > SHARE * free_bytes(rm.device)
+    decoder, head, _ = loader.load(streamed)
+    return decoder, head

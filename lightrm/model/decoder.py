@@ -1,0 +1,188 @@
+"""The forward pass over packed tokens. Reads like the paper; knows nothing of files, quantization or text.
+
+    x = embed(ids)
+    for each layer:  x += o(attention(qkv(norm(x))));  x += down(silu(gate(h)) * up(h)), h = norm(x)
+    norm(x) at the last token of each sequence
+
+Only that token is read, so of the last layer all tokens need keys and values, and the last ones the rest.
+
+Shapes: T tokens in a pack, S sequences, D width, H query heads, J key/value heads, E head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from lightrm.architecture import Alibi, Architecture, Rope
+from lightrm.kernels import passes
+from lightrm.model.linear import Heads, Linear, Rotation, Stream, settled
+from lightrm.model.packed_batch import PackedBatch
+from lightrm.model.positions import alibi_slopes, inverse_frequencies, rope_tables
+
+Watch = Callable[[str, torch.Tensor], None]
+EMBEDDED = 64  # tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One block's weights; `qkv` is query, key, value rows in this order, `gate_up` gate rows, then up rows.
+
+    A norm is None where its weight was folded into the layer that reads it.
+    """
+
+    attention_norm_D: torch.Tensor | None
+    qkv: Linear
+    output: Linear
+    mlp_norm_D: torch.Tensor | None
+    gate_up: Linear
+    down: Linear
+
+
+class Layers(Protocol):
+    """A list of layers, or what gives them one after the other."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Layer: ...
+
+
+class Flow:
+    """A pack on its way through the layers."""
+
+    def __init__(self, batch: PackedBatch, decoder: Decoder) -> None:
+        self.batch = batch
+        self.rotation = decoder.rotation(batch)
+        self.paths = passes.paths(batch.segments, decoder.embedding_VD)
+        self.last_paths = passes.paths(batch.segments, decoder.embedding_VD, batch.last_S.tolist())
+        self.stream: Stream = decoder.embedded(batch.token_ids_T)
+
+    def seen(self, name: str, watch: Watch | None) -> None:
+        if watch is not None:
+            self.stream = settled(self.stream)
+            watch(name, self.stream)
+
+
+class Decoder:
+    """A decoder that returns one hidden state a sequence: there is no output layer and no generation."""
+
+    def __init__(
+        self,
+        architecture: Architecture,
+        embedding_VD: torch.Tensor,
+        layers: Layers,
+        final_norm_D: torch.Tensor | None,
+        dtype: torch.dtype,
+        watching: tuple[Callable[[], None], ...] = (),
+    ) -> None:
+        """watching: called before the weights are read, in every layer; each raises if they are not what they were."""
+        self.architecture = architecture
+        self.embedding_VD = embedding_VD
+        self.layers = layers
+        self.final_norm_D = final_norm_D
+        self.dtype, self.watching = dtype, watching
+        positions, device = architecture.positions, embedding_VD.device
+        self.frequency = self.slopes_H = None
+        if isinstance(positions, Rope):
+            self.frequency = inverse_frequencies(positions, architecture.head_width).to(device)
+        else:
+            self.slopes_H = alibi_slopes(architecture.query_heads).to(device)
+        self.absolute_bias = isinstance(positions, Alibi) and positions.table == "absolute"
+
+    @property
+    def bytes(self) -> int:
+        """Of the weights as held; of layers that are not in a list, none."""
+        layers: list[Layer] = self.layers if isinstance(self.layers, list) else []
+        vectors = [self.embedding_VD, self.final_norm_D]
+        vectors += [norm for layer in layers for norm in (layer.attention_norm_D, layer.mlp_norm_D)]
+        linears = [linear for layer in layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
+        return sum(v.nbytes for v in vectors if v is not None) + sum(linear.bytes for linear in linears)
+
+    @torch.inference_mode()
+    def last_hidden(self, batch: PackedBatch, watch: Watch | None = None) -> torch.Tensor:
+        """Normed hidden state at the end of each sequence, (S, D), in the compute dtype.
+
+        watch: called with a name and the residual stream after each half of each layer, to find where it broke.
+        """
+        return self.last_hiddens([batch], watch)[0]
+
+    @torch.inference_mode()
+    def last_hiddens(
+        self, batches: Sequence[PackedBatch], watch: Watch | None = None, after: Callable[[], None] | None = None
+    ) -> list[torch.Tensor]:
+        """As `last_hidden`, of several packs that go through each layer in turn: a layer is needed once for all.
+
+        after: called when a layer is done.
+        """
+        self.watch_over()
+        flows = [Flow(batch, self) for batch in batches]
+        for i in range(len(self.layers)):
+            self.watch_over()
+            layer, last = self.layers[i], i == len(self.layers) - 1
+            for flow in flows:
+                self.attend_last(layer, flow) if last else self.attend(layer, flow)
+                flow.seen(f"layers.{i}.attention", watch)
+                flow.stream = self.think(layer, flow.stream)
+                flow.seen(f"layers.{i}.mlp", watch)
+                if len(flows) > 1:
+                    flow.stream = settled(flow.stream)  # a product that waits would wait in every pack
+            del layer  # before the next one is asked for
+            if after is not None:
+                after()
+        return [passes.norm_rows(settled(flow.stream), self.final_norm_D, self.architecture.norm_eps) for flow in flows]
+
+    def watch_over(self) -> None:
+        for check in self.watching:
+            check()
+
+    def embedded(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+        """Rows of the table in the compute dtype. A CPU copies only EMBEDDED at a time in the table's own dtype: a
+        copy of all would leave a hole of its size in the memory for each pack of a window."""
+        table_VD = self.embedding_VD
+        if table_VD.device.type != "cpu" or table_VD.dtype == self.dtype:
+            return table_VD[token_ids_T].to(self.dtype)
+        x_TD = table_VD.new_empty((len(token_ids_T), table_VD.shape[1]), dtype=self.dtype)
+        for ids, rows in zip(token_ids_T.split(EMBEDDED), x_TD.split(EMBEDDED), strict=True):
+            rows.copy_(table_VD[ids])
+        return x_TD
+
+    def rotation(self, batch: PackedBatch) -> Rotation:
+        return None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
+
+    def attend(self, layer: Layer, flow: Flow) -> None:
+        """x + o(attention(qkv(norm(x)))). Products have no names here and below: they are large, and gone once read."""
+        heads = self.heads(layer.qkv, layer.attention_norm_D, flow.stream, flow.rotation)
+        flow.stream = layer.output.onto(flow.stream, self.mixed(layer, heads, flow.paths))
+
+    def attend_last(self, layer: Layer, flow: Flow) -> None:
+        """The same for the last token of each sequence alone, which is all that the stream holds then."""
+        a, last_S = self.architecture, flow.batch.last_S
+        rows = layer.qkv.normed(flow.stream, layer.attention_norm_D, a.norm_eps)
+        queries = layer.qkv.outputs(0, a.query_width)
+        others = layer.qkv.outputs(a.query_width, a.query_width + 2 * a.kv_width)
+        if queries is None or others is None:
+            query, key, value = layer.qkv(rows).heads((a.query_width, a.kv_width), a.head_width, flow.rotation)
+            query = query[last_S]
+        else:
+            _, key, value = others(rows).heads((0, a.kv_width), a.head_width, flow.rotation)
+            rotation = None if flow.rotation is None else (flow.rotation[0][last_S], flow.rotation[1][last_S])
+            query, _, _ = queries(layer.qkv.picked(rows, last_S)).heads((a.query_width, 0), a.head_width, rotation)
+        flow.stream = layer.output.onto(
+            settled(flow.stream)[last_S], self.mixed(layer, (query, key, value), flow.last_paths)
+        )
+
+    def heads(self, qkv: Linear, norm_D: torch.Tensor | None, stream: Stream, rotation: Rotation) -> Heads:
+        a = self.architecture
+        product = qkv(qkv.normed(stream, norm_D, a.norm_eps))
+        return product.heads((a.query_width, a.kv_width), a.head_width, rotation)
+
+    def mixed(self, layer: Layer, heads: Heads, paths: Any) -> Any:
+        return layer.output.attended(heads, paths, self.slopes_H, self.absolute_bias)
+
+    def think(self, layer: Layer, stream: Stream) -> Stream:
+        """x + down(silu(gate(h)) * up(h)), h = norm(x)"""
+        rows = layer.gate_up.normed(stream, layer.mlp_norm_D, self.architecture.norm_eps)
+        return layer.down.onto(stream, layer.down.gated(layer.gate_up(rows)))

@@ -1,0 +1,30 @@
+"""PackedBatch: the tokens that go through a model together, of many sequences, end to end.
+
+T tokens in a pack, S sequences.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lightrm.kernels.segments import Segment
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """token_ids_T and position_ids_T int64 (T,); last_S int64 (S,): where each sequence ends."""
+
+    token_ids_T: torch.Tensor
+    position_ids_T: torch.Tensor
+    segments: tuple[Segment, ...]
+    last_S: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.token_ids_T)
+
+    def to(self, device: torch.device) -> PackedBatch:
+        return PackedBatch(
+            self.token_ids_T.to(device), self.position_ids_T.to(device), self.segments, self.last_S.to(device)
+        )

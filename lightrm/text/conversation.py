@@ -1,0 +1,130 @@
+"""What the caller passed, checked: a prompt as a string or turns, and responses, as lists or what people hold them in.
+
+Lists may be tuples, generators, numpy arrays, columns of pandas, polars and pyarrow: whatever gives its items in order.
+None of those libraries is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Set
+from typing import Any
+
+from lightrm.errors import InputError
+from lightrm.text.templates import READ_ELSEWHERE, Turn
+
+ROLES = ("system", "user", "assistant", "tool", "developer")
+ASKS = ("user", "tool")  # what an answer may follow
+CALLS = ("tool_calls", "function_call")  # an assistant's turn with one of these may say nothing
+Prompt = str | Iterable[Mapping[str, Any]]
+Response = str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
+Responses = Iterable[Response]
+
+
+def turns_of(prompt: Prompt) -> list[Turn]:
+    """A string is one user turn. Of a turn, "content" may be a list of text parts; other keys that are not None are
+    kept, for the checkpoint's own chat template.
+
+    Raises InputError on anything that is not a conversation which an answer can follow.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": text_of(prompt, "prompt")}]
+    given = items(prompt, "prompt must be a string or a non-empty list of turns")
+    if not given:
+        raise InputError(f"prompt must be a string or a non-empty list of turns, found {kind(prompt)}")
+    turns = [turn_of(turn, f"prompt turn {k}") for k, turn in enumerate(given)]
+    if turns[-1]["role"] not in ASKS:
+        raise InputError(f"the prompt must end in a user turn, its last turn is {turns[-1]['role']!r}")
+    return turns
+
+
+def turn_of(turn: Any, what: str) -> Turn:
+    if not isinstance(turn, Mapping) or "role" not in turn:
+        raise InputError(f"{what} must be a dictionary with 'role' and 'content', found {kind(turn)}")
+    if turn["role"] not in ROLES:
+        raise InputError(f"{what}: role {turn['role']!r} is none of {', '.join(ROLES)}")
+    said = {str(key): plain(value) for key, value in turn.items() if value is not None and key != "content"}
+    silent = turn.get("content") is None and any(name in said for name in CALLS)
+    if not silent and "content" not in turn:
+        raise InputError(f"{what} must be a dictionary with 'role' and 'content', found {kind(turn)}")
+    return said | {"role": str(turn["role"]), "content": "" if silent else content_of(turn["content"], what)}
+
+
+def content_of(content: Any, what: str) -> str:
+    """A string, or the text of a list of {"type": "text", "text": ...} parts, with nothing between them.
+
+    Raises InputError on a part of another type, by name.
+    """
+    if content is None or isinstance(content, str | bytes | Mapping) or not isinstance(content, Iterable):
+        return text_of(content, what)
+    texts = []
+    for part in items(content, f"{what} must be a string or a list of text parts"):
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            raise InputError(f'{what}: a part must be {{"type": "text", "text": ...}}, found {kind(part)}')
+        if part["type"] != "text":
+            raise InputError(f"{what} holds a part of type {part['type']!r}: lightrm scores text alone")
+        texts.append(text_of(part.get("text"), f"{what}, its text part"))
+    return "".join(texts)
+
+
+def responses_of(responses: Responses) -> list[str]:
+    """A response is a string, an assistant's turn, or a list of one such turn. Raises InputError on anything else."""
+    if isinstance(responses, str | bytes):
+        raise InputError("responses must be a list of strings, found one string: write [response]")
+    given = items(responses, "responses must be a list of strings")
+    return [response_of(response, f"response {k}") for k, response in enumerate(given)]
+
+
+def response_of(response: Response, what: str) -> str:
+    if isinstance(response, str) or not isinstance(response, Iterable):
+        return text_of(response, what)
+    turns = [response] if isinstance(response, Mapping) else items(response, f"{what} must be a string")
+    if len(turns) != 1 or not isinstance(turns[0], Mapping):
+        raise InputError(
+            f"{what} must be a string or one assistant turn, found {kind(response)}: earlier turns are the prompt's"
+        )
+    turn = turn_of(turns[0], what)
+    if turn["role"] != "assistant":
+        raise InputError(f"{what} is a turn of role {turn['role']!r}, expected an assistant's")
+    if beside := [name for name in READ_ELSEWHERE if name in turn]:
+        raise InputError(f"{what} holds {beside[0]!r} beside its content: write into the content what is to be scored")
+    return str(turn["content"])
+
+
+def items(value: Any, expected: str) -> list[Any]:
+    """The items of whatever gives them in order. Raises InputError, which begins as `expected` does, on what does not:
+    a single text, a mapping, a set, a table."""
+    table = hasattr(value, "columns") or hasattr(value, "column_names")
+    if isinstance(value, str | bytes | Mapping | Set) or table or getattr(value, "ndim", 1) == 0:
+        raise InputError(f"{expected}, found {kind(value)}")
+    if hasattr(value, "to_pylist"):  # pyarrow, whose own items are no strings
+        value = value.to_pylist()
+    if not isinstance(value, Iterable):
+        raise InputError(f"{expected}, found {kind(value)}")
+    return list(value)
+
+
+def plain(value: Any) -> Any:
+    """What a turn holds beside its text, as the lists and dictionaries that a template expects."""
+    if isinstance(value, Mapping):
+        return {key: plain(inner) for key, inner in value.items()}
+    if hasattr(value, "tolist"):  # numpy
+        value = value.tolist()
+    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def text_of(value: object, what: str) -> str:
+    """Raises InputError on a non-string, and on lone surrogates, which no encoding of text has."""
+    if not isinstance(value, str):
+        raise InputError(f"{what} must be a string, found {kind(value)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{what} holds a lone surrogate {value[error.start]!r} at character {error.start}: it is not valid text; "
+            "decode the source with errors='replace' or repair it"
+        ) from error
+    return str(value)
+
+
+def kind(value: object) -> str:
+    return "None" if value is None else f"{type(value).__name__} {value!r:.60}"

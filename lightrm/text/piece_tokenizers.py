@@ -1,0 +1,172 @@
+"""Text pieces <-> ids: the two kinds of tokenizer files, behind one small protocol.
+
+Text that a user wrote must never become a special token. A sentencepiece model matches its user-defined pieces
+(`<reserved_102>`) inside any text, and a tokenizer.json matches its added tokens (`<|im_end|>`): both are disarmed
+here by default. `parse_specials=True` leaves them live, as Hugging Face's tokenizers do.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from functools import cached_property
+from importlib import import_module
+from typing import Any, Protocol
+
+import sentencepiece
+import tokenizers
+
+from lightrm.errors import TokenizerError
+from lightrm.text.guard import pattern_of, steers
+from lightrm.text.tokenizer_limits import told
+
+USER_DEFINED, CONTROL = 4, 3  # SentencePiece.Type in sentencepiece_model.proto
+# A second normalizer_spec (field 3) with add_dummy_prefix (field 3) = false: protobuf merges it into the first.
+NO_DUMMY_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3, 0])
+
+
+class Vocabulary(Protocol):
+    """What the layers above need of a tokenizer."""
+
+    @property
+    def size(self) -> int:
+        """Number of ids, added tokens included."""
+
+    def encode(self, text: str, *, first: bool, glued: bool) -> list[int]:
+        """Ids of a run of text. `first`: it opens the sequence; `glued`: no space mark is put before it."""
+
+    def id_of(self, piece: str) -> int | None:
+        """Id of one exact piece or special token, None if there is none."""
+
+    def piece(self, token_id: int) -> str:
+        """The piece behind an id, as the vocabulary spells it."""
+
+
+class SentencePieceVocabulary:
+    """A `tokenizer.model`. `added` are the tokens that JSON files beside it add, with their ids."""
+
+    def __init__(self, model: bytes, added: dict[str, int], parse_specials: bool) -> None:
+        model = model if parse_specials else disarm(model)
+        self.processor = load_processor(model)
+        self.glued = load_processor(model + NO_DUMMY_PREFIX)
+        self.added = added
+        self.live = re.compile(f"({pattern_of(added).pattern})") if parse_specials and added else None
+
+    @property
+    def size(self) -> int:
+        return max([self.processor.get_piece_size(), *(i + 1 for i in self.added.values())])
+
+    def encode(self, text: str, *, first: bool, glued: bool) -> list[int]:
+        processor = self.glued if glued else self.processor
+        if self.live is None:
+            return list(processor.encode(text))
+        ids: list[int] = []
+        for part in self.live.split(text):
+            ids += [self.added[part]] if part in self.added else processor.encode(part)
+        return ids
+
+    def id_of(self, piece: str) -> int | None:
+        if piece in self.added:
+            return self.added[piece]
+        token_id = int(self.processor.piece_to_id(piece))
+        return token_id if self.processor.id_to_piece(token_id) == piece else None
+
+    def piece(self, token_id: int) -> str:
+        if token_id < self.processor.get_piece_size():
+            return str(self.processor.id_to_piece(token_id))
+        return next((text for text, i in self.added.items() if i == token_id), f"<{token_id}>")
+
+    def own(self, role: str) -> str:
+        """The model's own BOS or EOS; empty if it has none."""
+        token_id = self.processor.bos_id() if role == "bos" else self.processor.eos_id()
+        return self.piece(token_id) if token_id >= 0 else ""
+
+
+class JsonVocabulary:
+    """A `tokenizer.json`, through the tokenizers library."""
+
+    def __init__(self, content: bytes, parse_specials: bool) -> None:
+        with told("tokenizer.json cannot be read"):
+            description = json.loads(content)
+            if not parse_specials:
+                for token in description.get("added_tokens", ()):
+                    token["special"] = steers(token["content"], token["special"])
+            self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+            self.later = tokenizers.Tokenizer.from_str(json.dumps(without_first_prefix(description)))
+        for tokenizer in (self.tokenizer, self.later):
+            tokenizer.encode_special_tokens = not parse_specials
+            tokenizer.no_truncation()
+            tokenizer.no_padding()
+
+    @property
+    def size(self) -> int:
+        return int(self.tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, *, first: bool, glued: bool) -> list[int]:
+        tokenizer = self.tokenizer if first and not glued else self.later
+        with told("tokenizer.json cannot encode a text"):
+            return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def id_of(self, piece: str) -> int | None:
+        token_id = self.tokenizer.token_to_id(piece)
+        return None if token_id is None else int(token_id)
+
+    def piece(self, token_id: int) -> str:
+        return self.tokenizer.id_to_token(token_id) or f"<{token_id}>"
+
+    @cached_property
+    def adds_first(self) -> bool:
+        """Whether the file's own post-processor puts a token before a text."""
+        with told("tokenizer.json cannot encode a text"):
+            bare = self.tokenizer.encode("a", add_special_tokens=False).ids
+            return list(self.tokenizer.encode("a", add_special_tokens=True).ids[: len(bare)]) != list(bare)
+
+
+def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]
+    """The same tokenizer for a run of text that does not open the sequence.
+
+    Metaspace with prepend_scheme `first` marks a space only at the very start; a later run encoded on its own
+    would get one that the whole text does not have.
+    """
+    copy = json.loads(json.dumps(description))
+    pending = [copy.get("pre_tokenizer")]
+    while pending:
+        step = pending.pop()
+        if isinstance(step, dict):
+            pending += step.get("pretokenizers", ())
+            if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
+                step["prepend_scheme"] = "never"
+    return dict(copy)
+
+
+def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+    try:
+        return sentencepiece.SentencePieceProcessor(model_proto=model)
+    except Exception as error:  # the binding raises RuntimeError, OSError or TypeError by version
+        raise TokenizerError(f"tokenizer.model is not a sentencepiece model ({len(model)} bytes): {error}") from error
+
+
+def disarm(model: bytes) -> bytes:
+    """The same sentencepiece model with its user-defined marks retyped as control pieces, which keep their ids and are
+    never matched inside a text."""
+    proto = model_proto(model)
+    for piece in proto.pieces:
+        if piece.type == USER_DEFINED and steers(piece.piece, special=False):
+            piece.type = CONTROL
+    return bytes(proto.SerializeToString())
+
+
+def marks_of(model: bytes) -> set[str]:
+    """The control and user-defined pieces of a sentencepiece model that steer."""
+    listed = (piece.piece for piece in model_proto(model).pieces if piece.type in (USER_DEFINED, CONTROL))
+    return {piece for piece in listed if steers(piece, special=False)}
+
+
+def model_proto(model: bytes) -> Any:
+    """Raises TokenizerError."""
+    proto = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    try:
+        proto.ParseFromString(model)
+    except Exception as error:  # protobuf's own, by version
+        raise TokenizerError(f"tokenizer.model is not a sentencepiece model ({len(model)} bytes): {error}") from error
+    return proto
