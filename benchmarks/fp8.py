@@ -27,11 +27,10 @@ from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.engine.engine import Engine
-from lightrm.kernels import passes
+from lightrm.kernels.operands import Residual, Rows, Sums
 from lightrm.loading.folding import Folding
 from lightrm.loading.loader import Loader
-from lightrm.model.linear import FloatLinear, FloatProduct, Stream
-from lightrm.model.weights import PlainWeight
+from lightrm.model.linear import Linear
 from lightrm.schemes.grammar import parse_scheme
 
 E4M3 = torch.float8_e4m3fn
@@ -45,15 +44,14 @@ def rounded(x: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Fp8Linear(FloatLinear):
-    def normed(self, stream: Stream, norm_D: torch.Tensor | None, eps: float) -> torch.Tensor:
-        return rounded(FloatLinear.normed(self, stream, norm_D, eps))
+class Fp8Linear(Linear):
+    """Rounds the rows that it reads."""
 
-    def attended(self, heads: Any, paths: Any, slopes_H: torch.Tensor | None, absolute_bias: bool) -> torch.Tensor:
-        return rounded(FloatLinear.attended(self, heads, paths, slopes_H, absolute_bias))
+    def __call__(self, rows: Rows) -> Sums:
+        return Linear.__call__(self, Rows(rounded(rows.values_TI)))
 
-    def gated(self, gate_up: FloatProduct) -> torch.Tensor:
-        return rounded(passes.silu_mul(gate_up.y_TO, self.block))
+    def onto(self, residual: Residual, rows: Rows) -> None:
+        Linear.onto(self, residual, Rows(rounded(rows.values_TI)))
 
 
 def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], rotated: bool) -> np.ndarray:
@@ -68,7 +66,7 @@ def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], ro
         parts = {name: getattr(layer, name) for name in ("qkv", "output", "gate_up", "down")}
         decoder.layers[i] = replace(
             layer,
-            **{n: Fp8Linear(PlainWeight(rounded(p.weight.weight_OI)), p.bias_O, p.block) for n, p in parts.items()},
+            **{n: Fp8Linear(rounded(p.weight), p.bias_O, block=p.block) for n, p in parts.items()},
         )
     scores = np.empty(len(texts), np.float32)
     for group, found in Engine(decoder, head, rm.report.scheme, rm.engine.residence).scores(texts):

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks.record import provenance, write_result
-from lightrm.kernels import products
+from lightrm.kernels import passes, products
 from lightrm.kernels.dispatch import kernels_for
+from lightrm.kernels.operands import Residual, Rows
 from lightrm.loading.packers import WholePacker, packer_for
-from lightrm.model.linear import IntegerLinear, Linear, linear_for, settled
+from lightrm.model.linear import Linear, linear_for
 from lightrm.schemes.grammar import parse_scheme
 
 SHAPES = {
@@ -46,6 +47,13 @@ def build(scheme_name: str, outputs: int, inputs: int) -> Linear:
     return linear_for(scheme, packer.weight(), None)
 
 
+def added(layer: Linear, stream_TO: torch.Tensor, x_TI: torch.Tensor) -> torch.Tensor:
+    """stream + layer(x), its rows rounded first where it reads int8."""
+    residual = Residual(stream_TO)
+    layer.onto(residual, passes.quantize(x_TI) if layer.int8 else Rows(x_TI))
+    return products.settled(residual)
+
+
 def timed(run: Callable[[], object]) -> float:
     started = time.perf_counter()
     run()
@@ -67,12 +75,12 @@ def measure(rounds: int, shapes: list[str], tokens: list[int]) -> dict[str, Any]
                 for name, layer in layers.items():
                     dtype = parse_scheme(name, CPU).dtype
                     x, stream = x_TI.to(dtype), torch.zeros(count, outputs, dtype=dtype)
-                    if isinstance(layer, IntegerLinear) or name == "bnb-int8":
+                    if layer.int8 or name == "bnb-int8":
                         bare = timed(lambda: products.int8_product(values_TI, values_OI))  # noqa: B023
                     else:
                         weight = floats[dtype if dtype in floats else torch.bfloat16].to(dtype)
                         bare = timed(lambda: products.linear(x, weight))  # noqa: B023
-                    whole = timed(lambda: settled(layer.onto(stream, layer.rows(x))))  # noqa: B023
+                    whole = timed(lambda: added(layer, stream, x))  # noqa: B023
                     if k:
                         times[name].append((bare, whole))
             work = 2 * count * outputs * inputs / 1e9

@@ -31,9 +31,10 @@ from lightrm.loading.calibrated_loader import CompensatingLoader
 from lightrm.loading.quantized_folder import LINEARS
 from lightrm.measure.sensitivity import exact_twin, scores_through, some_ids
 from lightrm.model.decoder import Layer, Layers
-from lightrm.model.linear import FloatLinear, IntegerLinear, Linear
-from lightrm.model.weights import PlainWeight
+from lightrm.model.linear import Linear
 from lightrm.progress import item_progress
+from lightrm.schemes.int4 import Int4
+from lightrm.schemes.int8 import Rowwise
 from lightrm.typed_json import made
 
 COARSE, FINE = "w4a8", "w4a8-g32"
@@ -62,9 +63,9 @@ class OneRounded:
         return replace(self.exact[i], **{self.place[1]: widened(getattr(self.rounded[i], self.place[1]))})
 
 
-def widened(linear: Linear) -> FloatLinear:
-    assert isinstance(linear, IntegerLinear)
-    return FloatLinear(PlainWeight(linear.weight.float()), linear.bias_O, linear.block)
+def widened(linear: Linear) -> Linear:
+    assert isinstance(linear.weight, Rowwise | Int4)
+    return Linear(linear.weight.float(), linear.bias_O, block=linear.block)
 
 
 def felt(rm: lightrm.RewardModel, questions: Sequence[Question]) -> dict[Place, float]:

@@ -34,8 +34,9 @@ def sentence(result: Mapping[str, Any]) -> str:
     total, faults = sum(result["compared"].values()), sum(result["faults"].values())
     return (
         f"Over {result['folders']:,} drawn tokenizer folders, {total:,} chats and texts were compared with "
-        f"transformers {result['versions']['transformers']}: {faults or 'none'} differed "
-        f"({result['date']}, commit {result['commit']}).\n"
+        f"transformers {result['versions']['transformers']}: {faults or 'none'} differed. Of "
+        f"{result['compared']['awake']:,} in which users spell control tokens, {result['refused by name']['awake']} "
+        f"were refused, because the template looks at these tokens ({result['date']}, commit {result['commit']}).\n"
     )
 
 
@@ -50,7 +51,7 @@ def main() -> None:
     from tests.tokenizer_draws import Folder, folders
 
     seen: set[int] = set()
-    compared, faults, made = Counter[str](), Counter[str](), Counter[str]()
+    compared, faults, made, refused = Counter[str](), Counter[str](), Counter[str](), Counter[str]()
     classes = Counter[str]()
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
@@ -67,6 +68,7 @@ def main() -> None:
             compared[finding.rule] += 1
             made[finding.rule] += finding.made
             classes[finding.class_name] += 1
+            refused[finding.rule] += finding.refused
             faults[finding.rule] += finding.fault is not None
             if finding.fault is not None and options.show:
                 print(f"{finding}\n  {folder}\n")
@@ -78,6 +80,7 @@ def main() -> None:
         "rules": RULES,
         "compared": dict(compared),
         "transformers gave ids": dict(made),
+        "refused by name": dict(refused),
         "faults": {rule: faults[rule] for rule in RULES},
         "transformers' classes": dict(classes.most_common()),
         "seconds": round(time.monotonic() - begun),

@@ -25,7 +25,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from lightrm.kernels.cuda import cuda_passes, cuda_products, tiles
+from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products, tiles
+from lightrm.kernels.operands import Sums
+from lightrm.kernels.paths import paths_of
 from lightrm.kernels.segments import ROOT, Segment
 from lightrm.schemes.int4 import Int4
 from lightrm.schemes.int8 import Rowwise
@@ -72,49 +74,52 @@ def passes(every_form: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     half, stream, scale_T = torch.float16, meta(4096, WIDTH), meta(4096)
     sums, gate_up = meta(4096, WIDTH, dtype=torch.int32), meta(4096, 2 * FFN, dtype=half)
     yield "norm", lambda: cuda_passes.norm_quantize(stream, 1e-6)
-    yield "add and norm", lambda: cuda_passes.add_norm_quantize(stream, sums, scale_T, meta(WIDTH), meta(WIDTH), 1e-6)
-    yield "gate", lambda: cuda_passes.silu_mul_quantize(gate_up, None, None, 128)
+    yield (
+        "add and norm",
+        lambda: cuda_passes.add_norm_quantize(stream, Sums(sums, scale_T, meta(WIDTH), meta(WIDTH)), 1e-6),
+    )
+    yield "gate", lambda: cuda_passes.silu_mul_quantize(Sums(gate_up), 128)
     qkv, widths, table = 3 * WIDTH, (WIDTH, WIDTH), meta(4096, HEAD_WIDTH // 2)
     rotated = (table, table)
     yield (
         "heads",
-        lambda: cuda_passes.split_heads(
-            meta(4096, qkv, dtype=half), None, None, None, widths, rotated, half, HEAD_WIDTH
-        ),
+        lambda: cuda_passes.split(Sums(meta(4096, qkv, dtype=half)), widths, HEAD_WIDTH, rotated, half),
     )
     yield (
         "widen",
         lambda: cuda_passes.widen(meta(WIDTH, WIDTH // 2, dtype=torch.uint8), meta(WIDTH, 40, dtype=torch.int8)),
     )
-    yield "value head", lambda: cuda_passes.value_head(stream, meta(9, dtype=torch.int64), meta(1, WIDTH), meta(1))
+    yield "value head", lambda: cuda_passes.value_head(stream, meta(1, WIDTH), meta(1), meta(9, dtype=torch.int64))
     if every_form:
         yield "quantize", lambda: cuda_passes.quantize(stream)
         yield "float norm", lambda: cuda_passes.rms_norm(meta(4096, WIDTH, dtype=half), meta(WIDTH, dtype=half), 1e-6)
-        yield "gate 7B", lambda: cuda_passes.silu_mul_quantize(meta(4096, 2 * 11008, dtype=half), None, None, 256)
+        yield "gate 7B", lambda: cuda_passes.silu_mul_quantize(Sums(meta(4096, 2 * 11008, dtype=half)), 256)
         yield "float gate", lambda: cuda_passes.silu_mul(gate_up)
         yield (
             "gate of sums",
-            lambda: cuda_passes.silu_mul_quantize(meta(4096, 2 * FFN, dtype=torch.int32), scale_T, meta(2 * FFN), 128),
+            lambda: cuda_passes.silu_mul_quantize(
+                Sums(meta(4096, 2 * FFN, dtype=torch.int32), scale_T, meta(2 * FFN)), 128
+            ),
         )
         yield (
             "heads of sums",
-            lambda: cuda_passes.split_heads(
-                meta(4096, qkv, dtype=torch.int32), scale_T, meta(qkv), meta(qkv), widths, None, half, HEAD_WIDTH
+            lambda: cuda_passes.split(
+                Sums(meta(4096, qkv, dtype=torch.int32), scale_T, meta(qkv), meta(qkv)), widths, HEAD_WIDTH, None, half
             ),
         )
     forest = (Segment(0, 1000, ROOT), Segment(1000, 2000, 0), Segment(2000, 4096, 0))
     for width in (64, 128):  # 80 and 96 are padded to 128, and the same machine code
         query = meta(4096, 40, width, dtype=half)
         for name, segments in (("plain", forest[:1]), ("shared", forest)):
-            paths = cuda_passes.paths_of(segments, torch.device("meta"))
+            paths = paths_of(segments, torch.device("meta"))
             yield (
                 f"attention {width} {name}",
-                lambda q=query, p=paths, n=name: cuda_passes.attention(q, q, q, p, meta(40), quantized=n == "shared"),
+                lambda q=query, p=paths, n=name: cuda_attention.attend(q, q, q, p, meta(40), quantized=n == "shared"),
             )
-    picked = cuda_passes.paths_of(forest, torch.device("meta"), [999, 4095])
+    picked = paths_of(forest, torch.device("meta"), [999, 4095])
     yield (
         "attention of the last",
-        lambda: cuda_passes.attention(meta(2, 40, 128, dtype=half), query, query, picked, None),
+        lambda: cuda_attention.attend(meta(2, 40, 128, dtype=half), query, query, picked, None),
     )
 
 
@@ -195,7 +200,7 @@ def main() -> None:
         print(json.dumps({"launch": name, "kernel": function.__name__, **settings, **read(kernel)}), flush=True)
 
     JITFunction.run = compile_instead  # type: ignore[method-assign]
-    cuda_passes.capability = cuda_products.capability = lambda device: capability
+    cuda_attention.capability = cuda_products.capability = lambda device: capability
     for name, launch in launches(capability):
         multiplies = name.split()[0] in ("int8", "int4", "grouped", "attention")
         if capability >= tiles.LEAST_PRODUCTS or not multiplies:

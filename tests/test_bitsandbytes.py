@@ -16,7 +16,7 @@ from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.checkpoints.quantized import said_to_hold
 from lightrm.engine.memory import Room, choose_scheme, weight_bytes
 from lightrm.kernels import dispatch, products, reference
-from lightrm.schemes.int8 import quantize_rows
+from lightrm.schemes.int8 import Rowwise, quantize_rows
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights, normal
 
 IDS = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 90))]
@@ -146,9 +146,9 @@ def test_products_agree_with_their_twins(tokens: int, outputs: int, inputs: int,
     assert torch.equal(some, packed.rows(0, outputs)[outputs // 3 :])
     twin = reference.blockwise_product(x, packed, bias_O)
     torch.testing.assert_close(products.blockwise_product(x, packed, bias_O), twin, rtol=1e-4, atol=1e-4)
-    values_OI, scale_O = quantize_rows(weight)
-    mixed = products.mixed_product(x, values_OI, scale_O, bias_O)
-    torch.testing.assert_close(mixed, reference.mixed_product(x, values_OI, scale_O, bias_O), rtol=1e-2, atol=1e-2)
+    eight = Rowwise(*quantize_rows(weight))
+    mixed = products.mixed_product(x, eight, bias_O)
+    torch.testing.assert_close(mixed, reference.mixed_product(x, eight, bias_O), rtol=1e-2, atol=1e-2)
     exact = x @ weight.T + (0 if bias_O is None else bias_O)
     assert float((mixed - exact).norm() / exact.norm()) < 0.02
 

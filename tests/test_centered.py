@@ -14,14 +14,14 @@ from benchmarks import rounding
 from benchmarks.rounding import Bounded
 from lightrm.cli.demo_texts import EXAMPLES
 from lightrm.engine.packing import ALONE, packs
-from lightrm.kernels import integer
+from lightrm.kernels import integer, passes
 from lightrm.kernels.cpu import cpu_passes
+from lightrm.kernels.operands import Residual, Sums
 from lightrm.loading import quantized_folder
 from lightrm.measure.sensitivity import exact_twin
 from lightrm.model.decoder import Decoder
-from lightrm.model.linear import IntegerLinear
-from lightrm.model.weights import Int8Weight
-from lightrm.schemes.int8 import quantize_rows
+from lightrm.model.linear import Linear
+from lightrm.schemes.int8 import Rowwise, quantize_rows
 from tests.test_integer_kernels import normal, product_of
 from tests.test_kernels import assert_rows_within, assert_within
 
@@ -30,12 +30,12 @@ TEXT = [(prompt, text) for prompt, answers in EXAMPLES for _, text in answers]
 
 
 def assert_biased_gate(
-    passes: Any, acc: torch.Tensor, row_scale: torch.Tensor, factor: torch.Tensor, bias: torch.Tensor
+    module: Any, acc: torch.Tensor, row_scale: torch.Tensor, factor: torch.Tensor, bias: torch.Tensor
 ) -> None:
     """silu_mul_quantize of a room of kernels, and the integer twin, against what they may be off by."""
-    values, scale = passes.silu_mul_quantize(acc, row_scale, factor, 1, bias)
+    values, scale = module.silu_mul_quantize(Sums(acc, row_scale, factor, bias), 1)
     bound = rounding.gated(rounding.scaled(acc, row_scale, factor, bias))
-    for rows in ((values, scale), integer.silu_mul_quantize(acc, row_scale, factor, 1, bias)):
+    for rows in ((values, scale), integer.silu_mul_quantize(Sums(acc, row_scale, factor, bias), 1)):
         assert_rows_within(*rows, bound)
 
 
@@ -52,7 +52,7 @@ def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
     bound = rounding.norm(added, 1e-6) - Bounded.of(shift)
     for module in (cpu_passes, integer):
         stream = x.clone()
-        rows = module.add_norm_quantize(stream, acc, row_scale, factor, bias, 1e-6, shift)
+        rows = module.add_norm_quantize(stream, Sums(acc, row_scale, factor, bias), 1e-6, shift)
         assert_within(stream, added)
         assert_rows_within(*rows, bound)
     acc, row_scale, factor = product_of(tokens, 2 * width)
@@ -67,11 +67,12 @@ def test_any_shift_is_given_back() -> None:
     wide = x.double()
     rows = wide * (wide.square().mean(1, keepdim=True) + 1e-6).rsqrt()
     exact = rows @ weight.double().T
-    held = Int8Weight(*quantize_rows(weight))
+    held = Rowwise(*quantize_rows(weight))
 
     def error(shift: torch.Tensor | None) -> float:
-        linear = IntegerLinear(held, None if shift is None else weight @ shift, 1, shift)
-        return float((linear(linear.normed(x.clone(), None, 1e-6)).float().double() - exact).square().mean().sqrt())
+        linear = Linear(held, None if shift is None else weight @ shift, int8=True, shift_I=shift)
+        rows = passes.norm(Residual(x.clone()), None, 1e-6, int8=True, shift_D=shift)
+        return float((linear(rows).float().double() - exact).square().mean().sqrt())
 
     assert error(0.3 * normal(96, seed=5)) < 2 * error(None)
     assert error(rows.mean(0).float()) < 0.4 * error(None)

@@ -91,7 +91,7 @@ def test_heavy_libraries_stay_outside() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-DOORS = ("passes", "products", "dispatch", "segments", "arena", "forks")
+DOORS = ("passes", "products", "operands", "dispatch", "segments", "arena", "forks")
 
 
 def test_kernels_are_reached_through_their_doors() -> None:

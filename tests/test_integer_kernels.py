@@ -14,8 +14,9 @@ import torch
 
 from benchmarks import rounding
 from benchmarks.rounding import Bounded
-from lightrm.kernels import gemm, integer, passes, products, reference
+from lightrm.kernels import gemm, integer, library_products, passes, products, reference
 from lightrm.kernels.cpu import cpu_passes
+from lightrm.kernels.operands import Residual, Sums
 from lightrm.schemes.hadamard import hadamard
 from lightrm.schemes.int4 import Int4
 from tests.test_kernels import assert_rows_within, assert_within
@@ -69,7 +70,9 @@ def test_bad_numbers_show() -> None:
     acc, row_scale, scale = product_of(4, 64)
     row_scale[3] = float("nan")
     for module in (cpu_passes, integer):
-        assert torch.isfinite(module.silu_mul_quantize(acc, row_scale, scale, 32)[1]).tolist() == [True] * 3 + [False]
+        assert torch.isfinite(module.silu_mul_quantize(Sums(acc, row_scale, scale), 32)[1]).tolist() == [True] * 3 + [
+            False
+        ]
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -121,7 +124,7 @@ def test_widening_is_exact(group: int, outputs: int) -> None:
     assert torch.equal(cpu_passes.widen(packed, multiplier), truth)
     values = int8s(9, 256)
     weight = Int4(packed, multiplier, torch.ones(outputs))
-    assert torch.equal(products.int4_product(values, weight), integer.product(values, truth))
+    assert torch.equal(library_products.int4_product(values, weight), integer.product(values, truth))
 
 
 @pytest.mark.parametrize("tokens", TOKENS)
@@ -133,8 +136,8 @@ def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: b
     bias = normal(len(scale), seed=5)
     angle = normal(tokens, width // 2, seed=6)
     rotation = (angle.cos(), angle.sin()) if rope else None
-    found = cpu_passes.split_heads(acc, row_scale, scale, bias, widths, rotation, width)
-    slow = integer.split_heads(acc, row_scale, scale, bias, widths, rotation, width)
+    found = cpu_passes.split_heads(Sums(acc, row_scale, scale, bias), widths, width, rotation)
+    slow = integer.split_heads(Sums(acc, row_scale, scale, bias), widths, width, rotation)
     for *parts, bound in zip(
         found, slow, bounded_heads(acc, row_scale, scale, bias, widths, rotation, width), strict=True
     ):
@@ -156,14 +159,15 @@ def test_add_norm_quantize(tokens: int) -> None:
     acc, row_scale, scale = product_of(tokens, 100)
     x, bias = normal(tokens, 100, seed=7), normal(100, seed=8)
     found, slow = x.clone(), x.clone()
-    values, found_scale = cpu_passes.add_norm_quantize(found, acc, row_scale, scale, bias, 1e-6)
-    slow_values, slow_scale = integer.add_norm_quantize(slow, acc, row_scale, scale, bias, 1e-6)
+    values, found_scale = cpu_passes.add_norm_quantize(found, Sums(acc, row_scale, scale, bias), 1e-6)
+    slow_values, slow_scale = integer.add_norm_quantize(slow, Sums(acc, row_scale, scale, bias), 1e-6)
     bound = Bounded.of(x) + rounding.scaled(acc, row_scale, scale, bias)
     for stream in (found, slow):
         assert_within(stream, bound)
     alone = x.clone()
-    passes.add_sums(alone, products.Sums(acc, row_scale, scale, bias))
-    assert torch.equal(alone, found), "a stream that is settled has the bits of one whose reader adds"
+    assert torch.equal(products.settled(Residual(alone, Sums(acc, row_scale, scale, bias))), found), (
+        "a stream that is settled has the bits of one whose reader adds"
+    )
     for rows in ((values, found_scale), (slow_values, slow_scale)):
         assert_normed_within(*rows, bound, 1e-6)
 
@@ -173,8 +177,8 @@ def test_add_norm_quantize(tokens: int) -> None:
 def test_silu_mul_quantize(tokens: int, width: int, block: int) -> None:
     acc, row_scale, scale = product_of(tokens, 2 * width)
     scale = scale * 30  # gates far from zero on both sides
-    values, found_scale = cpu_passes.silu_mul_quantize(acc, row_scale, scale, block)
-    slow = integer.silu_mul_quantize(acc, row_scale, scale, block)
+    values, found_scale = cpu_passes.silu_mul_quantize(Sums(acc, row_scale, scale), block)
+    slow = integer.silu_mul_quantize(Sums(acc, row_scale, scale), block)
     bound = turned_by(rounding.gated(rounding.scaled(acc, row_scale, scale, None)), block)
     for rows in ((values, found_scale), slow):
         assert_rows_within(*rows, bound)
@@ -197,7 +201,7 @@ def test_exponential_is_that_of_float32() -> None:
     gate = torch.linspace(-100, 100, 4001)[:, None]
     acc = torch.cat([torch.round(gate * 1000), torch.full_like(gate, 1000.0)], 1).to(torch.int32)
     ones, scale = torch.ones(len(acc)), torch.full((2,), 1e-3)
-    values, found = cpu_passes.silu_mul_quantize(acc, ones, scale, 1)
+    values, found = cpu_passes.silu_mul_quantize(Sums(acc, ones, scale), 1)
     assert_rows_within(values, found, rounding.gated(rounding.scaled(acc, ones, scale, None)))
 
 
@@ -205,12 +209,12 @@ def test_a_row_does_not_see_its_neighbours() -> None:
     """Bit for bit: each pass gives a row the same numbers alone and among others."""
     acc, row_scale, scale = product_of(37, 96)
     x = normal(37, 48, seed=3)
-    together = (*cpu_passes.norm_quantize(x, 1e-6), *cpu_passes.silu_mul_quantize(acc, row_scale, scale, 16))
+    together = (*cpu_passes.norm_quantize(x, 1e-6), *cpu_passes.silu_mul_quantize(Sums(acc, row_scale, scale), 16))
     for t in (0, 1, 20, 36):
         rows = slice(t, t + 1)
         alone = (
             *cpu_passes.norm_quantize(x[rows], 1e-6),
-            *cpu_passes.silu_mul_quantize(acc[rows], row_scale[rows], scale, 16),
+            *cpu_passes.silu_mul_quantize(Sums(acc[rows], row_scale[rows], scale), 16),
         )
         assert all(torch.equal(a[rows], b) for a, b in zip(together, alone, strict=True))
 
@@ -249,11 +253,11 @@ print(json.dumps([scores, repr(rm), [str(w.message) for w in caught if w.categor
 def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"int8_product.*values \(3, 4\) int8, weight \(2, 5\) int8"):
         products.int8_product(int8s(3, 4), int8s(2, 5))
-    with pytest.raises(ValueError, match=r"norm_quantize.*x \(3, 4\) bfloat16"):
-        passes.norm_quantize(torch.zeros(3, 4, dtype=torch.bfloat16), 1e-6)
-    sums = products.Sums(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), torch.zeros(24))
-    with pytest.raises(ValueError, match=r"silu_mul_quantize"):
-        passes.silu_mul_quantize(sums, 8)
+    with pytest.raises(ValueError, match=r"norm.*x \(3, 4\) bfloat16"):
+        passes.norm(Residual(torch.zeros(3, 4, dtype=torch.bfloat16)), None, 1e-6, int8=True)
+    sums = Sums(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), torch.zeros(24))
+    with pytest.raises(ValueError, match=r"swiglu"):
+        passes.swiglu(sums, block=8, int8=True)
 
 
 @pytest.mark.parametrize("outputs", [1, 5, 66])

@@ -4,6 +4,9 @@ a kernel that is wrong by a factor in one column does not pass them."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,6 +16,7 @@ from benchmarks import rounding
 from benchmarks.rounding import Bounded
 from lightrm.kernels import arena, integer, library, passes, products, reference
 from lightrm.kernels.arena import LEAST, PAGE, Arena
+from lightrm.kernels.operands import Sums
 from lightrm.kernels.segments import ROOT, Segment
 from lightrm.model.positions import alibi_slopes
 from tests.conftest import UNCLEARED
@@ -95,6 +99,11 @@ def assert_rows_within(
     assert off <= 1, f"a value is {off:.3g} times as far from its number as half a step"
 
 
+def seen(module: Any, segments: Sequence[Segment], picked: Sequence[int] | None = None) -> Any:
+    """What a module is told of a pack: the truth reads the segments themselves."""
+    return segments if module is reference else module.paths(segments, torch.device("cpu"), picked)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (6, 2, 16), (5, 5, 80)])
@@ -106,7 +115,7 @@ def test_attention(dtype, lengths, heads, kv_heads, width, alibi) -> None:
     slopes = alibi_slopes(heads) if alibi else None
     segments = flat(lengths)
     for module, bias_dtype in ((library, dtype), (reference, torch.float32)):
-        found = module.attention(q, k, v, segments, slopes)
+        found = module.attention(q, k, v, seen(module, segments), slopes)
         assert found.dtype == dtype
         assert_within(found, bounded_attention(q, k, v, segments, slopes, bias_dtype))
 
@@ -121,24 +130,26 @@ def test_attention_over_a_forest(nodes: list[tuple[int, int]], alibi: bool) -> N
     slopes = alibi_slopes(4) if alibi else None
     bound = bounded_attention(q, k, v, segments, slopes)
     for module in (reference, library):
-        assert_within(module.attention(q, k, v, segments, slopes), bound, factor=0)
+        assert_within(module.attention(q, k, v, seen(module, segments), slopes), bound, factor=0)
 
 
 def test_absolute_bias_is_the_published_half_precision_table() -> None:
     """slope * j rounded to bf16 and added to bf16 scores: far from the exact function at a long distance."""
     q, k, v = (rows(300, 4, 16, seed=s, dtype=torch.bfloat16) for s in (1, 2, 3))
     slopes = alibi_slopes(4)
-    paths = passes.paths(flat((300,)), q)
-    found = passes.attention(q, k, v, paths, slopes, absolute_bias=True)
+    paths = passes.paths(flat((300,)), q.device)
+    found = passes.attention_by_table(q, k, v, paths, slopes).values_TI.unflatten(1, (4, 16))
     score = (q.float().transpose(0, 1) @ k.float().permute(1, 2, 0) / 4.0).to(torch.bfloat16)
     table = (slopes[:, None, None] * torch.arange(300)).to(torch.bfloat16)
     future = torch.ones(300, 300).triu(1).bool()
     weights = (score + table).float().masked_fill(future, float("-inf")).softmax(-1)
     expected = (weights @ v.float().transpose(0, 1)).transpose(0, 1)
     torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
-    assert (passes.attention(q, k, v, paths, slopes).float() - expected).abs().max() > 0.02
-    in_fp32 = [passes.attention(q.float(), k.float(), v.float(), paths, slopes, absolute) for absolute in (True, False)]
-    torch.testing.assert_close(in_fp32[0], in_fp32[1], atol=1e-4, rtol=1e-3)
+    exact = passes.attention(q, k, v, paths, slopes).values_TI.unflatten(1, (4, 16))
+    assert (exact.float() - expected).abs().max() > 0.02
+    wide = q.float(), k.float(), v.float(), paths, slopes
+    table, exact = passes.attention_by_table(*wide).values_TI, passes.attention(*wide).values_TI
+    torch.testing.assert_close(table, exact, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -165,7 +176,10 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         products.linear(torch.zeros(3, 4), torch.zeros(2, 5))
     with pytest.raises(ValueError, match=r"attention"):
         passes.attention(
-            torch.zeros(3, 4, 8), torch.zeros(3, 3, 8), torch.zeros(3, 3, 8), passes.paths(flat((3,)), torch.zeros(1))
+            torch.zeros(3, 4, 8),
+            torch.zeros(3, 3, 8),
+            torch.zeros(3, 3, 8),
+            passes.paths(flat((3,)), torch.device("cpu")),
         )
 
 
@@ -221,7 +235,7 @@ def test_a_column_that_is_wrong_by_a_factor_fails(kind: str, dtype: torch.dtype)
         "gate": lambda: (reference.silu_mul(x), rounding.gated(Bounded.of(x))),
         "product": lambda: (reference.linear(x, weight, None), product),
         "scales": lambda: (
-            integer.dequantize(acc, scale_T, scale, bias).to(dtype), rounding.scaled(acc, scale_T, scale, bias)
+            Sums(acc, scale_T, scale, bias).float().to(dtype), rounding.scaled(acc, scale_T, scale, bias)
         ),
         "heads": lambda: (flat_heads, rounding.turned(Bounded.of(x.view(65, 2, 20)), *turn)),
         "value head": lambda: (passes.value_head(x, weight.float(), None).to(dtype), product),

@@ -11,6 +11,8 @@ import torch
 
 import lightrm
 from lightrm.kernels import integer, library, passes, reference
+from lightrm.kernels.cpu import cpu_passes
+from lightrm.kernels.operands import Residual, Sums
 from lightrm.kernels.segments import Segment
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights
 
@@ -44,10 +46,11 @@ def test_a_norm_of_an_overflow_is_nan(module, dtype: torch.dtype) -> None:
 def test_a_quantized_norm_of_an_overflow_shows(shifted: bool) -> None:
     x, shift = far_rows(), torch.full((64,), 0.5) if shifted else None
     sums = torch.zeros(6, 64, dtype=torch.int32), torch.ones(6), torch.ones(64), torch.zeros(64)
-    for norm in (integer.norm_quantize, passes.norm_quantize):
-        found = torch.isnan(norm(x.clone(), 1e-6, shift)[1])
+    for module in (integer, cpu_passes):
+        found = torch.isnan(module.norm_quantize(x.clone(), 1e-6, shift)[1])
         assert found.tolist() == [False, True, False, True, False, False]
-    found = torch.isnan(passes.add_norm_quantize(x.clone(), passes.Sums(*sums), 1e-6, shift)[1])
+    residual = Residual(x.clone(), Sums(*sums))
+    found = torch.isnan(passes.norm(residual, None, 1e-6, int8=True, shift_D=shift).scale_T)
     assert found.tolist() == [False, True, False, True, False, False]
 
 
@@ -56,8 +59,8 @@ def test_a_score_of_minus_infinity_is_no_hidden_one() -> None:
     query, key = torch.full((3, 1, 16), 1e20), torch.full((3, 1, 16), 1.0)
     key[1] = -1e20
     value = torch.randn(3, 1, 16, generator=torch.Generator().manual_seed(0))
-    paths = passes.paths([Segment(0, 3)], query)
-    mixed = passes.attention(query, key, value, paths)
+    paths = passes.paths([Segment(0, 3)], query.device)
+    mixed = passes.attention(query, key, value, paths).values_TI
     assert torch.isfinite(mixed[0]).all()
     assert torch.isnan(mixed[1:]).all()
 

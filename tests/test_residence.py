@@ -27,7 +27,7 @@ from lightrm.engine.residence import (
 )
 from lightrm.engine.streaming import StreamedLayers
 from lightrm.loading import quantized_folder
-from lightrm.model.decoder import Decoder
+from lightrm.model.decoder import Decoder, Flow, Layer
 from lightrm.schemes.grammar import parse_scheme
 from tests.conftest import DATA
 from tests.test_scoring import write_model
@@ -212,16 +212,16 @@ def demo() -> lightrm.RewardModel:
 def limited(monkeypatch: pytest.MonkeyPatch, most: int, error: BaseException) -> list[int]:
     """A device that has memory for `most` tokens at once; the packs that were tried."""
     tried: list[int] = []
-    real = Decoder.think
+    real = Decoder.mlp
 
-    def think(self: Decoder, layer: object, stream: object) -> object:
-        rows = len(stream if isinstance(stream, torch.Tensor) else stream.x_TD)
+    def mlp(self: Decoder, layer: Layer, flow: Flow) -> None:
+        rows = len(flow.residual.x_TD)
         tried.append(rows)
         if rows > most:
             raise error
-        return real(self, layer, stream)
+        real(self, layer, flow)
 
-    monkeypatch.setattr(Decoder, "think", think)
+    monkeypatch.setattr(Decoder, "mlp", mlp)
     return tried
 
 
@@ -356,7 +356,7 @@ def test_two_models_of_one_base_hold_it_once(scheme: str, own: bool, tmp_path: P
     assert "of it shared" in repr(safe)
     for i in range(2):
         mine, other = safe.decoder.layers[i], helpful.decoder.layers[i]
-        assert mine.down.weight is not other.down.weight
+        assert mine.down is not other.down
         assert pointers(mine.down.weight) == pointers(other.down.weight)
         assert not set(pointers(mine.qkv.weight)) & set(pointers(other.qkv.weight))
     assert pointers(safe.decoder.embedding_VD) == pointers(helpful.decoder.embedding_VD)

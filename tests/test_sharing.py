@@ -12,12 +12,14 @@ import lightrm
 from lightrm.engine.packing import ALONE, LEAST_SHARED, pack, packs
 from lightrm.kernels import library, passes, reference
 from lightrm.kernels.segments import ROOT, views
+from lightrm.model.decoder import Decoder, Flow, Layer
 from lightrm.model.packed_batch import PackedBatch
 from lightrm.model.positions import alibi_slopes
 from tests.conftest import DATA
 from tests.test_kernels import assert_within, bounded_attention, flat, forest_of, rows
 
-cpu = pytest.importorskip("lightrm.kernels.cpu.cpu_passes")
+cpu = pytest.importorskip("lightrm.kernels.cpu.cpu_attention")
+CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("poisoned")
 
 
@@ -93,7 +95,7 @@ def test_compiled_attention(lengths, heads, kv_heads, width, alibi) -> None:
     tokens = sum(lengths)
     q, k, v = rows(tokens, heads, width), rows(tokens, kv_heads, width, seed=1), rows(tokens, kv_heads, width, seed=2)
     slopes = alibi_slopes(heads) if alibi else None
-    found = cpu.attention(q, k, v, cpu.paths(flat(lengths), None), slopes)
+    found = cpu.attention(q, k, v, cpu.paths(flat(lengths), CPU, None), slopes)
     assert_within(found, bounded_attention(q, k, v, flat(lengths), slopes))
 
 
@@ -108,34 +110,35 @@ def test_attention_does_not_see_who_shares(nodes: list[tuple[int, int]], alibi: 
     tokens = segments[-1].end
     q, k, v = rows(tokens, 4, 24, seed=4), rows(tokens, 2, 24, seed=5), rows(tokens, 2, 24, seed=6)
     slopes = alibi_slopes(4) if alibi else None
-    shared = cpu.attention(q, k, v, cpu.paths(segments, None), slopes)
+    shared = cpu.attention(q, k, v, cpu.paths(segments, CPU, None), slopes)
     bound = bounded_attention(q, k, v, segments, slopes)
     assert_within(shared, bound, factor=0)
     picked = [segment.end - 1 for segment in segments][::-1]
-    assert torch.equal(cpu.attention(q[picked], k, v, cpu.paths(segments, picked), slopes), shared[picked])
+    assert torch.equal(cpu.attention(q[picked], k, v, cpu.paths(segments, CPU, picked), slopes), shared[picked])
     for slow in (library, reference):
-        found = slow.attention(q[picked], k, v, segments, slopes, picked=picked)
+        told = (library.paths(segments, CPU, picked), slopes) if slow is library else (segments, slopes, picked)
+        found = slow.attention(q[picked], k, v, *told)
         assert_within(found, bound[picked], factor=0)
     for start, end, ranges in views(segments):
         along = [token for first, last in ranges for token in range(first, last)]
-        alone = cpu.attention(q[along], k[along], v[along], cpu.paths(flat((len(along),)), None), slopes)
+        alone = cpu.attention(q[along], k[along], v[along], cpu.paths(flat((len(along),)), CPU, None), slopes)
         assert torch.equal(alone[start - end :], shared[start:end])
 
 
 def test_attention_keeps_far_and_large_scores_apart() -> None:
     """Scores far below the largest vanish, those of hidden tokens count for nothing, NaN stays NaN."""
     q, k, v = (rows(70, 1, 16, seed=s) * 30 for s in (1, 2, 3))
-    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), None), None)
+    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), CPU, None), None)
     assert_within(found, bounded_attention(q, k, v, flat((70,)), None), factor=1.01)  # far scores are large sums
     k[40] = float("nan")
-    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), None), None)
+    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), CPU, None), None)
     assert bool(found[:40].isfinite().all())
     assert bool(found[40:].isnan().all())
 
 
 def test_a_token_of_no_segment_is_named() -> None:
     with pytest.raises(ValueError, match="token 5 lies in no segment"):
-        passes.paths(flat((5,)), torch.zeros(1), [5])
+        passes.paths(flat((5,)), CPU, [5])
 
 
 def groups(vocabulary: int, seed: int) -> list[list[int]]:
@@ -174,8 +177,13 @@ def test_each_token_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal prompts anywhere in a batch; in the last layer, the MLP sees one row a sequence."""
     rm = lightrm.load("demo", scheme="fp32")
     seen: list[int] = []
-    think = type(rm.decoder).think
-    monkeypatch.setattr(type(rm.decoder), "think", lambda d, layer, x: (seen.append(len(x)), think(d, layer, x))[1])
+    mlp = type(rm.decoder).mlp
+
+    def counted(decoder: Decoder, layer: Layer, flow: Flow) -> None:
+        seen.append(len(flow.residual.x_TD))
+        mlp(decoder, layer, flow)
+
+    monkeypatch.setattr(type(rm.decoder), "mlp", counted)
     prompts = ["Why is the sky blue? Explain it so that a child of eight would like it."] * 3
     answers = ["Sunlight is scattered.", "Because.", "No idea, ask somebody else."]
     scores = rm.score_batch([prompts[0], "What is rain?", *prompts[1:]], [answers[0], "Water.", *answers[1:]])

@@ -23,7 +23,7 @@ from lightrm.engine.residence import Residence
 from lightrm.errors import CopyError
 from lightrm.kernels import dispatch, gemm, integer
 from lightrm.kernels.cpu import cpu_passes, row_loops
-from lightrm.model.decoder import Decoder
+from lightrm.model.decoder import Decoder, Flow, Layer
 from tests.test_residence import IDS
 from tests.test_scoring import write_model
 
@@ -177,16 +177,16 @@ def test_threads_that_run_out_of_memory(folder: Path, monkeypatch: pytest.Monkey
     expected = [rm.score_ids(ids).tolist() for ids in work]
     tried: list[int] = []
     most = 60
-    think = Decoder.think
+    mlp = Decoder.mlp
 
-    def limited(self: Decoder, layer: object, stream: object) -> object:
-        tokens = len(stream if isinstance(stream, torch.Tensor) else stream.x_TD)
+    def limited(self: Decoder, layer: Layer, flow: Flow) -> None:
+        tokens = len(flow.residual.x_TD)
         tried.append(tokens)
         if tokens > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return think(self, layer, stream)
+        mlp(self, layer, flow)
 
-    monkeypatch.setattr(Decoder, "think", limited)
+    monkeypatch.setattr(Decoder, "mlp", limited)
     hand_over, budgets = HandOver(), []
     hand_over.watch(rm.engine, SHARED["engine"])
     halve = rm.engine.halve
@@ -205,13 +205,13 @@ def test_what_is_found_out_or_compiled_once() -> None:
     """The first call of several threads at once, of everything that is kept from its first call."""
     for kept in (gemm.cpu_product, dispatch.imported, row_loops.widen_rows):
         kept.cache_clear()
-    like = torch.zeros(1)
+    here = torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
     packed = torch.randint(0, 256, (7, 48), generator=generator, dtype=torch.uint8)
     multiplier = torch.randint(1, 16, (7, 12), generator=generator, dtype=torch.int8)
     found = together(
         *[lambda: gemm.cpu_product()[1]] * 3,
-        *[lambda: dispatch.passes(like).__name__] * 3,
+        *[lambda: dispatch.passes(here).__name__] * 3,
         *[lambda: cpu_passes.widen(packed, multiplier).tolist()] * 3,
     )
     truth = integer.widen(packed, multiplier).tolist()

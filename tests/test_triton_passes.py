@@ -12,7 +12,8 @@ pytest.importorskip("triton")
 from benchmarks import rounding
 from benchmarks.rounding import Bounded
 from lightrm.kernels import integer
-from lightrm.kernels.cuda import cuda_passes
+from lightrm.kernels.cuda import cuda_attention, cuda_passes
+from lightrm.kernels.operands import Sums
 from lightrm.kernels.paths import paths_of
 from lightrm.kernels.segments import ROOT, Segment
 from lightrm.model.positions import alibi_slopes
@@ -48,8 +49,8 @@ def test_add_norm_quantize(tokens: int, sums: bool) -> None:
     x = normal(tokens, 100, seed=7).to(DEVICE)
     found = x.clone()
     bound = Bounded.of(x) + rounding.scaled(acc, row_scale, scale, bias)
-    waiting = acc if sums else integer.dequantize(acc, row_scale, scale, bias)
-    values, found_scale = cuda_passes.add_norm_quantize(found, waiting, row_scale, scale, bias, 1e-6)
+    waiting = acc if sums else Sums(acc, row_scale, scale, bias).float()
+    values, found_scale = cuda_passes.add_norm_quantize(found, Sums(waiting, row_scale, scale, bias), 1e-6)
     assert_within(found, bound)
     assert_normed_within(values, found_scale, bound, 1e-6)
 
@@ -87,11 +88,11 @@ def test_silu_mul_quantize(tokens: int, width: int, block: int, sums: bool) -> N
     acc, row_scale, scale = here(*product_of(tokens, 2 * width))
     scale = scale * 30  # gates far from zero on both sides
     if sums:
-        values, found_scale = cuda_passes.silu_mul_quantize(acc, row_scale, scale, block)
+        values, found_scale = cuda_passes.silu_mul_quantize(Sums(acc, row_scale, scale), block)
         gate_up = rounding.scaled(acc, row_scale, scale, None)
     else:
         half = (acc.float() * (row_scale[:, None] * scale)).half()
-        values, found_scale = cuda_passes.silu_mul_quantize(half, None, None, block)
+        values, found_scale = cuda_passes.silu_mul_quantize(Sums(half), block)
         gate_up = Bounded.of(half)
     bound = turned_by(rounding.gated(gate_up), block)
     assert_rows_within(values, found_scale, bound)
@@ -107,7 +108,7 @@ def test_bad_numbers_show() -> None:
         assert torch.isfinite(kernel(x)[1]).tolist() == [True, False, False, True]
     half = normal(4, 128).half().to(DEVICE)
     half[3, 7] = float("inf")
-    assert torch.isfinite(cuda_passes.silu_mul_quantize(half, None, None, 32)[1]).tolist() == [True] * 3 + [False]
+    assert torch.isfinite(cuda_passes.silu_mul_quantize(Sums(half), 32)[1]).tolist() == [True] * 3 + [False]
 
 
 @pytest.mark.parametrize("tokens", [1, 17])
@@ -119,11 +120,11 @@ def test_split_heads(tokens: int, heads: int, kv_heads: int, width: int, rope: b
     acc, row_scale, scale = here(*product_of(tokens, widths[0] + 2 * widths[1]))
     bias, angle = here(normal(len(scale), seed=5), normal(tokens, width // 2, seed=6))
     rotation = (angle.cos(), angle.sin()) if rope else None
-    found = cuda_passes.split_heads(acc, row_scale, scale, bias, widths, rotation, torch.float32, width)
+    found = cuda_passes.split(Sums(acc, row_scale, scale, bias), widths, width, rotation, torch.float32)
     for part, bound in zip(found, bounded_heads(acc, row_scale, scale, bias, widths, rotation, width), strict=True):
         assert_within(part.unflatten(1, (-1, width)), bound)
-    floats = integer.dequantize(acc, row_scale, scale, bias)
-    again = cuda_passes.split_heads(floats, None, None, None, widths, rotation, torch.float32, width)
+    floats = Sums(acc, row_scale, scale, bias).float()
+    again = cuda_passes.split(Sums(floats), widths, width, rotation, torch.float32)
     assert all(torch.equal(a, b) for a, b in zip(again, found, strict=True))
     assert again[0].untyped_storage().data_ptr() == floats.untyped_storage().data_ptr()
 
@@ -133,9 +134,9 @@ def test_value_head(count: int, outputs: int, width: int) -> None:
     x, weight, bias = here(normal(12, width), normal(outputs, width, seed=1), normal(outputs, seed=2))
     rows = torch.arange(count, device=DEVICE) % 7 + 3
     bound = Bounded.of(x[rows]).product(Bounded.of(weight.T))
-    assert_within(cuda_passes.value_head(x, rows, weight, None), bound)
-    assert_within(cuda_passes.value_head(x, rows, weight, bias), bound + Bounded.of(bias))
-    assert cuda_passes.value_head(x, rows[:0], weight, bias).shape == (0, outputs)
+    assert_within(cuda_passes.value_head(x, weight, None, rows), bound)
+    assert_within(cuda_passes.value_head(x, weight, bias, rows), bound + Bounded.of(bias))
+    assert cuda_passes.value_head(x, weight, bias, rows[:0]).shape == (0, outputs)
 
 
 def qkv(tokens: int, heads: int, kv_heads: int, width: int, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -151,7 +152,7 @@ def test_attention(dtype, lengths, heads, kv_heads, width, alibi) -> None:
     q, k, v = qkv(sum(lengths), heads, kv_heads, width, dtype)
     slopes = alibi_slopes(heads).to(DEVICE) if alibi else None
     segments = flat(lengths)
-    found = cuda_passes.attention(q, k, v, paths_of(segments, DEVICE), slopes)[0]
+    found = cuda_attention.attend(q, k, v, paths_of(segments, DEVICE), slopes)[0]
     bound = bounded_attention(q, k, v, segments, slopes, cut=cut(dtype))
     assert_within(found, bound, cut=cut(dtype), factor=wrong(dtype))
 
@@ -161,8 +162,8 @@ def test_attention_leaves_as_int8(alibi: bool) -> None:
     """The last head to arrive rounds the rows of its tile, as `quantize` rounds what the kernel wrote."""
     q, k, v = qkv(333, 6, 2, 80, torch.float16)
     slopes = alibi_slopes(6).to(DEVICE) if alibi else None
-    mixed, values, scale = cuda_passes.attention(q, k, v, paths_of(FOREST, DEVICE), slopes, quantized=True)
-    assert torch.equal(mixed, cuda_passes.attention(q, k, v, paths_of(FOREST, DEVICE), slopes)[0])
+    mixed, values, scale = cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), slopes, quantized=True)
+    assert torch.equal(mixed, cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), slopes)[0])
     expected, expected_scale = integer.quantize(mixed.flatten(1).float())
     assert torch.equal(values, expected)
     assert torch.equal(scale, expected_scale)
@@ -176,7 +177,7 @@ def test_attention_over_a_forest(nodes: list[tuple[int, int]], alibi: bool) -> N
     start = segments[-1].end
     q, k, v = qkv(start, 4, 2, 8, torch.float32)
     slopes = alibi_slopes(4).to(DEVICE) if alibi else None
-    found = cuda_passes.attention(q, k, v, paths_of(segments, DEVICE), slopes)[0]
+    found = cuda_attention.attend(q, k, v, paths_of(segments, DEVICE), slopes)[0]
     assert_within(found, bounded_attention(q, k, v, segments, slopes), factor=0)
 
 
@@ -184,8 +185,8 @@ def test_picked_queries() -> None:
     """The last token of each sequence alone: what it gets among all the others, bit for bit."""
     q, k, v = qkv(333, 4, 2, 64, torch.float16)
     last = [segment.end - 1 for segment in FOREST]
-    everything = cuda_passes.attention(q, k, v, paths_of(FOREST, DEVICE), None)[0]
-    picked = cuda_passes.attention(q[last], k, v, paths_of(FOREST, DEVICE, last), None)[0]
+    everything = cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), None)[0]
+    picked = cuda_attention.attend(q[last], k, v, paths_of(FOREST, DEVICE, last), None)[0]
     torch.testing.assert_close(picked, everything[last], atol=0, rtol=0)
     with pytest.raises(ValueError, match="token 333 lies in no segment"):
         paths_of(FOREST, DEVICE, [333])
@@ -195,13 +196,13 @@ def test_sharing_and_neighbours_change_nothing() -> None:
     """An answer behind a shared prompt gets, bit for bit, what it gets in a sequence of its own, alone in a pack."""
     q, k, v = qkv(333, 4, 2, 64, torch.float16)
     slopes = alibi_slopes(4).to(DEVICE)
-    shared = cuda_passes.attention(q, k, v, paths_of(FOREST, DEVICE), slopes)[0]
+    shared = cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), slopes)[0]
     for index, segment in enumerate(FOREST):
         path, at = [], index
         while at != ROOT:
             path = [*range(FOREST[at].start, FOREST[at].end), *path]
             at = FOREST[at].parent
-        alone = cuda_passes.attention(q[path], k[path], v[path], paths_of(flat((len(path),)), DEVICE), slopes)[0]
+        alone = cuda_attention.attend(q[path], k[path], v[path], paths_of(flat((len(path),)), DEVICE), slopes)[0]
         assert torch.equal(alone[-(segment.end - segment.start) :], shared[segment.start : segment.end])
 
 
@@ -210,10 +211,10 @@ def test_heads_may_be_columns_of_one_tensor() -> None:
     whole = normal(150, 8 * 64).half().to(DEVICE)
     q, k, v = (part.unflatten(1, (-1, 64)) for part in whole.split([256, 128, 128], 1))
     paths = paths_of(flat((150,)), DEVICE)
-    found = cuda_passes.attention(q, k, v, paths, None)[0]
-    assert torch.equal(found, cuda_passes.attention(q.contiguous(), k.contiguous(), v.contiguous(), paths, None)[0])
+    found = cuda_attention.attend(q, k, v, paths, None)[0]
+    assert torch.equal(found, cuda_attention.attend(q.contiguous(), k.contiguous(), v.contiguous(), paths, None)[0])
     by_head = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
-    assert torch.equal(found, cuda_passes.attention(*by_head, paths, None)[0])
+    assert torch.equal(found, cuda_attention.attend(*by_head, paths, None)[0])
 
 
 def test_rows_may_lie_apart() -> None:
@@ -226,23 +227,23 @@ def test_rows_may_lie_apart() -> None:
         assert torch.equal(cuda_passes.silu_mul(x), cuda_passes.silu_mul(part.contiguous()))
     acc, row_scale, scale, bias = here(*product_of(9, 64), normal(64, seed=8))
     alone, among = part.contiguous(), wide.clone()
-    cuda_passes.add_norm_quantize(alone, acc, row_scale, scale, bias, 1e-6)
-    cuda_passes.add_norm_quantize(among[:, 8:72], acc, row_scale, scale, bias, 1e-6)
+    cuda_passes.add_norm_quantize(alone, Sums(acc, row_scale, scale, bias), 1e-6)
+    cuda_passes.add_norm_quantize(among[:, 8:72], Sums(acc, row_scale, scale, bias), 1e-6)
     assert torch.equal(among[:, 8:72], alone)
     assert torch.equal(among[:, :8], wide[:, :8])
     with pytest.raises(ValueError, match="needs its rows whole"):
-        cuda_passes.add_norm_quantize(across, acc, row_scale, scale, bias, 1e-6)
+        cuda_passes.add_norm_quantize(across, Sums(acc, row_scale, scale, bias), 1e-6)
 
 
 def test_a_row_does_not_see_its_neighbours() -> None:
     acc, row_scale, scale = here(*product_of(37, 96))
     x = normal(37, 48, seed=3).to(DEVICE)
-    together = (*cuda_passes.norm_quantize(x, 1e-6), *cuda_passes.silu_mul_quantize(acc, row_scale, scale, 16))
+    together = (*cuda_passes.norm_quantize(x, 1e-6), *cuda_passes.silu_mul_quantize(Sums(acc, row_scale, scale), 16))
     for t in (0, 20, 36):
         rows = slice(t, t + 1)
         alone = (
             *cuda_passes.norm_quantize(x[rows], 1e-6),
-            *cuda_passes.silu_mul_quantize(acc[rows], row_scale[rows], scale, 16),
+            *cuda_passes.silu_mul_quantize(Sums(acc[rows], row_scale[rows], scale), 16),
         )
         assert all(torch.equal(a[rows], b) for a, b in zip(together, alone, strict=True))
 
@@ -255,9 +256,9 @@ def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
     x = 3 * normal(tokens, width, seed=7).to(DEVICE)
     bound = rounding.norm(Bounded.of(x), 1e-6) - Bounded.of(shift)
     assert_rows_within(*cuda_passes.norm_quantize(x, 1e-6, shift), bound)
-    alone = x + integer.dequantize(acc, row_scale, scale, bias)
+    alone = x + Sums(acc, row_scale, scale, bias).float()
     added = x.clone()
-    both = cuda_passes.add_norm_quantize(added, acc, row_scale, scale, bias, 1e-6, shift)
+    both = cuda_passes.add_norm_quantize(added, Sums(acc, row_scale, scale, bias), 1e-6, shift)
     for a, b in zip(both, cuda_passes.norm_quantize(alone, 1e-6, shift), strict=True):
         torch.testing.assert_close(a.float(), b.float(), atol=1, rtol=1e-5)
     acc, row_scale, scale, bias = here(*product_of(tokens, 2 * width), normal(2 * width, seed=8))

@@ -18,6 +18,7 @@ from benchmarks import rounding
 from benchmarks.rounding import Bounded
 from lightrm.kernels import gemm, integer, products
 from lightrm.kernels.cuda import cuda_passes, cuda_products
+from lightrm.kernels.operands import Rows, Sums
 from lightrm.schemes import grouped, int4, int8, tiled
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int4 import Int4
@@ -135,7 +136,7 @@ def test_rows_may_lie_apart() -> None:
     assert cuda_products.product(values[:0, :64], ones(0), held, None, torch.float16).shape == (0, 33)
     spaced = normal(40, seed=2).to(DEVICE)[::2]
     scaled = cuda_products.product(across, spaced, held, None, torch.float32)
-    assert torch.equal(scaled, integer.dequantize(truth.int(), spaced, ones(33), torch.zeros(33, device=DEVICE)))
+    assert torch.equal(scaled, Sums(truth.int(), spaced, ones(33), torch.zeros(33, device=DEVICE)).float())
     with pytest.raises(ValueError, match=r"needs its rows whole, found strides \(1, 20\)"):
         cuda_products.product(across, ones(20), held, None, torch.float32, torch.zeros(33, 20, device=DEVICE).T)
 
@@ -144,7 +145,7 @@ def test_sums_that_could_overflow_are_refused() -> None:
     inputs = products.MOST_INPUTS + 1
     weight = Rowwise(torch.zeros(1, inputs, dtype=torch.int8), torch.ones(1))
     with pytest.raises(ValueError, match="131072 inputs may overflow int32 sums, which hold 131071"):
-        products.product(torch.zeros(1, inputs, dtype=torch.int8), torch.ones(1), weight, None)
+        products.product(Rows(torch.zeros(1, inputs, dtype=torch.int8), torch.ones(1)), weight, None)
 
 
 @pytest.mark.skipif(os.uname().sysname != "Linux", reason="needs memory that is not there until it is touched")
@@ -214,9 +215,9 @@ def test_int4_as_a_float_grid() -> None:
     """w4a16 of our own grid: multipliers exact in half precision, the channel's scale in float32 at the end."""
     weight = int4_weight(70, 256, 32)
     laid_out = tiled.tiled_int4(weight, torch.float16)
-    torch.testing.assert_close(laid_out.rows(0, 70), int4.dequantize(weight))
+    torch.testing.assert_close(laid_out.rows(0, 70), weight.float())
     x = normal(33, 256).half().to(DEVICE)
-    bound = Bounded.of(x).product(Bounded.of(int4.dequantize(weight).T), more=2)
+    bound = Bounded.of(x).product(Bounded.of(weight.float().T), more=2)
     assert_within(cuda_products.grouped_product(x, laid_out, None), bound)
 
 

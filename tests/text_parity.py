@@ -27,6 +27,7 @@ from tests.tokenizer_draws import MAY_BE_REFUSED, PLAIN, Folder
 
 ENDLESS = 10**6
 UNKNOWN = ("<unk>", "[UNK]")  # made of any character that a vocabulary lacks, too
+UNTOLD = "cannot be told"  # whose a token is, in the message of a refusal
 HARMLESS = ("<think>", "</think>", "<p>")  # a model's own reasoning, and HTML
 
 
@@ -153,6 +154,11 @@ class Theirs:
         harmless = set(HARMLESS) - {str(token) for token in self.tokenizer.special_tokens_map.values()}
         return {i: name for i, name in found.items() if name.strip() and name not in harmless}
 
+    def steering(self, controls: Mapping[int, str]) -> set[int]:
+        """Those that no plain text makes: the unknown token, under whatever name, is made of any strange character."""
+        unknown = {self.tokenizer.get_vocab().get(str(self.tokenizer.unk_token)), *self.ids("\U0010fffd")}
+        return {i for i, spelling in controls.items() if spelling not in UNKNOWN and i not in unknown}
+
     def offsets(self, text: str) -> list[tuple[int, int]]:
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(found["offset_mapping"])
@@ -167,6 +173,7 @@ class Finding:
     case: Any
     fault: str | None
     made: bool  # transformers gave ids
+    refused: bool = False  # lightrm says that it cannot tell whose a token is
 
 
 Draw = Callable[[SearchStrategy[Any]], Any]
@@ -200,8 +207,10 @@ def protected(folder: Folder, path: Path, draw: Draw) -> Iterator[Finding]:
         yield Finding("asleep", theirs.name, messages, fault, isinstance(wanted, Made))
     for _ in range(2):
         messages = draw(conversations(tuple(controls.values()) or ("<s>",)))
-        fault = pardoned(folder, kept_apart(ours.chat(messages), theirs, controls, messages))
-        yield Finding("awake", theirs.name, messages, fault, isinstance(theirs.chat(messages), Made))
+        mine, whole = ours.chat(messages), theirs.chat(messages)
+        refused = isinstance(mine, Refused) and UNTOLD in mine.message and isinstance(whole, Made)
+        fault = None if refused else pardoned(folder, kept_apart(mine, theirs, controls, messages))
+        yield Finding("awake", theirs.name, messages, fault, isinstance(whole, Made), refused)
 
 
 def pardoned(folder: Folder, fault: str | None) -> str | None:
@@ -242,7 +251,7 @@ def holds(controls: Mapping[int, str], theirs: Theirs, texts: Sequence[str]) -> 
     whole = "".join(texts)
     if any(spelling in whole for spelling in controls.values()):
         return True
-    steering = {i for i, spelling in controls.items() if spelling not in UNKNOWN}
+    steering = theirs.steering(controls)
     return any(not steering.isdisjoint(theirs.ids(text)) for text in texts)
 
 
@@ -267,7 +276,7 @@ def kept_apart(
 
 def beside(ours: Made, other: Made, theirs: Theirs, controls: Mapping[int, str]) -> str | None:
     """None if the control tokens are those of the neutral conversation, and the runs that hold no word of it equal."""
-    steering = {i for i, spelling in controls.items() if spelling not in UNKNOWN}
+    steering = theirs.steering(controls)
     marks, runs = sections(ours.ids, steering)
     wanted_marks, wanted_runs = sections(other.ids, steering)
     if marks != wanted_marks:

@@ -13,7 +13,8 @@ from benchmarks import rounding
 from benchmarks.gpu.stopwatch import Suite
 from benchmarks.rounding import Bounded
 from lightrm.kernels import integer
-from lightrm.kernels.cuda import cuda_passes, cuda_products
+from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products
+from lightrm.kernels.operands import Sums
 from lightrm.kernels.paths import paths_of
 from lightrm.kernels.segments import ROOT, Segment, views
 from lightrm.model.positions import alibi_slopes
@@ -119,12 +120,12 @@ def passes(suite: Suite) -> Found:
             given = Bounded.of(gate_up) if added is None else Bounded.of(gate_up) + Bounded.of(added)
             turned = rounding.spread(rounding.gated(given), block_matrix(ffn, block, suite.device))
             yield from rows_within(
-                f"{name} {ffn}", *cuda_passes.silu_mul_quantize(gate_up, *scales, block, added), turned
+                f"{name} {ffn}", *cuda_passes.silu_mul_quantize(Sums(gate_up, *scales, added), block), turned
             )
         rows = torch.tensor([5, 0, 32], device=suite.device)
         weight, bias = normal(suite, 1, width), normal(suite, 1)
         bound = Bounded.of(x[rows]).product(Bounded.of(weight.T)) + Bounded.of(bias)
-        yield f"value head {width}", within(suite, cuda_passes.value_head(x, rows, weight, bias), bound)
+        yield f"value head {width}", within(suite, cuda_passes.value_head(x, weight, bias, rows), bound)
 
 
 def rows_within(name: str, values: torch.Tensor, scale_T: torch.Tensor, bound: Bounded) -> Found:
@@ -153,7 +154,7 @@ def attention(suite: Suite) -> Found:
                 bound = rounding.attention(query, key, value, *seen_by(segments, suite.device), slopes)
                 where = f"attention {width} {name}{' ALiBi' if slopes is not None else ''}"
                 for k in range(1 if suite.rehearsal else 10):
-                    mixed, values, _ = cuda_passes.attention(query, key, value, paths, slopes, quantized=True)
+                    mixed, values, _ = cuda_attention.attend(query, key, value, paths, slopes, quantized=True)
                     rounded = torch.equal(values, integer.quantize(mixed.flatten(1).float())[0])
                     yield f"{where}: int8 rows, {k}", rounded
                 yield where, within(suite, mixed, bound)

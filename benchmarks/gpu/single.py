@@ -12,8 +12,9 @@ from torch.nn import functional
 
 from benchmarks.gpu.stopwatch import Run, Suite
 from benchmarks.linear import SHAPES
-from lightrm.kernels import gemm, products
-from lightrm.kernels.cuda import cuda_passes, cuda_products
+from lightrm.kernels import gemm
+from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products, launch
+from lightrm.kernels.operands import Sums
 from lightrm.kernels.paths import paths_of
 from lightrm.kernels.segments import Segment
 from lightrm.model.positions import alibi_slopes
@@ -84,7 +85,7 @@ def weights(suite: Suite, outputs: int, inputs: int) -> dict[str, Any]:
 
     def product(weight: Rowwise | Int4, tokens: int) -> Run:
         made = rows(tokens)
-        return lambda: cuda_products.product(*made, weight, None, products.ON_CARD)
+        return lambda: cuda_products.product(*made, weight, None, launch.ON_CARD)
 
     def floats(tokens: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(tokens, inputs, device=suite.device).to(dtype)
@@ -125,9 +126,9 @@ def attention(suite: Suite, ceiling: dict[str, float]) -> None:
         slopes = alibi_slopes(heads).to(suite.device)
         batch = [x.view(count, length, heads, width).transpose(1, 2) for x in (query, key, value)]
         runs: dict[str, Run] = {
-            "Triton": lambda a=(query, key, value, paths, None): cuda_passes.attention(*a),
-            "Triton, ALiBi": lambda a=(query, key, value, paths, slopes): cuda_passes.attention(*a),
-            "Triton, int8 rows": lambda a=(query, key, value, paths, None): cuda_passes.attention(*a, quantized=True),
+            "Triton": lambda a=(query, key, value, paths, None): cuda_attention.attend(*a),
+            "Triton, ALiBi": lambda a=(query, key, value, paths, slopes): cuda_attention.attend(*a),
+            "Triton, int8 rows": lambda a=(query, key, value, paths, None): cuda_attention.attend(*a, quantized=True),
             SDPA: lambda b=batch: functional.scaled_dot_product_attention(*b, is_causal=True),
         }
         seconds, failed = suite.in_turn(runs)
@@ -155,15 +156,15 @@ def passes(suite: Suite, ceiling: dict[str, float]) -> None:
     runs: dict[str, tuple[Run, int]] = {
         "norm to int8": (lambda: cuda_passes.norm_quantize(stream, 1e-6), tokens * width * 5),
         "add, norm to int8": (
-            lambda: cuda_passes.add_norm_quantize(stream, sums, scale_T, scale, bias, 1e-6), tokens * width * 13,
+            lambda: cuda_passes.add_norm_quantize(stream, Sums(sums, scale_T, scale, bias), 1e-6), tokens * width * 13,
         ),
         "quantize": (lambda: cuda_passes.quantize(stream), tokens * width * 5),
         "silu, Hadamard to int8": (
-            lambda: cuda_passes.silu_mul_quantize(gate_up, None, None, block), tokens * ffn * 5,
+            lambda: cuda_passes.silu_mul_quantize(Sums(gate_up), block), tokens * ffn * 5,
         ),
-        "silu to int8": (lambda: cuda_passes.silu_mul_quantize(gate_up, None, None, 1), tokens * ffn * 5),
+        "silu to int8": (lambda: cuda_passes.silu_mul_quantize(Sums(gate_up), 1), tokens * ffn * 5),
         "RoPE in place": (
-            lambda: cuda_passes.split_heads(qkv, None, None, None, (width, width), rotation, torch.half, head),
+            lambda: cuda_passes.split(Sums(qkv), (width, width), head, rotation, torch.half),
             tokens * width * 8,
         ),
     }  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from lightrm.architecture import Architecture
 from lightrm.errors import SchemeError
 from lightrm.kernels.dispatch import kernels_for
-from lightrm.kernels.products import WIDENED_ROWS
+from lightrm.kernels.operands import WIDENED_ROWS
 from lightrm.schemes.grammar import NAMES, Scheme, parse_scheme, size_text
 from lightrm.schemes.int4 import group_for
 

@@ -11,7 +11,7 @@ from bitsandbytes import functional
 from lightrm.kernels import library
 from lightrm.kernels.reference import OUTLIER
 from lightrm.schemes.blockwise import Blockwise, Nested
-from lightrm.schemes.int8 import LEVELS
+from lightrm.schemes.int8 import LEVELS, Rowwise
 
 VERSION = bitsandbytes.__version__
 BLOCK, NESTED_BLOCK = 64, 256
@@ -63,11 +63,9 @@ def blockwise_product(x_TI: torch.Tensor, weight: Blockwise, bias_O: torch.Tenso
     return y_TO
 
 
-def mixed_product(
-    x_TI: torch.Tensor, values_OI: torch.Tensor, scale_O: torch.Tensor, bias_O: torch.Tensor | None
-) -> torch.Tensor:
+def mixed_product(x_TI: torch.Tensor, weight: Rowwise, bias_O: torch.Tensor | None) -> torch.Tensor:
     state = bitsandbytes.MatmulLtState()
-    state.CB, state.SCB = values_OI, scale_O * LEVELS
+    state.CB, state.SCB = weight.values_OI, weight.scale_O * LEVELS
     state.has_fp16_weights = state.is_training = False
-    y_TO: torch.Tensor = bitsandbytes.matmul(x_TI, values_OI, state=state, threshold=OUTLIER, bias=bias_O)
+    y_TO: torch.Tensor = bitsandbytes.matmul(x_TI, weight.values_OI, state=state, threshold=OUTLIER, bias=bias_O)
     return y_TO

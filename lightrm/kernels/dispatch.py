@@ -13,13 +13,22 @@ import importlib
 from dataclasses import dataclass
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import torch
 
 from lightrm.errors import SchemeError
-from lightrm.kernels import gemm, integer
+from lightrm.kernels import gemm, library, plain, reference
 from lightrm.kernels.cuda.tiles import LEAST_PASSES, LEAST_PRODUCTS, capability
+from lightrm.kernels.protocols import (
+    Attention,
+    BlockwiseProducts,
+    CardAttention,
+    CardProducts,
+    Passes,
+    Products,
+    Rounding,
+)
 from lightrm.schemes.grammar import Path
 
 
@@ -67,7 +76,7 @@ def on_card(device: torch.device, path: Path) -> KernelChoice:
     """CUDA: Triton where it can run."""
     card = capability(device)
     has = f"compute capability {card // 10}.{card % 10}"
-    module, error = imported("cuda.cuda_passes")
+    module, error = imported("cuda.launch")
     if module is None or card < LEAST_PASSES:
         has = f"{has}, " if card else "this is not a card of NVIDIA's: "
         why = f"{has}Triton's kernels need 7.5" if module else f"Triton cannot be imported ({error}): install it"
@@ -91,30 +100,59 @@ def imported(name: str) -> tuple[ModuleType | None, str]:
         return None, f"{type(error).__name__}: {error}"
 
 
-def card_of(like: torch.Tensor) -> int | None:
-    """Compute capability of the card that a tensor lies on, None on a CPU."""
-    return capability(like.device) if like.device.type == "cuda" else None
+def card_of(device: torch.device) -> int | None:
+    """Compute capability of a card, None for a CPU."""
+    return capability(device) if device.type == "cuda" else None
 
 
-def triton_for(like: torch.Tensor, least: int = LEAST_PASSES) -> Any:
-    """Triton's passes for the device of a tensor, or None where it has none; with LEAST_PRODUCTS, its attention."""
-    card = card_of(like)
-    return None if card is None or card < least else imported("cuda.cuda_passes")[0]
+def triton(device: torch.device, least: int) -> bool:
+    """Whether Triton's kernels run there that need a capability."""
+    card = card_of(device)
+    return card is not None and card >= least and imported("cuda.cuda_passes")[0] is not None
 
 
-def triton_products_for(like: torch.Tensor) -> Any:
-    """Triton's products for the device of a tensor, or None where a library's are taken."""
-    return None if triton_for(like, LEAST_PRODUCTS) is None else imported("cuda.cuda_products")[0]
+def passes(device: torch.device) -> Passes:
+    """Between products: Triton's, numba's, or the plain ones."""
+    if triton(device, LEAST_PASSES):
+        return cast(Passes, imported("cuda.cuda_passes")[0])
+    compiled = numba_on(device, "cpu.cpu_passes")
+    return plain if compiled is None else cast(Passes, compiled)
 
 
-def passes(like: torch.Tensor) -> Any:
-    """The passes between integer products: Triton's, numba's, or the plain ones."""
-    return triton_for(like) or compiled_for(like) or integer
+def attention(device: torch.device, dtype: torch.dtype) -> Attention:
+    """Triton's, numba's for float32, or PyTorch's."""
+    on_card = triton_attention(device)
+    if on_card is not None:
+        return on_card
+    compiled = numba_on(device, "cpu.cpu_attention") if dtype == torch.float32 else None
+    return library if compiled is None else cast(Attention, compiled)
 
 
-def compiled_for(like: torch.Tensor) -> Any:
-    """numba's passes and attention for a tensor on a CPU, or None where there are none."""
-    return imported("cpu.cpu_passes")[0] if like.device.type == "cpu" else None
+def triton_attention(device: torch.device) -> CardAttention | None:
+    """Triton's, or None where it has none."""
+    return cast(CardAttention, imported("cuda.cuda_attention")[0]) if triton(device, LEAST_PRODUCTS) else None
+
+
+def products(device: torch.device) -> Products:
+    """Triton's, or a library's."""
+    on_card = triton_products(device)
+    return importlib.import_module("lightrm.kernels.library_products") if on_card is None else on_card
+
+
+def triton_products(device: torch.device) -> CardProducts | None:
+    """Triton's, or None where a library's are taken."""
+    return cast(CardProducts, imported("cuda.cuda_products")[0]) if triton(device, LEAST_PRODUCTS) else None
+
+
+def rounding(device: torch.device) -> Rounding:
+    """numba's, or the plain one."""
+    compiled = numba_on(device, "cpu.cpu_passes")
+    return reference if compiled is None else cast(Rounding, compiled)
+
+
+def numba_on(device: torch.device, name: str) -> ModuleType | None:
+    """A module of numba's code, or None where it does not run."""
+    return imported(name)[0] if device.type == "cpu" else None
 
 
 def bitsandbytes_kernels() -> tuple[ModuleType | None, str]:
@@ -122,9 +160,22 @@ def bitsandbytes_kernels() -> tuple[ModuleType | None, str]:
     return imported("bnb_products")
 
 
-def bitsandbytes() -> Any:
+def bitsandbytes() -> BlockwiseProducts:
     """Raises SchemeError where bitsandbytes cannot be imported."""
     found, _ = bitsandbytes_kernels()
     if found is None:
         raise SchemeError(kernels_for(torch.device("cpu"), "bitsandbytes").reason)
-    return found
+    return cast(BlockwiseProducts, found)
+
+
+if TYPE_CHECKING:  # modules that are imported by name are held against their protocols here
+    from lightrm.kernels import bnb_products, library_products
+    from lightrm.kernels.cpu import cpu_attention, cpu_passes
+    from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products
+
+    PASSES: tuple[Passes, ...] = (plain, cpu_passes, cuda_passes)
+    ATTENTION: tuple[Attention, ...] = (library, cpu_attention, cuda_attention)
+    CARD: tuple[CardAttention, CardProducts] = (cuda_attention, cuda_products)
+    PRODUCTS: tuple[Products, ...] = (library_products, cuda_products)
+    BLOCKWISE: BlockwiseProducts = bnb_products
+    ROUNDING: tuple[Rounding, ...] = (reference, cpu_passes)

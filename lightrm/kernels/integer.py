@@ -1,7 +1,7 @@
 """The truth of the integer path: int8 activations and weights, int32 sums, in plain PyTorch on any device. Slow.
 
-An int8 row stands for `values * scale`; a product `acc` of such rows with an int8 weight stands for
-`acc * row_scale_T * scale_O + bias_O`. T tokens, D width, F feed-forward width, O x I a weight, G groups along I.
+An int8 row stands for `values * scale`; what a product of such rows stands for is said in `operands.Sums`.
+T tokens, D width, F feed-forward width, O x I a weight, G groups along I.
 """
 
 from __future__ import annotations
@@ -9,45 +9,37 @@ from __future__ import annotations
 import torch
 
 from lightrm.kernels import reference
+from lightrm.kernels.operands import Heads, Rotation, Rows, Sums
 from lightrm.schemes import int4
 from lightrm.schemes.hadamard import hadamard
 from lightrm.schemes.int8 import quantize_rows
 
-quantize = quantize_rows
+
+def quantize(x_TI: torch.Tensor) -> Rows:
+    """int8 per row."""
+    return Rows(*quantize_rows(x_TI))
 
 
-def norm_quantize(
-    x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
     """RMSNorm without a weight, then int8: the norm only scales a row, so it goes into the scale.
 
     shift_D: taken off the normed row before it is rounded; the reader's bias gives back what it is worth.
     """
     shrink_T = reference.shrink(x_TD.float().square().mean(-1), eps)
     if shift_D is not None:
-        return quantize_rows(x_TD * shrink_T[:, None] - shift_D)
+        return quantize(x_TD * shrink_T[:, None] - shift_D)
     values, scale_T = quantize_rows(x_TD)
-    return values, scale_T * shrink_T
+    return Rows(values, scale_T * shrink_T)
 
 
-def add_sums(
-    x_TD: torch.Tensor, acc_TD: torch.Tensor, row_scale_T: torch.Tensor, scale_D: torch.Tensor, bias_D: torch.Tensor
-) -> None:
+def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:
     """x += product, in place."""
-    x_TD += dequantize(acc_TD, row_scale_T, scale_D, bias_D)
+    x_TD += sums.float()
 
 
-def add_norm_quantize(
-    x_TD: torch.Tensor,
-    acc_TD: torch.Tensor,
-    row_scale_T: torch.Tensor,
-    scale_D: torch.Tensor,
-    bias_D: torch.Tensor,
-    eps: float,
-    shift_D: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def add_norm_quantize(x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
     """add_sums, then norm_quantize."""
-    add_sums(x_TD, acc_TD, row_scale_T, scale_D, bias_D)
+    add_sums(x_TD, sums)
     return norm_quantize(x_TD, eps, shift_D)
 
 
@@ -59,43 +51,19 @@ def product(values_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 widen = int4.widen
 
 
-def dequantize(
-    acc_TO: torch.Tensor, row_scale_T: torch.Tensor, scale_O: torch.Tensor, bias_O: torch.Tensor
-) -> torch.Tensor:
-    """float32 (T, O)."""
-    return acc_TO.float() * (row_scale_T[:, None] * scale_O) + bias_O
+def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
+    """Query, key and value of a fused product, (T, heads, E); query and key turned by RoPE where there is one.
 
-
-def split_heads(
-    acc_TO: torch.Tensor,
-    row_scale_T: torch.Tensor,
-    scale_O: torch.Tensor,
-    bias_O: torch.Tensor,
-    widths: tuple[int, int],
-    rotation: tuple[torch.Tensor, torch.Tensor] | None,
-    head_width: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value of a fused product, float32 (T, heads, E); query and key turned by RoPE where there is one.
-
-    widths: of the query, and of key and value; rotation: cos and sin, float32 (T, E / 2).
+    widths: of the query, and of key and value; floats keep their dtype, integer sums become float32.
     """
-    y_TO = dequantize(acc_TO, row_scale_T, scale_O, bias_O)
+    y_TO = sums.acc_TO if sums.row_scale_T is None else sums.float()
     columns = y_TO.split([widths[0], widths[1], widths[1]], dim=1)
-    query, key, value = (x.reshape(len(x), x.shape[1] // head_width, head_width) for x in columns)
+    query, key, value = (x.unflatten(1, (x.shape[1] // head_width, head_width)) for x in columns)
     if rotation is not None:
         query, key = reference.rotate(query, *rotation), reference.rotate(key, *rotation)
     return query, key, value
 
 
-def silu_mul_quantize(
-    acc_TF2: torch.Tensor,
-    row_scale_T: torch.Tensor,
-    scale_F2: torch.Tensor,
-    block: int,
-    bias_F2: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def silu_mul_quantize(sums: Sums, block: int) -> Rows:
     """silu(gate) * up, the block Hadamard transform along the row (none for block 1), int8."""
-    gate_up = acc_TF2.float() * (row_scale_T[:, None] * scale_F2)
-    if bias_F2 is not None:
-        gate_up += bias_F2
-    return quantize_rows(hadamard(reference.silu_mul(gate_up), block))
+    return quantize(hadamard(reference.silu_mul(sums.float()), block))

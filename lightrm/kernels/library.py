@@ -1,4 +1,4 @@
-"""The same ops through PyTorch's own fused routines, on a CPU or a GPU: the fast path for unquantized weights.
+"""The same through PyTorch's own fused routines, on a CPU or a GPU: the fast path for unquantized weights.
 
 Attention goes segment by segment through `scaled_dot_product_attention`, queries in blocks where a bias must be
 written out, so that nothing of size T x T is ever held. Shapes as in `reference`.
@@ -12,8 +12,9 @@ import torch
 from torch.nn import functional
 
 from lightrm.kernels import reference
+from lightrm.kernels.paths import Paths, paths_of
 from lightrm.kernels.segments import Segment, views
-from lightrm.schemes.hadamard import hadamard as hadamard_rows
+from lightrm.schemes.hadamard import hadamard
 
 FAR = 1.8e19  # the length of a row from which its squares overflow, about: it would be normed to zeros, and becomes NaN
 QUERY_BLOCK = 128  # rows of an explicit bias held at once: H x 128 x K floats
@@ -30,32 +31,37 @@ def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | N
     return functional.linear(x_TI, weight_OI, bias_O)
 
 
-rotate = reference.rotate
+def norm_each(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """Row by row: a library's mean over S rows may round otherwise for every S."""
+    return torch.cat([rms_norm(row[None], weight_D, eps) for row in x_SD]) if len(x_SD) else x_SD
 
 
-def silu_mul(gate_up_TF2: torch.Tensor) -> torch.Tensor:
+def value_head(x_SD: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None) -> torch.Tensor:
+    """Row by row, for the same reason."""
+    rows = [linear(row[None], weight_KD, bias_K) for row in x_SD.float()]
+    return torch.cat(rows) if rows else x_SD.new_empty(0, len(weight_KD), dtype=torch.float32)
+
+
+def silu_mul(gate_up_TF2: torch.Tensor, block: int = 1) -> torch.Tensor:
     gate, up = gate_up_TF2.chunk(2, dim=-1)
-    return functional.silu(gate) * up
+    gated = functional.silu(gate) * up
+    return gated if block == 1 else hadamard(gated, block).to(gated.dtype)
 
 
-def hadamard(x_TF: torch.Tensor, block: int) -> torch.Tensor:
-    return hadamard_rows(x_TF, block).to(x_TF.dtype)
+def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None) -> Paths:
+    return paths_of(segments, device, picked)
 
 
 def attention(
     query_THE: torch.Tensor,
     key_TJE: torch.Tensor,
     value_TJE: torch.Tensor,
-    segments: Sequence[Segment],
+    paths: Paths,
     slopes_H: torch.Tensor | None,
-    absolute_bias: bool = False,
-    picked: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    if absolute_bias:  # a parity option, not a fast path
-        return reference.attention(query_THE, key_TJE, value_TJE, segments, slopes_H, absolute_bias, picked)
     heads, kv_heads = query_THE.shape[1], key_TJE.shape[1]
     out_THE = torch.empty_like(query_THE)
-    for first, end, ranges in views(segments, picked):
+    for first, end, ranges in views(paths.segments, paths.picked):
         key_1HKE = gather_heads(key_TJE, ranges, heads // kv_heads)
         value_1HKE = gather_heads(value_TJE, ranges, heads // kv_heads)
         query_1HQE = query_THE[first:end].transpose(0, 1)[None]

@@ -1,17 +1,18 @@
-"""The truth: every op written for the reader, in float32 inside, on any device. Slow on purpose.
+"""The truth: every step written for the reader, in float32 inside, on any device. Slow on purpose.
 
 Shapes: T tokens, D width, F feed-forward width, H query heads, J key/value heads, E head width, O x I a weight.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 from lightrm.kernels.segments import Segment, views
 from lightrm.schemes import int8
 from lightrm.schemes.blockwise import Blockwise
+from lightrm.schemes.int8 import Rowwise
 
 OUTLIER = 6.0  # magnitude from which LLM.int8 keeps a column of activations in 16 bits
 
@@ -43,9 +44,7 @@ def blockwise_product(x_TI: torch.Tensor, weight: Blockwise, bias_O: torch.Tenso
     return linear(x_TI, weight.rows(0, weight.shape[0]).to(x_TI.dtype), bias_O)
 
 
-def mixed_product(
-    x_TI: torch.Tensor, values_OI: torch.Tensor, scale_O: torch.Tensor, bias_O: torch.Tensor | None
-) -> torch.Tensor:
+def mixed_product(x_TI: torch.Tensor, weight: Rowwise, bias_O: torch.Tensor | None) -> torch.Tensor:
     """LLM.int8 (arXiv 2208.07339): columns of x with an outlier stay in x's dtype, the others are int8 per row.
 
     Which columns those are depends on every row of x: a row's product may move with its neighbours.
@@ -54,8 +53,8 @@ def mixed_product(
     outliers_I = (half.abs() >= OUTLIER).any(0)
     values_TI, scale_T = int8.quantize_rows(half.masked_fill(half.abs() >= OUTLIER, 0))
     values_TI = values_TI.float().masked_fill(outliers_I, 0)
-    y_TO = values_TI @ values_OI.float().T * scale_T[:, None] * scale_O
-    kept_OI = int8.dequantize_rows(values_OI[:, outliers_I], scale_O).to(x_TI.dtype).float()
+    y_TO = values_TI @ weight.values_OI.float().T * scale_T[:, None] * weight.scale_O
+    kept_OI = int8.dequantize_rows(weight.values_OI[:, outliers_I], weight.scale_O).to(x_TI.dtype).float()
     y_TO = y_TO + x_TI[:, outliers_I].float() @ kept_OI.T
     if bias_O is not None:
         y_TO = y_TO + bias_O.float()
@@ -83,35 +82,62 @@ def attention(
     value_TJE: torch.Tensor,
     segments: Sequence[Segment],
     slopes_H: torch.Tensor | None,
-    absolute_bias: bool = False,
     picked: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """softmax(q k / sqrt(E) + bias) v, per segment over its ancestors and causally over itself -> (T, H, E).
+    """softmax(q k / sqrt(E) + slope * (j - i)) v, per segment over its ancestors and causally over itself: (T, H, E).
 
     picked: the queries are those of these tokens only.
-
-    bias = slope * (j - i). With `absolute_bias` it is slope * j rounded to the dtype of the query, added to
-    scores of that dtype: what Baichuan-13B's published code computes.
     """
-    heads, kv_heads = query_THE.shape[1], key_TJE.shape[1]
+
+    def biased(score_HQK: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        return score_HQK if slopes_H is None else score_HQK + slopes_H[:, None, None] * (j[None, :] - i[:, None])
+
+    return attended(query_THE, key_TJE, value_TJE, segments, biased, picked)
+
+
+def attention_by_table(
+    query_THE: torch.Tensor,
+    key_TJE: torch.Tensor,
+    value_TJE: torch.Tensor,
+    segments: Sequence[Segment],
+    slopes_H: torch.Tensor,
+    picked: Sequence[int] | None = None,
+) -> torch.Tensor:
+    """As Baichuan-13B's published code in half precision: a table of slope * j, rounded to the dtype of the query, is
+    added to scores of that dtype."""
+
+    def biased(score_HQK: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        table_H1K = (slopes_H[:, None, None] * j).to(query_THE.dtype)
+        return (score_HQK.to(query_THE.dtype) + table_H1K).float()
+
+    return attended(query_THE, key_TJE, value_TJE, segments, biased, picked)
+
+
+Biased = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def attended(
+    query_THE: torch.Tensor,
+    key_TJE: torch.Tensor,
+    value_TJE: torch.Tensor,
+    segments: Sequence[Segment],
+    biased: Biased,
+    picked: Sequence[int] | None,
+) -> torch.Tensor:
+    """biased: of scores float32 (H, Q, K), positions of the queries (Q,) and of the keys (K,)."""
+    repeats = query_THE.shape[1] // key_TJE.shape[1]
     out_THE = torch.empty_like(query_THE)
     for first, end, ranges in views(segments, picked):
-        key_HKE = torch.cat([key_TJE[a:b] for a, b in ranges]).repeat_interleave(heads // kv_heads, 1).transpose(0, 1)
-        value_HKE = (
-            torch.cat([value_TJE[a:b] for a, b in ranges]).repeat_interleave(heads // kv_heads, 1).transpose(0, 1)
+        key_HKE, value_HKE = (
+            torch.cat([x[a:b] for a, b in ranges]).repeat_interleave(repeats, 1).transpose(0, 1).float()
+            for x in (key_TJE, value_TJE)
         )
         query_HQE = query_THE[first:end].transpose(0, 1)
         j = torch.arange(key_HKE.shape[1], device=query_THE.device)
         i = j[len(j) - query_HQE.shape[1] :]
-        score_HQK = query_HQE.float() @ key_HKE.float().transpose(1, 2) / query_HQE.shape[-1] ** 0.5
-        if slopes_H is not None:
-            if absolute_bias:
-                table_H1K = (slopes_H[:, None, None] * j).to(query_THE.dtype)
-                score_HQK = (score_HQK.to(query_THE.dtype) + table_H1K).float()
-            else:
-                score_HQK = score_HQK + slopes_H[:, None, None] * (j[None, :] - i[:, None])
+        score_HQK = biased(query_HQE.float() @ key_HKE.transpose(1, 2) / query_HQE.shape[-1] ** 0.5, i, j)
         score_HQK = score_HQK.masked_fill(j[None, :] > i[:, None], float("-inf"))
-        mixed_HQE = score_HQK.softmax(-1) @ value_HKE.float()
+        mixed_HQE = score_HQK.softmax(-1) @ value_HKE
         out_THE[first:end] = mixed_HQE.transpose(0, 1).to(query_THE.dtype)
     return out_THE
 

@@ -19,19 +19,20 @@ from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.errors import SchemeError
 from lightrm.kernels import passes
+from lightrm.kernels.operands import Held, Residual, Rows, Sums
+from lightrm.kernels.products import settled
 from lightrm.loading.gptq_rounding import Moments, compensated_int4, compensated_int8, regressed
 from lightrm.loading.loader import Loader
 from lightrm.model.decoder import Decoder, Layer
-from lightrm.model.linear import FloatLinear, Linear, settled
+from lightrm.model.linear import Linear
 from lightrm.model.packed_batch import PackedBatch
-from lightrm.model.weights import Held, Int4Weight, Int8Weight, PlainWeight
 from lightrm.schemes.grammar import Scheme
-from lightrm.schemes.int4 import dequantize, group_for
-from lightrm.schemes.int8 import dequantize_rows
+from lightrm.schemes.int4 import group_for
+from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies
 
-Rows = list[torch.Tensor]  # one (T, width) for each pack
-Sides = tuple[Rows, Rows]  # as they will be, in the scheme; as they would be in float
+Packs = list[torch.Tensor]  # one (T, width) for each pack
+Sides = tuple[Packs, Packs]  # as they will be, in the scheme; as they would be in float
 
 
 def loader_for(
@@ -93,26 +94,27 @@ class CompensatingLoader(Loader):
         down, sides = self.writer(prefix, "down", sides, each(self.gated, sides, mlp, gate_up))
         return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down), sides
 
-    def normed(self, streams: Rows, norm_D: torch.Tensor | None) -> Rows:
+    def normed(self, streams: Packs, norm_D: torch.Tensor | None) -> Packs:
         norm_D = None if norm_D is None else norm_D.float()
-        return [passes.rms_norm(x_TD.float(), norm_D, self.architecture.norm_eps) for x_TD in streams]
+        return [passes.norm(Residual(x_TD.float()), norm_D, self.architecture.norm_eps).values_TI for x_TD in streams]
 
-    def mixed(self, decoder: Decoder, streams: Rows, norm_D: torch.Tensor | None, qkv: Linear) -> Rows:
+    def mixed(self, decoder: Decoder, streams: Packs, norm_D: torch.Tensor | None, qkv: Linear) -> Packs:
         """Attention's output, what `output` reads."""
         found = []
         for x_TD, pack in zip(streams, self.packs, strict=True):
-            heads = decoder.heads(qkv, norm_D, x_TD, decoder.rotation(pack))
-            paths = passes.paths(pack.segments, x_TD)
-            found.append(passes.attention(*heads, paths, decoder.slopes_H, decoder.absolute_bias).flatten(1).float())
+            heads = decoder.heads(qkv, norm_D, Residual(x_TD), decoder.rotation(pack))
+            paths = passes.paths(pack.segments, x_TD.device)
+            found.append(decoder.mix(*heads, paths, decoder.slopes_H).values_TI.float())
         return found
 
-    def gated(self, streams: Rows, norm_D: torch.Tensor | None, gate_up: Linear) -> Rows:
+    def gated(self, streams: Packs, norm_D: torch.Tensor | None, gate_up: Linear) -> Packs:
         """silu(gate) * up, rotated where it will be, what `down` reads."""
         block = self.folding.gated_block if self.folding else 1
-        products = (gate_up(gate_up.normed(x_TD, norm_D, self.architecture.norm_eps)) for x_TD in streams)
-        return [passes.silu_mul(product.float(), block) for product in products]
+        eps, int8, shift_D = self.architecture.norm_eps, gate_up.int8, gate_up.shift_I
+        rows = (passes.norm(Residual(x_TD), norm_D, eps, int8=int8, shift_D=shift_D) for x_TD in streams)
+        return [passes.swiglu(Sums(gate_up(one).float()), block=block).values_TI for one in rows]
 
-    def reader(self, prefix: str, name: str, norm_D: torch.Tensor, rows: Sides) -> tuple[Linear, FloatLinear]:
+    def reader(self, prefix: str, name: str, norm_D: torch.Tensor, rows: Sides) -> tuple[Linear, Linear]:
         """A layer behind a norm, rounded and in float; it is to give what it would give of the float side's rows."""
         plain = self.plain(prefix, name, norm_D)
         sums = Moments.of(rows[0], (want - have for have, want in zip(*rows, strict=True)), self.corrects)
@@ -122,16 +124,16 @@ class CompensatingLoader(Loader):
         """A layer that adds to the stream, rounded, and both streams after it; it is to give what the stream lacks."""
         plain = self.plain(prefix, name, None)
         after = added(sides[1], rows[1], plain)
-        lacking = (x - y - plain(have).y_TO for x, y, have in zip(after, sides[0], rows[0], strict=True))
+        lacking = (x - y - plain(Rows(have)).acc_TO for x, y, have in zip(after, sides[0], rows[0], strict=True))
         linear = self.rounded(prefix, name, plain, Moments.of(rows[0], lacking, self.corrects), shifts=False)
         return linear, (added(sides[0], rows[0], linear), after)
 
-    def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> FloatLinear:
+    def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Linear:
         """One layer in float32, folded as it will be."""
         parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
-        return FloatLinear(PlainWeight(torch.cat(parts).float()), self.bias(prefix, name))
+        return Linear(torch.cat(parts).float(), self.bias(prefix, name))
 
-    def rounded(self, prefix: str, name: str, plain: FloatLinear, sums: Moments, shifts: bool) -> Linear:
+    def rounded(self, prefix: str, name: str, plain: Linear, sums: Moments, shifts: bool) -> Linear:
         """sums: of the rows it will read, and of what plain falls short by on them; shifts: rows are centered."""
         weight = weight_of(plain)
         more = regressed(sums.halves) if len(sums.halves) > 1 else None
@@ -147,25 +149,29 @@ class CompensatingLoader(Loader):
     def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
         """The rounded weight, and what it stands for in float."""
         if self.scheme.weights == "int8":
-            values, scale = compensated_int8(weight_OI, moment_II)
-            return Int8Weight(values, scale), dequantize_rows(values, scale)
+            held = Rowwise(*compensated_int8(weight_OI, moment_II))
+            return held, held.float()
         made = compensated_int4(weight_OI, moment_II, group_for(weight_OI.shape[1], self.scheme.group))
-        return Int4Weight(made), dequantize(made)
+        return made, made.float()
 
 
-def weight_of(plain: FloatLinear) -> torch.Tensor:
-    assert isinstance(plain.weight, PlainWeight)
-    return plain.weight.weight_OI
+def weight_of(plain: Linear) -> torch.Tensor:
+    assert isinstance(plain.weight, torch.Tensor)
+    return plain.weight
 
 
-def each(step: Callable[..., Rows], *of: Any) -> Sides:
+def each(step: Callable[..., Packs], *of: Any) -> Sides:
     """A step on both sides."""
     quantized, exact = zip(*of, strict=True)
     return step(*quantized), step(*exact)
 
 
-def added(streams: Rows, inputs: Rows, linear: Linear) -> Rows:
+def added(streams: Packs, inputs: Packs, linear: Linear) -> Packs:
     """The streams with a layer's product; they are used up."""
-    return [
-        settled(linear.onto(x_TD, linear.rows(rows.to(x_TD.dtype)))) for x_TD, rows in zip(streams, inputs, strict=True)
-    ]
+    found = []
+    for x_TD, values_TI in zip(streams, inputs, strict=True):
+        residual = Residual(x_TD)
+        rows = values_TI.to(x_TD.dtype)
+        linear.onto(residual, passes.quantize(rows) if linear.int8 else Rows(rows))
+        found.append(settled(residual))
+    return found

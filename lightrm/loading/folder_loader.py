@@ -28,10 +28,10 @@ from lightrm.loading.quantized_folder import CONFIG, LINEARS, WEIGHTS, Manifest
 from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
-from lightrm.model.weights import Int4Weight, Int8Weight
 from lightrm.progress import Advance, ignored
 from lightrm.schemes.grammar import Scheme
-from lightrm.schemes.int4 import Int4, dequantize
+from lightrm.schemes.int4 import Int4
+from lightrm.schemes.int8 import Rowwise
 
 
 def restore(
@@ -153,16 +153,15 @@ def layer_of(tensors: Tensors, i: int, a: Architecture, scheme: Scheme) -> Layer
     def linear(name: str) -> Linear:
         stem = f"layers.{i}.{name}."
         block = Folding(a).gated_block if name == "down" else 1
-        weight: Int8Weight | Int4Weight
+        weight: Rowwise | Int4
         if scheme.weights == "int8":
-            weight = Int8Weight(tensors[stem + "values"], tensors[stem + "scale"])
+            weight = Rowwise(tensors[stem + "values"], tensors[stem + "scale"])
         else:
-            weight = Int4Weight(Int4(*(tensors[stem + part] for part in ("packed", "multiplier", "scale"))))
+            weight = Int4(*(tensors[stem + part] for part in ("packed", "multiplier", "scale")))
         bias, shift = tensors.get(stem + "bias"), tensors.get(stem + "shift")
         if shift is not None and not scheme.integer:  # 16-bit rows are not shifted: the bias takes it back
             assert bias is not None
-            assert isinstance(weight, Int4Weight)
-            bias, shift = bias - dequantize(weight.held) @ shift, None
+            bias, shift = bias - weight.float() @ shift, None
         return linear_for(scheme, weight, bias, block, shift)
 
     return Layer(None, linear("qkv"), linear("output"), None, linear("gate_up"), linear("down"))

@@ -27,6 +27,7 @@ from lightrm.checkpoints.stored import check_free, copy_text_files, whole_folder
 from lightrm.engine.devices import choose_device
 from lightrm.errors import CheckpointError, SchemeError
 from lightrm.files import write_json
+from lightrm.kernels.operands import Held, Parts
 from lightrm.loading.calibrated_loader import CompensatingLoader
 from lightrm.loading.gptq_rounding import compensated_grouped
 from lightrm.loading.loader import Loader, LoadReport
@@ -35,7 +36,6 @@ from lightrm.loading.quantized_folder import LINEARS, is_native
 from lightrm.loading.text_side import calibration_packs, length_limit, text_side
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.packed_batch import PackedBatch
-from lightrm.model.weights import ForeignWeight, Held
 from lightrm.progress import item_progress
 from lightrm.schemes import grouped
 from lightrm.schemes.grammar import Scheme, parse_scheme
@@ -118,7 +118,7 @@ class GptqLoader(CompensatingLoader):
 
     def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
         made = compensated_grouped(weight_OI, moment_II, self.group)
-        return ForeignWeight((made,)), made.rows(0, made.shape[0]).float()
+        return Parts((made,)), made.rows(0, made.shape[0]).float()
 
 
 def write(folder: Path, checkpoint: Checkpoint, decoder: Decoder, group: int) -> None:
@@ -158,7 +158,7 @@ def packed_tensors(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[s
         layer = layers.pop(0)
         for name in LINEARS:
             weight = getattr(layer, name).weight
-            assert isinstance(weight, ForeignWeight)
+            assert isinstance(weight, Parts)
             joined = grouped.joined([part for part in weight.parts if isinstance(part, grouped.Grouped)])
             whole = f"layers.{i}.{name}.weight"
             parts = {whole: joined.shape[0]}

@@ -22,12 +22,12 @@ from lightrm.errors import NumericsError, TensorMismatchError
 from lightrm.judge.bounds import FidelityNote
 from lightrm.kernels import products
 from lightrm.kernels.dispatch import KernelChoice, kernels_for
+from lightrm.kernels.operands import Held, Parts
 from lightrm.loading.folding import Folding
 from lightrm.loading.packers import Packer, WholePacker, packer_for
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
-from lightrm.model.weights import ForeignWeight, Held, Int8Weight
 from lightrm.progress import Advance, ignored
 from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.schemes.int8 import Rowwise
@@ -235,10 +235,8 @@ class Loader:
         self.sqnr_db[f"{prefix}{name}"] = math.inf
         eight = [part for part in parts if isinstance(part, Rowwise)]
         if eight:
-            return Int8Weight(
-                torch.cat([part.values_OI for part in eight]), torch.cat([part.scale_O for part in eight])
-            )
-        return ForeignWeight(tuple(part for part in parts if not isinstance(part, Rowwise)))
+            return Rowwise(torch.cat([part.values_OI for part in eight]), torch.cat([part.scale_O for part in eight]))
+        return Parts(tuple(part for part in parts if not isinstance(part, Rowwise)))
 
     def linear_of(
         self, name: str, held: Held, bias_O: torch.Tensor | None, shift_I: torch.Tensor | None = None

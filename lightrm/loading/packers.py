@@ -12,7 +12,7 @@ from functools import partial
 import torch
 
 from lightrm.kernels import products
-from lightrm.model.weights import ForeignWeight, Held, Int4Weight, Int8Weight, PlainWeight
+from lightrm.kernels.operands import Held, Parts
 from lightrm.schemes import int4, int8
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grammar import Scheme
@@ -74,14 +74,14 @@ class Packer:
             return parts[0].float()
         if self.scheme.weights == "int8":
             return int8.dequantize_rows(*parts)
-        return int4.dequantize(int4.Int4(*parts))
+        return int4.Int4(*parts).float()
 
     def weight(self) -> Held:
         if self.scheme.weights == "float":
-            return PlainWeight(self.held[0])
+            return self.held[0]
         if self.scheme.weights == "int8":
-            return Int8Weight(self.held[0], self.held[1])
-        return Int4Weight(int4.Int4(*self.held))
+            return int8.Rowwise(self.held[0], self.held[1])
+        return int4.Int4(*self.held)
 
 
 class WholePacker:
@@ -105,4 +105,4 @@ class WholePacker:
             self.signal, self.noise = self.signal + signal, self.noise + noise
 
     def weight(self) -> Held:
-        return ForeignWeight(tuple(self.parts))
+        return Parts(tuple(self.parts))

@@ -37,11 +37,13 @@ from lightrm.checksums import SEAL, file_sum, sealed, tensor_sum
 from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.files import read_json, write_json
 from lightrm.judge.bounds import FidelityNote
+from lightrm.kernels.operands import Held, Parts
 from lightrm.loading.loader import LoadReport
 from lightrm.model.decoder import Decoder
 from lightrm.model.head import ValueHead
-from lightrm.model.weights import ForeignWeight, Int4Weight, Int8Weight, PlainWeight
 from lightrm.schemes.grammar import Scheme, parse_scheme
+from lightrm.schemes.int4 import Int4
+from lightrm.schemes.int8 import Rowwise
 
 WEIGHTS, CONFIG, FORMAT = "lightrm.safetensors", "config.json", 4
 READ = (2, 3, FORMAT)  # format 2 knew no shifts; 2 and 3 have sums of words, and of the weights alone
@@ -76,7 +78,7 @@ def write(
     """Write a loaded model. Raises CheckpointError if the destination is taken, SchemeError if it is not quantized."""
     if not report.scheme.folds:
         raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
-    if any(isinstance(getattr(decoder.layers[0], name).weight, ForeignWeight) for name in LINEARS):
+    if any(isinstance(getattr(decoder.layers[0], name).weight, Parts) for name in LINEARS):
         raise SchemeError("these are the file's own values, quantized already: use that folder, or ask for w8a8")
     with whole_folder(folder) as draft:
         tensors = dict(tensors_of(decoder, head))
@@ -121,7 +123,7 @@ def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.T
                 yield f"layers.{i}.{name}.{part}", tensor
             if linear.bias_O is not None and bool(linear.bias_O.any()):
                 yield f"layers.{i}.{name}.bias", linear.bias_O.float()
-            if (shift_I := getattr(linear, "shift_I", None)) is not None:
+            if (shift_I := linear.shift_I) is not None:
                 yield f"layers.{i}.{name}.shift", shift_I
     for k, (weight, bias) in enumerate(zip(head.weights, head.biases, strict=True)):
         yield f"head.{k}.weight", weight
@@ -129,12 +131,11 @@ def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.T
             yield f"head.{k}.bias", bias
 
 
-def parts_of(weight: PlainWeight | Int8Weight | Int4Weight) -> dict[str, torch.Tensor]:
-    if isinstance(weight, Int8Weight):
+def parts_of(weight: Held) -> dict[str, torch.Tensor]:
+    if isinstance(weight, Rowwise):
         return {"values": weight.values_OI, "scale": weight.scale_O}
-    assert isinstance(weight, Int4Weight)
-    held = weight.held
-    return {"packed": held.packed, "multiplier": held.multiplier_OG, "scale": held.scale_O}
+    assert isinstance(weight, Int4)
+    return {"packed": weight.packed, "multiplier": weight.multiplier_OG, "scale": weight.scale_O}
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -106,7 +106,8 @@ def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueH
 
 def exact_twin(rm: RewardModel) -> tuple[Decoder, ValueHead]:
     """The same model in float32 in the rotated basis, streamed where it does not fit, and its head."""
-    alibi = Alibi("absolute" if rm.decoder.absolute_bias else "relative")
+    positions = rm.decoder.architecture.positions
+    alibi = positions if isinstance(positions, Alibi) else Alibi()
     full = parse_scheme("fp32", rm.device)
     loader = Loader(rm.checkpoint, full, rm.device, alibi)
     loader.folding = Folding(loader.architecture)

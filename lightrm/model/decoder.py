@@ -1,10 +1,13 @@
 """The forward pass over packed tokens. Reads like the paper; knows nothing of files, quantization or text.
 
     x = embed(ids)
-    for each layer:  x += o(attention(qkv(norm(x))));  x += down(silu(gate(h)) * up(h)), h = norm(x)
+    for each layer:  x += output(attention(split(qkv(norm(x)))))
+                     x += down(swiglu(gate_up(norm(x))))
     norm(x) at the last token of each sequence
 
-Only that token is read, so of the last layer all tokens need keys and values, and the last ones the rest.
+Each step is a door of `kernels`, which fuses what it can: a norm adds what the step before it left pending, and rounds
+its rows to int8 where the layer that reads them wants so. Only the last token is read, so of the last layer all tokens
+need keys and values, and the last ones the rest.
 
 Shapes: T tokens in a pack, S sequences, D width, H query heads, J key/value heads, E head width.
 """
@@ -13,13 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
 from lightrm.architecture import Alibi, Architecture, Rope
 from lightrm.kernels import passes
-from lightrm.model.linear import Heads, Linear, Rotation, Stream, settled
+from lightrm.kernels.operands import Heads, Residual, Rotation, Rows
+from lightrm.kernels.products import settled
+from lightrm.model.linear import Linear
 from lightrm.model.packed_batch import PackedBatch
 from lightrm.model.positions import alibi_slopes, inverse_frequencies, rope_tables
 
@@ -56,14 +61,14 @@ class Flow:
     def __init__(self, batch: PackedBatch, decoder: Decoder) -> None:
         self.batch = batch
         self.rotation = decoder.rotation(batch)
-        self.paths = passes.paths(batch.segments, decoder.embedding_VD)
-        self.last_paths = passes.paths(batch.segments, decoder.embedding_VD, batch.last_S.tolist())
-        self.stream: Stream = decoder.embedded(batch.token_ids_T)
+        device = decoder.embedding_VD.device
+        self.paths = passes.paths(batch.segments, device)
+        self.last_paths = passes.paths(batch.segments, device, batch.last_S.tolist())
+        self.residual = Residual(decoder.embedded(batch.token_ids_T))
 
     def seen(self, name: str, watch: Watch | None) -> None:
         if watch is not None:
-            self.stream = settled(self.stream)
-            watch(name, self.stream)
+            watch(name, settled(self.residual))
 
 
 class Decoder:
@@ -90,7 +95,8 @@ class Decoder:
             self.frequency = inverse_frequencies(positions, architecture.head_width).to(device)
         else:
             self.slopes_H = alibi_slopes(architecture.query_heads).to(device)
-        self.absolute_bias = isinstance(positions, Alibi) and positions.table == "absolute"
+        absolute = isinstance(positions, Alibi) and positions.table == "absolute"
+        self.mix = passes.attention_by_table if absolute else passes.attention
 
     @property
     def bytes(self) -> int:
@@ -123,16 +129,17 @@ class Decoder:
             self.watch_over()
             layer, last = self.layers[i], i == len(self.layers) - 1
             for flow in flows:
-                self.attend_last(layer, flow) if last else self.attend(layer, flow)
+                self.attention_of_last(layer, flow) if last else self.attention(layer, flow)
                 flow.seen(f"layers.{i}.attention", watch)
-                flow.stream = self.think(layer, flow.stream)
+                self.mlp(layer, flow)
                 flow.seen(f"layers.{i}.mlp", watch)
                 if len(flows) > 1:
-                    flow.stream = settled(flow.stream)  # a product that waits would wait in every pack
+                    settled(flow.residual)  # a product that is pending would be held in every pack
             del layer  # before the next one is asked for
             if after is not None:
                 after()
-        return [passes.norm_rows(settled(flow.stream), self.final_norm_D, self.architecture.norm_eps) for flow in flows]
+        eps = self.architecture.norm_eps
+        return [passes.norm_each(settled(flow.residual), self.final_norm_D, eps) for flow in flows]
 
     def watch_over(self) -> None:
         for check in self.watching:
@@ -152,37 +159,44 @@ class Decoder:
     def rotation(self, batch: PackedBatch) -> Rotation:
         return None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
 
-    def attend(self, layer: Layer, flow: Flow) -> None:
-        """x + o(attention(qkv(norm(x)))). Products have no names here and below: they are large, and gone once read."""
-        heads = self.heads(layer.qkv, layer.attention_norm_D, flow.stream, flow.rotation)
-        flow.stream = layer.output.onto(flow.stream, self.mixed(layer, heads, flow.paths))
+    def norm(self, residual: Residual, weight_D: torch.Tensor | None, reader: Linear) -> Rows:
+        """As the layer behind it reads its rows."""
+        return passes.norm(residual, weight_D, self.architecture.norm_eps, int8=reader.int8, shift_D=reader.shift_I)
 
-    def attend_last(self, layer: Layer, flow: Flow) -> None:
+    def heads(self, qkv: Linear, norm_D: torch.Tensor | None, residual: Residual, rotation: Rotation) -> Heads:
+        """Query, key and value of all tokens."""
+        a = self.architecture
+        product = qkv(self.norm(residual, norm_D, qkv))
+        return passes.split_heads(product, (a.query_width, a.kv_width), a.head_width, rotation)
+
+    def attention(self, layer: Layer, flow: Flow) -> None:
+        """x += output(attention(split(qkv(norm(x)))))"""
+        heads = self.heads(layer.qkv, layer.attention_norm_D, flow.residual, flow.rotation)
+        layer.output.onto(flow.residual, self.mix(*heads, flow.paths, self.slopes_H, int8=layer.output.int8))
+
+    def attention_of_last(self, layer: Layer, flow: Flow) -> None:
         """The same for the last token of each sequence alone, which is all that the stream holds then."""
+        heads = self.heads_of_last(layer, flow)
+        flow.residual = Residual(settled(flow.residual)[flow.batch.last_S])
+        layer.output.onto(flow.residual, self.mix(*heads, flow.last_paths, self.slopes_H, int8=layer.output.int8))
+
+    def heads_of_last(self, layer: Layer, flow: Flow) -> Heads:
+        """Queries of the last tokens, keys and values of all."""
         a, last_S = self.architecture, flow.batch.last_S
-        rows = layer.qkv.normed(flow.stream, layer.attention_norm_D, a.norm_eps)
         queries = layer.qkv.outputs(0, a.query_width)
         others = layer.qkv.outputs(a.query_width, a.query_width + 2 * a.kv_width)
         if queries is None or others is None:
-            query, key, value = layer.qkv(rows).heads((a.query_width, a.kv_width), a.head_width, flow.rotation)
-            query = query[last_S]
-        else:
-            _, key, value = others(rows).heads((0, a.kv_width), a.head_width, flow.rotation)
-            rotation = None if flow.rotation is None else (flow.rotation[0][last_S], flow.rotation[1][last_S])
-            query, _, _ = queries(layer.qkv.picked(rows, last_S)).heads((a.query_width, 0), a.head_width, rotation)
-        flow.stream = layer.output.onto(
-            settled(flow.stream)[last_S], self.mixed(layer, (query, key, value), flow.last_paths)
-        )
+            query, key, value = self.heads(layer.qkv, layer.attention_norm_D, flow.residual, flow.rotation)
+            return query[last_S], key, value
+        rows = self.norm(flow.residual, layer.attention_norm_D, layer.qkv)
+        _, key, value = passes.split_heads(others(rows), (0, a.kv_width), a.head_width, flow.rotation)
+        rotation = None if flow.rotation is None else (flow.rotation[0][last_S], flow.rotation[1][last_S])
+        last = queries(rows.picked(last_S))
+        query, _, _ = passes.split_heads(last, (a.query_width, 0), a.head_width, rotation)
+        return query, key, value
 
-    def heads(self, qkv: Linear, norm_D: torch.Tensor | None, stream: Stream, rotation: Rotation) -> Heads:
-        a = self.architecture
-        product = qkv(qkv.normed(stream, norm_D, a.norm_eps))
-        return product.heads((a.query_width, a.kv_width), a.head_width, rotation)
-
-    def mixed(self, layer: Layer, heads: Heads, paths: Any) -> Any:
-        return layer.output.attended(heads, paths, self.slopes_H, self.absolute_bias)
-
-    def think(self, layer: Layer, stream: Stream) -> Stream:
-        """x + down(silu(gate(h)) * up(h)), h = norm(x)"""
-        rows = layer.gate_up.normed(stream, layer.mlp_norm_D, self.architecture.norm_eps)
-        return layer.down.onto(stream, layer.down.gated(layer.gate_up(rows)))
+    def mlp(self, layer: Layer, flow: Flow) -> None:
+        """x += down(swiglu(gate_up(norm(x))))"""
+        rows = self.norm(flow.residual, layer.mlp_norm_D, layer.gate_up)
+        down = layer.down
+        down.onto(flow.residual, passes.swiglu(layer.gate_up(rows), block=down.block, int8=down.int8))

@@ -48,6 +48,18 @@ class Int4:
     def group(self) -> int:
         return 2 * self.packed.shape[1] // self.multiplier_OG.shape[1]
 
+    def outputs(self, start: int, end: int) -> Int4:
+        """Output channels start .. end, no copy."""
+        return Int4(self.packed[start:end], self.multiplier_OG[start:end], self.scale_O[start:end])
+
+    def float(self) -> torch.Tensor:
+        """What it stands for, float32 (O, I)."""
+        return widen(self.packed, self.multiplier_OG).float() * self.scale_O[:, None]
+
+    @property
+    def nbytes(self) -> int:
+        return self.packed.nbytes + self.multiplier_OG.nbytes + self.scale_O.nbytes
+
 
 def group_for(width: int, asked: int) -> int:
     """The largest power of two up to `asked` that divides the width. Raises SchemeError if it would be tiny."""
@@ -134,8 +146,3 @@ def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
     group = 2 * packed.shape[1] // multiplier_OG.shape[1]
     spread, offset = (x.repeat_interleave(group, 1) for x in (multiplier_OG.abs(), offsets(multiplier_OG)))
     return (nibbles(packed).short() * spread - offset).to(torch.int8)
-
-
-def dequantize(weight: Int4) -> torch.Tensor:
-    """float32 (O, I)."""
-    return widen(weight.packed, weight.multiplier_OG).float() * weight.scale_O[:, None]

@@ -32,7 +32,7 @@ def dequantize_rows(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Rowwise:
-    """An int8 weight as bitsandbytes' files hold it: values int8 (O, I), scale float32 (O,)."""
+    """An int8 weight: values int8 (O, I), scale float32 (O,)."""
 
     values_OI: torch.Tensor
     scale_O: torch.Tensor
@@ -55,3 +55,15 @@ class Rowwise:
     def rows(self, start: int, end: int) -> torch.Tensor:
         """Output channels start .. end as floats, (end - start, I)."""
         return dequantize_rows(self.values_OI[start:end], self.scale_O[start:end])
+
+    def outputs(self, start: int, end: int) -> Rowwise:
+        """Output channels start .. end, no copy."""
+        return Rowwise(self.values_OI[start:end], self.scale_O[start:end])
+
+    def float(self) -> torch.Tensor:
+        """What it stands for, float32 (O, I)."""
+        return dequantize_rows(self.values_OI, self.scale_O)
+
+    @property
+    def nbytes(self) -> int:
+        return self.values_OI.nbytes + self.scale_O.nbytes

@@ -1,33 +1,35 @@
-"""The integer path's passes, float32 attention and the rounding of columns on a CPU: tensors in, tensors out, numba's
-compiled code between.
+"""The integer path's passes and the rounding of columns on a CPU: tensors in, tensors out, numba's code between.
 
-Twins of `integer`, and of `reference.attention` and `reference.round_columns`.
+Twins of `integer` and of `reference.round_columns`. Passes of float rows are PyTorch's (`library`).
 """
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import numba
 import numpy as np
 import torch
 
-from lightrm.kernels import forks
+from lightrm.kernels import forks, integer
 from lightrm.kernels.arena import empty
-from lightrm.kernels.cpu import attention_loop, column_loop, row_loops
-from lightrm.kernels.cpu.row_loops import Rows
-from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
-from lightrm.kernels.segments import Segment
+from lightrm.kernels.cpu import column_loop, row_loops
+from lightrm.kernels.cpu.row_loops import Loop
+from lightrm.kernels.library import norm_each, rms_norm, silu_mul, value_head
+from lightrm.kernels.operands import Heads, Rotation, Rows, Sums
 from lightrm.schemes.int4 import block_of
+
+__all__ = [
+    "add_norm_quantize", "add_sums", "launch", "norm_each", "norm_quantize", "quantize", "rms_norm", "round_columns",
+    "silu_mul", "silu_mul_quantize", "split_heads", "value_head", "widen",
+]  # fmt: skip
 
 NOTHING = torch.empty(0)  # a vector that is not there, for the compiled code
 ONE_AT_A_TIME = threading.Lock()  # not every threading layer of numba bears two callers
 
 
-def launch(kernel: Rows, *arguments: Any) -> None:
+def launch(kernel: Loop, *arguments: Any) -> None:
     """Run a kernel on as many threads as PyTorch uses; tensors are lent, never copied."""
     lent = [a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
     if forks.alone():
@@ -42,74 +44,62 @@ def launch(kernel: Rows, *arguments: Any) -> None:
         kernel.by_many(*lent)
 
 
-def norm_quantize(
-    x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
     values, scale_T = empty(*x_TD.shape, dtype=torch.int8), x_TD.new_empty(len(x_TD))
-    launch(
-        row_loops.norm_quantize_rows, x_TD, np.float32(eps), NOTHING if shift_D is None else shift_D, values, scale_T
-    )
-    return values, scale_T
+    shift_D = NOTHING if shift_D is None else shift_D
+    launch(row_loops.norm_quantize_rows, x_TD, np.float32(eps), shift_D, values, scale_T)
+    return Rows(values, scale_T)
 
 
-def quantize(x_TI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def quantize(x_TI: torch.Tensor) -> Rows:
     values, scale_T = empty(*x_TI.shape, dtype=torch.int8), x_TI.new_empty(len(x_TI))
-    launch(row_loops.quantize_rows, x_TI, values, scale_T)
-    return values, scale_T
+    launch(row_loops.quantize_rows, x_TI.contiguous(), values, scale_T)
+    return Rows(values, scale_T)
 
 
-def split_heads(
-    acc_TO: torch.Tensor,
-    row_scale_T: torch.Tensor,
-    scale_O: torch.Tensor,
-    bias_O: torch.Tensor,
-    widths: tuple[int, int],
-    rotation: tuple[torch.Tensor, torch.Tensor] | None,
-    head_width: int,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of key and value, all rows of a head lie together, as `attention` wants them."""
-    tokens, shared = len(acc_TO), widths[1] // head_width
+def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
+    """Of key and value, all rows of a head lie together, as attention wants them."""
+    if sums.row_scale_T is None:
+        return integer.split_heads(sums, widths, head_width, rotation)
+    tokens, shared = len(sums.acc_TO), widths[1] // head_width
     query_THE = empty(tokens, widths[0] // head_width, head_width, dtype=torch.float32)
     key_JTE, value_JTE = (empty(shared, tokens, head_width, dtype=torch.float32) for _ in range(2))
-    cos_TE, sin_TE = rotation if rotation is not None else (row_scale_T.new_empty(tokens, 0),) * 2
-    launch(row_loops.split_rows, acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_THE, key_JTE, value_JTE)
+    cos_TE, sin_TE = rotation if rotation is not None else (sums.row_scale_T.new_empty(tokens, 0),) * 2
+    launch(row_loops.split_rows, *scaled(sums), cos_TE, sin_TE, query_THE, key_JTE, value_JTE)
     return query_THE, key_JTE.transpose(0, 1), value_JTE.transpose(0, 1)
 
 
-def add_sums(
-    x_TD: torch.Tensor, acc_TD: torch.Tensor, row_scale_T: torch.Tensor, scale_D: torch.Tensor, bias_D: torch.Tensor
-) -> None:
-    launch(row_loops.add_rows, x_TD, acc_TD, row_scale_T, scale_D, bias_D)
+def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:
+    if sums.row_scale_T is None:
+        integer.add_sums(x_TD, sums)
+    else:
+        launch(row_loops.add_rows, x_TD, *scaled(sums))
 
 
-def add_norm_quantize(
-    x_TD: torch.Tensor,
-    acc_TD: torch.Tensor,
-    row_scale_T: torch.Tensor,
-    scale_D: torch.Tensor,
-    bias_D: torch.Tensor,
-    eps: float,
-    shift_D: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+def add_norm_quantize(x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
+    if sums.row_scale_T is None:
+        return integer.add_norm_quantize(x_TD, sums, eps, shift_D)
     values, scale_T = empty(*x_TD.shape, dtype=torch.int8), x_TD.new_empty(len(x_TD))
-    added = acc_TD, row_scale_T, scale_D, bias_D
     shift_D = NOTHING if shift_D is None else shift_D
-    launch(row_loops.add_norm_quantize_rows, x_TD, *added, np.float32(eps), shift_D, values, scale_T)
-    return values, scale_T
+    launch(row_loops.add_norm_quantize_rows, x_TD, *scaled(sums), np.float32(eps), shift_D, values, scale_T)
+    return Rows(values, scale_T)
 
 
-def silu_mul_quantize(
-    acc_TF2: torch.Tensor,
-    row_scale_T: torch.Tensor,
-    scale_F2: torch.Tensor,
-    block: int,
-    bias_F2: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    values = empty(len(acc_TF2), acc_TF2.shape[1] // 2, dtype=torch.int8)
-    scale_T = torch.empty_like(row_scale_T)
-    bias_F2 = torch.zeros_like(scale_F2) if bias_F2 is None else bias_F2
-    launch(row_loops.silu_mul_quantize_rows, acc_TF2, row_scale_T, scale_F2, bias_F2, block, values, scale_T)
-    return values, scale_T
+def silu_mul_quantize(sums: Sums, block: int) -> Rows:
+    if sums.row_scale_T is None:
+        return integer.silu_mul_quantize(sums, block)
+    values = empty(len(sums.acc_TO), sums.acc_TO.shape[1] // 2, dtype=torch.int8)
+    scale_T = torch.empty_like(sums.row_scale_T)
+    launch(row_loops.silu_mul_quantize_rows, *scaled(sums), block, values, scale_T)
+    return Rows(values, scale_T)
+
+
+def scaled(sums: Sums) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """int32 sums with all that they wait for; the compiled code always adds a bias."""
+    acc_TO, row_scale_T, scale_O, bias_O = sums
+    assert row_scale_T is not None
+    assert scale_O is not None
+    return acc_TO, row_scale_T, scale_O, torch.zeros_like(scale_O) if bias_O is None else bias_O
 
 
 def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
@@ -120,27 +110,6 @@ def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
     out = empty(outputs, inputs // (2 * half), 2, half // run, run, dtype=torch.int8)
     launch(row_loops.widen_rows(half, run), packed.view(outputs, -1, half // run, run), multiplier_OG, out)
     return out.view(outputs, inputs)
-
-
-def paths(segments: Sequence[Segment], picked: Sequence[int] | None) -> Paths:
-    return paths_of(segments, torch.device("cpu"), picked, attention_loop.QUERIES)
-
-
-def attention(
-    query_THE: torch.Tensor,
-    key_TJE: torch.Tensor,
-    value_TJE: torch.Tensor,
-    paths: Paths,
-    slopes_H: torch.Tensor | None,
-) -> torch.Tensor:
-    heads, width = query_THE.shape[1:]
-    query_THE = heads_side_by_side(query_THE)
-    key_JTE, value_JTE = (x_TJE.transpose(0, 1).contiguous() for x_TJE in (key_TJE, value_TJE))
-    out_THE = empty(*query_THE.shape, dtype=torch.float32)
-    slopes_H = torch.zeros(heads) if slopes_H is None else slopes_H
-    scale = np.float32(1 / math.sqrt(width))
-    launch(attention_loop.attention_rows, query_THE, key_JTE, value_JTE, paths.tables, scale, slopes_H, out_THE)
-    return out_THE
 
 
 def round_columns(

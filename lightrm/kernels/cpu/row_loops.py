@@ -30,7 +30,7 @@ SUMS = EXACT | {"fastmath": {"contract", "reassoc"}}
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class Loop:
     """A loop over rows, compiled twice: shared by numba's threads, and as a plain loop where there are none (`forks`).
     What is done to a row is the same code in both."""
 
@@ -38,10 +38,10 @@ class Rows:
     by_one: Callable[..., None]
 
 
-def over_rows(loop: FunctionType, options: dict[str, Any] = PLAIN) -> Rows:
+def over_rows(loop: FunctionType, options: dict[str, Any] = PLAIN) -> Loop:
     alone = FunctionType(loop.__code__, loop.__globals__, loop.__name__, loop.__defaults__, loop.__closure__)
     alone.__qualname__ = f"{loop.__qualname__}.by_one"  # numba keeps compiled code under this name
-    return Rows(njit(parallel=True, **options)(loop), njit(**options)(alone))
+    return Loop(njit(parallel=True, **options)(loop), njit(**options)(alone))
 
 
 LOG2_E = np.float32(1 / math.log(2))
@@ -248,7 +248,7 @@ def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, value
 
 
 @cache
-def widen_rows(half: int, run: int) -> Rows:
+def widen_rows(half: int, run: int) -> Loop:
     """The kernel that widens int4 in blocks of 2 * half, where `run` neighbours of a half share a multiplier.
 
     packed (O, B, half / run, run), out (O, B, 2, half / run, run), multiplier (O, G). Trip counts known to the compiler

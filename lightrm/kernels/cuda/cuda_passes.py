@@ -1,8 +1,7 @@
-"""The passes between products on a card, and attention: tensors in, tensors out. Twins of `integer` and `reference`.
+"""The passes between products on a card: tensors in, tensors out. Twins of `integer` and `reference`.
 
-A product comes as int32 sums with the scales that they wait for, or as floats with none. As `cuda_products`, all of it
-runs in Triton's interpreter too. T tokens, D width, F feed-forward width, H query heads, J key/value heads, E a head's
-width, S sequences, K outputs of a head.
+As `cuda_products`, all of it runs in Triton's interpreter too. T tokens, D width, F feed-forward width, S sequences,
+K outputs of a head.
 """
 
 from __future__ import annotations
@@ -11,27 +10,20 @@ import math
 
 import torch
 
-from lightrm.kernels.cuda import triton_rows
+from lightrm.kernels import integer
+from lightrm.kernels.cuda import launch, triton_rows
 from lightrm.kernels.cuda.launch import (
-    VERSION,
     check_in_place,
     on,
     pieces,
     power,
-    precision,
     vector,
     warps_for,
     whole_rows,
 )  # fmt: skip
-from lightrm.kernels.cuda.tiles import capability, keys_for
-from lightrm.kernels.cuda.triton_attention import attention_tile
-from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
+from lightrm.kernels.operands import Heads, Rotation, Rows, Sums
 from lightrm.schemes.int4 import block_of
 
-__all__ = [
-    "VERSION", "add_norm_quantize", "attention", "norm", "norm_quantize", "paths_of", "quantize", "rms_norm",
-    "silu_mul", "silu_mul_quantize", "split_heads", "value_head", "widen",
-]  # fmt: skip
 WIDENED_AT_ONCE = (16, 256)  # rows, and bytes of each, that one program widens
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -41,15 +33,14 @@ def norm(
     eps: float | None,
     *,
     weight_D: torch.Tensor | None = None,
-    added: tuple[torch.Tensor, ...] | None = None,
+    added: Sums | None = None,
     rows_S: torch.Tensor | None = None,
     shift_D: torch.Tensor | None = None,
     quantized: bool = False,
 ) -> Pair:
     """`triton_rows.norm_row` over rows of x; the result, and the scale of each row if it is quantized.
 
-    eps: None leaves the norm out. added: sums, row scale, scale, bias, added to x in place first. shift_D: taken off
-    the normed row, of quantized ones.
+    eps: None leaves the norm out. added: to x, in place, first. shift_D: taken off the normed row, of quantized ones.
     """
     if added is not None:
         check_in_place(x_TD)
@@ -57,8 +48,10 @@ def norm(
     count, width = len(x_TD) if rows_S is None else len(rows_S), x_TD.shape[1]
     out = x_TD.new_empty(count, width, dtype=torch.int8 if quantized else None)
     scale_T = x_TD.new_empty(count, dtype=torch.float32)
-    sums, *waiting = added if added is not None else (x_TD, scale_T, scale_T, scale_T)
-    sums, (row_scale, scale, bias) = whole_rows(sums), map(vector, waiting)
+    sums, *waiting = added or Sums(x_TD)
+    sums, (row_scale, scale, bias) = whole_rows(sums), (scale_T if v is None else vector(v) for v in waiting)
+    if sums.dtype == torch.int32 and bias is scale_T:  # the kernel adds one to all that are scaled
+        bias = torch.zeros_like(scale)
     block = power(width)
     if count:
         with on(x_TD.device):
@@ -95,37 +88,32 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> t
     return norm(x_TD, eps, weight_D=weight_D)[0]
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None) -> Pair:
-    return norm(x_TD, eps, shift_D=shift_D, quantized=True)
+def norm_each(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
+    """A program a row: each is what it would be alone."""
+    return rms_norm(x_SD, weight_D, eps)
 
 
-def quantize(x_TI: torch.Tensor) -> Pair:
-    return norm(x_TI, None, quantized=True)
+def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
+    return Rows(*norm(x_TD, eps, shift_D=shift_D, quantized=True))
 
 
-def add_norm_quantize(
-    x_TD: torch.Tensor,
-    acc_TD: torch.Tensor,
-    row_scale_T: torch.Tensor,
-    scale_D: torch.Tensor,
-    bias_D: torch.Tensor,
-    eps: float,
-    shift_D: torch.Tensor | None = None,
-) -> Pair:
+def quantize(x_TI: torch.Tensor) -> Rows:
+    return Rows(*norm(x_TI, None, quantized=True))
+
+
+def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:
+    integer.add_sums(x_TD, sums)
+
+
+def add_norm_quantize(x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
     """x += product, in place, then as norm_quantize."""
-    return norm(x_TD, eps, added=(acc_TD, row_scale_T, scale_D, bias_D), shift_D=shift_D, quantized=True)
+    return Rows(*norm(x_TD, eps, added=sums, shift_D=shift_D, quantized=True))
 
 
-def gate(
-    product_TF2: torch.Tensor,
-    row_scale_T: torch.Tensor | None,
-    scale_F2: torch.Tensor | None,
-    block: int,
-    quantized: bool,
-    bias_F2: torch.Tensor | None = None,
-) -> Pair:
+def gate(sums: Sums, block: int, quantized: bool) -> Pair:
     """`triton_rows.gate_row` over the rows of a product; the result, and the scale of each row if it is quantized."""
-    product_TF2 = whole_rows(product_TF2)
+    row_scale_T, scale_F2, bias_F2 = sums.row_scale_T, sums.scale_O, sums.bias_O
+    product_TF2 = whole_rows(sums.acc_TO)
     tokens, width = len(product_TF2), product_TF2.shape[1] // 2
     out = product_TF2.new_empty(tokens, width, dtype=torch.int8 if quantized else None)
     scale_T = product_TF2.new_empty(tokens, dtype=torch.float32)
@@ -155,31 +143,27 @@ def gate(
 
 def silu_mul(gate_up_TF2: torch.Tensor, block: int = 1) -> torch.Tensor:
     """silu(gate) * up, then the block Hadamard transform."""
-    return gate(gate_up_TF2, None, None, block, False)[0]
+    return gate(Sums(gate_up_TF2), block, False)[0]
 
 
-def silu_mul_quantize(
-    acc_TF2: torch.Tensor,
-    row_scale_T: torch.Tensor | None,
-    scale_F2: torch.Tensor | None,
-    block: int,
-    bias_F2: torch.Tensor | None = None,
-) -> Pair:
-    return gate(acc_TF2, row_scale_T, scale_F2, block, True, bias_F2)
+def silu_mul_quantize(sums: Sums, block: int) -> Rows:
+    return Rows(*gate(sums, block, True))
 
 
-def split_heads(
-    acc_TO: torch.Tensor,
-    row_scale_T: torch.Tensor | None,
-    scale_O: torch.Tensor | None,
-    bias_O: torch.Tensor | None,
-    widths: tuple[int, int],
-    rotation: Pair | None,
-    dtype: torch.dtype,
-    head_width: int,
+def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
+    parts = split(sums, widths, head_width, rotation, launch.ON_CARD)
+    query, key, value = (part.unflatten(1, (part.shape[1] // head_width, head_width)) for part in parts)
+    return query, key, value
+
+
+def split(
+    sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value, as columns of one tensor. Floats are turned where they lie."""
+    """Query, key and value, as columns of one tensor; dtype: of scaled sums. Floats are turned where they lie."""
+    acc_TO, row_scale_T, scale_O, bias_O = sums
     scaled = row_scale_T is not None
+    if bias_O is None and scale_O is not None:  # the kernel adds one to all that are scaled
+        bias_O = torch.zeros_like(scale_O)
     acc_TO = whole_rows(acc_TO)
     tokens, outputs = acc_TO.shape
     out_TO = acc_TO.new_empty(tokens, outputs, dtype=dtype) if scaled else acc_TO
@@ -238,58 +222,11 @@ def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
     return out_OI
 
 
-def attention(
-    query_THE: torch.Tensor,
-    key_TJE: torch.Tensor,
-    value_TJE: torch.Tensor,
-    paths: Paths,
-    slopes_H: torch.Tensor | None,
-    quantized: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention over a pack, (T, H, E), and where quantized also int8 rows (T, H * E) with their scale (T,)."""
-    query_THE, key_TJE, value_TJE = map(heads_side_by_side, (query_THE, key_TJE, value_TJE))
-    tokens, heads, width = query_THE.shape
-    out_THE = query_THE.new_empty(tokens, heads, width)
-    values = query_THE.new_empty(tokens, heads * width, dtype=torch.int8) if quantized else out_THE
-    scale_T = query_THE.new_empty(tokens, dtype=torch.float32)
-    arrived = torch.zeros(paths.tiles, dtype=torch.int32, device=query_THE.device) if quantized else scale_T
-    if paths.tiles:
-        with on(query_THE.device):
-            attention_tile[paths.tiles, heads](
-                query_THE,
-                key_TJE,
-                value_TJE,
-                out_THE,
-                paths.tables,
-                scale_T if slopes_H is None else vector(slopes_H),
-                values,
-                scale_T,
-                arrived,
-                1 / math.sqrt(width),
-                width,
-                paths.tables.shape[1],
-                query_THE.stride(0),
-                key_TJE.stride(0),
-                value_TJE.stride(0),
-                SHARED_BY=heads // key_TJE.shape[1],
-                SLOPED=slopes_H is not None,
-                QUANTIZED=quantized,
-                DEPTH=paths.depth,
-                QUERIES=paths.queries,
-                KEYS=keys_for(capability(query_THE.device), width),
-                WIDTH=max(16, power(width)),
-                PRECISION=precision(query_THE.dtype),
-                enable_fp_fusion=False,
-                num_warps=max(4, paths.queries // 16),
-                num_stages=2,
-            )
-    return out_THE, values, scale_T
-
-
 def value_head(
-    x_TD: torch.Tensor, rows_S: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None
+    x_TD: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None, rows_S: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """float32 (S, K): rows_S of x times each row of the head."""
+    """float32 (S, K): rows_S of x, or all, times each row of the head."""
+    rows_S = torch.arange(len(x_TD), device=x_TD.device) if rows_S is None else rows_S
     x_TD, weight_KD = whole_rows(x_TD), weight_KD.contiguous()
     out_SK = x_TD.new_empty(len(rows_S), len(weight_KD), dtype=torch.float32)
     block = power(x_TD.shape[1])

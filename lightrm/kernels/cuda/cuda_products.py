@@ -1,4 +1,4 @@
-"""Products on a card: tensors in, tensors out, grids and tiles between. Triton's kernels are in `gpu`.
+"""Products on a card: tensors in, tensors out, grids and tiles between. Triton's kernels are in `triton_*`.
 
 Runs on CUDA cards, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1 before the first import), where tests
 prove it against `integer` and `reference`. T tokens, O x I a weight.
@@ -8,16 +8,33 @@ from __future__ import annotations
 
 import torch
 
-from lightrm.kernels.cuda import cuda_passes
+from lightrm.kernels.cuda import cuda_passes, launch
 from lightrm.kernels.cuda.launch import check_in_place, on, pieces, precision, vector, whole_rows
 from lightrm.kernels.cuda.tiles import BAND, capability, tile_for
 from lightrm.kernels.cuda.triton_grouped import grouped_product as grouped_kernel
 from lightrm.kernels.cuda.triton_products import integer_product
+from lightrm.kernels.library_products import widened_product as widened_by_library
+from lightrm.kernels.operands import Rows, Sums
 from lightrm.schemes.int4 import Int4, block_of
 from lightrm.schemes.int8 import Rowwise
-from lightrm.schemes.tiled import Tiled
+from lightrm.schemes.tiled import Tiled, tiled_int4
 
 SMALLEST_HALF = 32  # inputs of an int8 product at least
+
+
+def multiply(rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> Sums:
+    assert rows.scale_T is not None
+    return Sums(product(rows.values_TI, rows.scale_T, weight, bias_O, launch.ON_CARD))
+
+
+def multiply_onto(x_TO: torch.Tensor, rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> None:
+    assert rows.scale_T is not None
+    product(rows.values_TI, rows.scale_T, weight, bias_O, x_TO.dtype, residual_TO=x_TO)
+
+
+def widened_product(x_TI: torch.Tensor, weight: Int4, bias_O: torch.Tensor | None) -> torch.Tensor:
+    laid_out = tiled_int4(weight, x_TI.dtype)
+    return widened_by_library(x_TI, weight, bias_O) if laid_out is None else grouped_product(x_TI, laid_out, bias_O)
 
 
 def product(

@@ -1,0 +1,37 @@
+"""Packed causal attention in float32 on a CPU: tensors in, tensors out, numba's code between. Twin of
+`reference.attention`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from lightrm.kernels.arena import empty
+from lightrm.kernels.cpu import attention_loop
+from lightrm.kernels.cpu.cpu_passes import launch
+from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
+from lightrm.kernels.segments import Segment
+
+
+def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None) -> Paths:
+    return paths_of(segments, device, picked, attention_loop.QUERIES)
+
+
+def attention(
+    query_THE: torch.Tensor,
+    key_TJE: torch.Tensor,
+    value_TJE: torch.Tensor,
+    paths: Paths,
+    slopes_H: torch.Tensor | None,
+) -> torch.Tensor:
+    heads, width = query_THE.shape[1:]
+    query_THE = heads_side_by_side(query_THE)
+    key_JTE, value_JTE = (x_TJE.transpose(0, 1).contiguous() for x_TJE in (key_TJE, value_TJE))
+    out_THE = empty(*query_THE.shape, dtype=torch.float32)
+    slopes_H = torch.zeros(heads) if slopes_H is None else slopes_H
+    scale = np.float32(1 / math.sqrt(width))
+    launch(attention_loop.attention_rows, query_THE, key_JTE, value_JTE, paths.tables, scale, slopes_H, out_THE)
+    return out_THE

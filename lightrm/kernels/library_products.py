@@ -1,0 +1,53 @@
+"""Products of int8 rows by libraries, which add up exactly; 4-bit weights are widened some channels at a time.
+
+Shapes: T tokens, O x I a weight, G groups along I.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lightrm.kernels import gemm, library
+from lightrm.kernels.arena import empty
+from lightrm.kernels.dispatch import passes
+from lightrm.kernels.operands import WIDENED_ROWS, Rows, Sums
+from lightrm.schemes.int4 import Int4
+from lightrm.schemes.int8 import Rowwise
+
+
+def multiply(rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> Sums:
+    """Sums that wait for their scales."""
+    if isinstance(weight, Rowwise):
+        acc_TO = gemm.product(rows.values_TI, weight.values_OI)
+    else:
+        acc_TO = int4_product(rows.values_TI, weight)
+    return Sums(acc_TO, rows.scale_T, weight.scale_O, bias_O)
+
+
+def multiply_onto(x_TO: torch.Tensor, rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> Sums:
+    """No library adds to x as it multiplies: the next pass over x does."""
+    return multiply(rows, weight, bias_O)
+
+
+def int4_product(values_TI: torch.Tensor, weight: Int4) -> torch.Tensor:
+    """int8 (T, I) x int4 (O, I) -> int32 (T, O), exact."""
+    outputs = len(weight.packed)
+    acc_TO = empty(len(values_TI), outputs, dtype=torch.int32, device=values_TI.device)
+    for start in range(0, outputs, WIDENED_ROWS):
+        part = weight.outputs(start, min(start + WIDENED_ROWS, outputs))
+        widened = passes(part.packed.device).widen(part.packed, part.multiplier_OG)
+        acc_TO[:, start : start + len(widened)] = gemm.product(values_TI, widened)
+    return acc_TO
+
+
+def widened_product(x_TI: torch.Tensor, weight: Int4, bias_O: torch.Tensor | None) -> torch.Tensor:
+    """x @ weight.T + bias in x's dtype; the weight is exact up to its channel's scale."""
+    outputs = len(weight.packed)
+    y_TO = x_TI.new_empty(len(x_TI), outputs)
+    for start in range(0, outputs, WIDENED_ROWS):
+        end = min(start + WIDENED_ROWS, outputs)
+        part = weight.outputs(start, end)
+        widened = passes(part.packed.device).widen(part.packed, part.multiplier_OG)
+        weight_OI = widened.to(x_TI.dtype) * part.scale_O[:, None].to(x_TI.dtype)
+        y_TO[:, start:end] = library.linear(x_TI, weight_OI, None if bias_O is None else bias_O[start:end])
+    return y_TO

@@ -1,0 +1,92 @@
+"""What products read, multiply and give: rows, weights as held, sums; and the residual stream that they are added to.
+
+Shapes: T tokens, O x I a weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from lightrm.schemes.blockwise import Blockwise
+from lightrm.schemes.grouped import Grouped
+from lightrm.schemes.int4 import Int4
+from lightrm.schemes.int8 import Rowwise
+from lightrm.schemes.tiled import Tiled
+
+WIDENED_ROWS = 1024  # output channels of a 4-bit weight that are widened at one time
+Rotation = tuple[torch.Tensor, torch.Tensor] | None  # RoPE's cos and sin, float32 (T, E / 2)
+Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value, each (T, heads, E)
+
+
+class Rows(NamedTuple):
+    """The input of a product: float (T, I) and no scale; or int8 (T, I) and float32 (T,), for values * scale."""
+
+    values_TI: torch.Tensor
+    scale_T: torch.Tensor | None = None
+
+    def picked(self, rows_S: torch.Tensor) -> Rows:
+        """Some of the rows."""
+        return Rows(self.values_TI[rows_S], None if self.scale_T is None else self.scale_T[rows_S])
+
+
+class Sums(NamedTuple):
+    """A product: floats (T, O) and None for the rest; or int32, which stands for acc * row_scale_T * scale_O + bias_O
+    (no bias is a bias of 0), where the pass that reads it applies the scales."""
+
+    acc_TO: torch.Tensor
+    row_scale_T: torch.Tensor | None = None
+    scale_O: torch.Tensor | None = None
+    bias_O: torch.Tensor | None = None
+
+    def float(self) -> torch.Tensor:
+        """float32 (T, O)."""
+        if self.row_scale_T is None or self.scale_O is None:
+            return self.acc_TO.float()
+        product_TO = self.acc_TO.float() * (self.row_scale_T[:, None] * self.scale_O)
+        return product_TO if self.bias_O is None else product_TO + self.bias_O
+
+
+@dataclass(slots=True)
+class Residual:
+    """The residual stream. pending: a product that is not added yet; the pass that reads the stream next adds it."""
+
+    x_TD: torch.Tensor
+    pending: Sums | None = None
+
+    def taken(self) -> Sums | None:
+        """The pending product, for who adds it now."""
+        pending, self.pending = self.pending, None
+        return pending
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Matrices in another program's format, one below the other: those of a fused layer have groups of their own."""
+
+    parts: tuple[Grouped | Tiled | Blockwise, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def outputs(self, start: int, end: int) -> Parts | None:
+        """None if a part would have to be cut in two."""
+        whole, at = [], 0
+        for part in self.parts:
+            first, at = at, at + part.shape[0]
+            if start <= first and at <= end:
+                whole.append(part)
+            elif first < end and start < at:
+                return None
+        return Parts(tuple(whole))
+
+
+Held = torch.Tensor | Rowwise | Int4 | Parts  # a weight: float, int8, int4, or as another program's file has it
+
+
+def outputs(weight: Held, start: int, end: int) -> Held | None:
+    """Output channels start..end of a weight, no copy; None where its format cannot tell them apart."""
+    return weight[start:end] if isinstance(weight, torch.Tensor) else weight.outputs(start, end)
