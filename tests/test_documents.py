@@ -300,3 +300,4 @@ def test_the_site_builds(tmp_path: Path) -> None:
     api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
     for name in lightrm.__all__:
         assert f'id="lightrm.{name}"' in api, name
+    assert "<li><code>strict</code>: raise where a text would be cut.</li>" in api, "parameters stand in a list"

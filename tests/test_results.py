@@ -1,4 +1,4 @@
-"""README and docs/ quote the result files, and each benchmark's matching check holds before its figures are believed."""
+"""README and docs/ quote result files, and each benchmark's matching check holds before its figures are believed."""
 
 from __future__ import annotations
 
