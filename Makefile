@@ -1,15 +1,19 @@
-# Two commands: `make demo` scores real text with the bundled model, `make test` runs everything that must hold.
+# `make demo` scores real text with the bundled model, `make test` runs everything that must hold, `make docs` builds the
+# documentation into build/site and fails on a broken link.
 # With a CUDA card, `make gpu` checks and measures the kernels on it, with the Python that has a CUDA build of PyTorch.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test gpu check format
+.PHONY: demo test docs gpu check format
 
 demo: .venv/installed
 	$(BIN)/lightrm demo
 
 test: check
 	$(BIN)/python -m pytest -n auto --dist worksteal
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 gpu:
 	$(PYTHON) -m benchmarks.gpu
@@ -29,7 +33,12 @@ format: .venv/installed-dev
 	$(BIN)/python -m pip install -q -c constraints.txt -e .
 	touch $@
 
+.venv/installed-docs: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	touch $@ .venv/installed
+
 .venv/installed-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
-	touch $@ .venv/installed
+	touch $@ .venv/installed .venv/installed-docs

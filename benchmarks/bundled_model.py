@@ -22,7 +22,7 @@ from pathlib import Path
 from scipy.stats import binomtest
 
 import lightrm
-from benchmarks.record import ROOT, provenance, quote, write_result
+from benchmarks.record import documents, provenance, quote, write_result
 from lightrm.data import record_forms
 from training.corruptions import SHORTEST, cut, repeated
 from training.records import read_jsonl
@@ -162,12 +162,11 @@ def main() -> None:
     warnings.simplefilter("ignore", lightrm.TruncationWarning)
     if arguments.reference is None:
         write_result("bundled_model", measure(arguments.data, "demo"))
-        for path in (CARD, ROOT / "README.md"):
-            quote("bundled_model", table, path)
+        quote("bundled_model", table, paths=[CARD, *documents()])
     else:
         folder = str(arguments.reference / "sequence_classification")
         write_result("reference_model", measure(arguments.data, folder, arguments.max_length))
-        quote("reference_model", table, REFERENCE_CARD)
+        quote("reference_model", table, paths=[REFERENCE_CARD])
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@
 The models of benchmarks.fidelity, calibrated and cut as there. Answers whose quick scores stand closer than a limit are
 scored again in float32, as `rank(exact=True)` does it. Prompts are dealt to two halves, and each half is ranked with
 the bound that was measured on the other one. Beside it, what the smallest limit costs that orders everything, which can
-be known only afterwards. Scores are kept in --work: a stopped run goes on. Writes results/exact.json and README's
-table.
+be known only afterwards. Scores are kept in --work: a stopped run goes on. Writes results/exact.json and the
+table in the documents.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 The bundled model, and with --reference the 135 M model of `training.rebuild`. Held-out pairs and lists, each answer
 with its prompt, cut at LONGEST tokens; the schemes with "+cal" are calibrated on training pairs. Speed is measured in
 turn: the same text by every scheme, ROUNDS times around, the median of the ratios to float32. Scores are kept in
---work: a stopped run goes on. Writes results/fidelity.json and README's table.
+--work: a stopped run goes on. Writes results/fidelity.json and the table in the documents.
 """
 
 from __future__ import annotations
@@ -143,6 +143,21 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, measured_on(result), ""])
 
 
+SHORT = {"mean_error": "mean error", "flips": "flipped pairs", "top1": "same best answer"}
+
+
+def short_table(result: dict[str, Any]) -> str:
+    """Both models in a table of a few columns, without the intervals; in percent."""
+    models = result["models"]
+    lines = ["| | " + " | ".join(f"{name}: {' | '.join(SHORT.values())}" for name in models) + " |"]
+    lines.append("| --- |" + " ---: |" * len(SHORT) * len(models))
+    for scheme in next(iter(models.values()))["rows"]:
+        wholes = [model["rows"][scheme]["whole"] for model in models.values()]
+        cells = [f"{100 * whole[name]['value']:.1f} %" for whole in wholes for name in SHORT]
+        lines.append(f"| {scheme} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", measured_on(result), ""])
+
+
 def main() -> None:
     parser = options(__doc__, pairs=PAIRS, lists=LISTS)
     parser.add_argument("--work", type=Path, required=True, help="where scores are kept")
@@ -159,6 +174,7 @@ def main() -> None:
     versions = provenance(("torch", "numpy", "numba", "scipy", "bitsandbytes"))
     write_result("fidelity", {**versions, **this_cpu(), "models": models})
     quote("fidelity", table)
+    quote("fidelity", short_table, block="fidelity_short")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 
 Weights are e4m3 with a scale for each output channel, activations e4m3 with a scale for each token, products are summed
 in float32: the most that hardware does (Hopper's tensor cores sum shorter). With the rotations of w8a8, and without.
-`error` and `tau` as in benchmarks.schemes. Writes results/fp8.json and README's sentence.
+`error` and `tau` as in benchmarks.schemes. Writes results/fp8.json and the sentence in the documents.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from scipy.stats import kendalltau
 import lightrm
 from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.fidelity import models_of, options
-from benchmarks.record import provenance, quote, write_result
+from benchmarks.record import measured_on, provenance, quote, write_result
 from benchmarks.schemes import LONGEST, PAIRS
 from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import open_checkpoint
@@ -104,7 +104,7 @@ def sentence(result: dict[str, Any]) -> str:
     for name, model in result["models"].items():
         shown = ", ".join(f"{row} {100 * model['rows'][row]['error']:.1f} %" for row in ROWS)
         parts.append(f"{name[0].lower() + name[1:]}: {shown}")
-    return f"Error of the scores over their spread: {'; '.join(parts)}.\n"
+    return f"Error of the scores over their spread: {'; '.join(parts)}. {measured_on(result)}\n"
 
 
 def main() -> None:

@@ -5,7 +5,8 @@
 auto-gptq 0.7.1 is unmaintained and wants old neighbours, so it gets an environment of its own, made here (minutes). In
 it `gptq_client.py` builds transformers' LLaMA with auto-gptq's QuantLinear in the place of each packed layer and
 loads the exported folder into it. Compared are every layer's weight as auto-gptq widens it, which must be equal, and
-the scores of real text, computed in float32 on both sides. Writes results/gptq_files.json and README's sentence.
+the scores of real text, computed in float32 on both sides. Writes results/gptq_files.json and the sentence in the
+documents.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 import lightrm
 from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.fidelity import models_of, options
-from benchmarks.record import provenance, quote, write_result
+from benchmarks.record import measured_on, provenance, quote, write_result
 from lightrm.loading.gptq_export import export_gptq
 from lightrm.schemes.grouped import Grouped
 
@@ -101,7 +102,7 @@ def sentence(result: dict[str, Any]) -> str:
     return (
         f"auto-gptq {rows[0]['client']['auto-gptq']}'s own layers, given files that lightrm wrote, hold {weights} as "
         f"lightrm ({layers} packed layers, two models); scores of {answers} real answers in float32, "
-        f"computed from them by transformers {rows[0]['client']['transformers']}, {scores}.\n"
+        f"computed from them by transformers {rows[0]['client']['transformers']}, {scores}. {measured_on(result)}\n"
     )
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.record import provenance, write_result
+from benchmarks.record import measured_on, provenance, quote, write_result
 from lightrm.kernels import passes, products
 from lightrm.kernels.dispatch import kernels_for
 from lightrm.kernels.operands import Residual, Rows
@@ -115,6 +115,7 @@ def table(result: dict[str, Any]) -> str:
     for other in [scheme for scheme in ("fp32", "bf16") if scheme in schemes]:
         over = [bare[shape, n, "w8a8"] / bare[shape, n, other] for shape, n, scheme in bare if scheme == other]
         lines.append(f"\nThe bare int8 product is {statistics.median(over):.1f} x as fast as the bare {other} one.")
+    lines += ["", measured_on(result)]
     return "\n".join(lines) + "\n"
 
 
@@ -126,6 +127,7 @@ def main() -> None:
     arguments = parser.parse_args()
     result = measure(arguments.rounds, arguments.shapes, arguments.tokens)
     write_result("linear_cpu", result)
+    quote("linear_cpu", table)
     print(table(result))
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.record import ROOT, provenance, read_result, write_result
+from benchmarks.record import ROOT, measured_on, provenance, quote, read_result, write_result
 from benchmarks.scoring import build
 
 SCHEMES = ("fp32", "bf16", "w8a8", "w4a8", "nf4", "bnb-int8")
@@ -102,6 +102,7 @@ def table(result: dict[str, Any]) -> str:
         cells = [f"{size / 2**20:.0f} MiB" for size in (r["held"], r["grown"] - r["held"])]
         cells += [bound, *(f"{r[name] / 2**20:.0f} MiB" for name in ("scoring", "planned"))]
         lines.append(f"| {r['source']} | {r['scheme']} | {time} | {' | '.join(cells)} |")
+    lines += ["", measured_on(result)]
     return "\n".join(lines) + "\n"
 
 
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=4)
     arguments = parser.parse_args()
     write_result("loading", measure(arguments.layers))
+    quote("loading", table)
     print(table(read_result("loading")))
 
 

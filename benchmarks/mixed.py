@@ -6,7 +6,7 @@ Groups of 32 instead of 128 cost w4a8 some bytes, spread evenly. A rival spends 
 8 bits: each matrix alone is rounded to 4 bits among exact ones, on training pairs, and those whose rounding moves the
 score most for each byte come first. Another two spend more: on every down_proj in 8 bits, and as much on what is felt
 most. All are then calibrated on the same text, and compared on held-out pairs and lists, paired, with intervals.
-Writes results/mixed.json and README's table.
+Writes results/mixed.json and the table in the documents.
 """
 
 from __future__ import annotations

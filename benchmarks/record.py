@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 
 RESULTS = Path(__file__).parent / "results"
 ROOT = Path(__file__).parents[1]
-WRITTEN = ("benchmarks/results", "README.md")  # by benchmarks
+WRITTEN = ("benchmarks/results", "README.md", "docs")  # by benchmarks
 
 
 def git(*arguments: str) -> str:
@@ -43,11 +43,14 @@ def this_cpu() -> dict[str, Any]:
 
 
 def measured_on(result: Mapping[str, Any]) -> str:
-    """A line on where a result with `this_cpu` in it comes from."""
-    return (
-        f"Measured on {result['date']} at commit {result['commit']}: {result['machine']} CPU, {result['device']}, "
-        f"{result['threads']} threads, torch {result['versions']['torch']}."
-    )
+    """A line on where a result comes from: date, commit, and as much of the machine as the result says."""
+    machine = [f"{result['machine']} CPU"]
+    if result.get("device", "cpu") != "cpu":
+        machine.append(result["device"])
+    if "threads" in result:
+        machine.append(f"{result['threads']} threads")
+    machine += [f"torch {version}" for name, version in result["versions"].items() if name == "torch"]
+    return f"Measured on {result['date']} at commit {result['commit']}: {', '.join(machine)}."
 
 
 def write_result(name: str, result: Mapping[str, Any]) -> Path:
@@ -71,7 +74,32 @@ def with_table(document: str, name: str, table: str) -> str:
     return head + start + table + end + tail
 
 
-def quote(name: str, table: Callable[[dict[str, Any]], str], path: Path = ROOT / "README.md") -> None:
-    """Put the table of a written result into a document."""
-    text = with_table(path.read_text(encoding="utf-8"), name, table(read_result(name)))
-    path.write_text(text, encoding="utf-8")
+def documents() -> list[Path]:
+    """Where the tables of benchmarks are shown: the README and the pages of the documentation."""
+    return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def quoting(name: str, paths: Iterable[Path]) -> list[Path]:
+    """Those of some documents that have the generated block `name`. Raises ValueError where none has."""
+    searched = list(paths)
+    found = [path for path in searched if f"<!-- generated: {name} -->" in path.read_text(encoding="utf-8")]
+    if not found:
+        raise ValueError(f"no document has a block {name!r}, of {', '.join(path.name for path in searched)}")
+    return found
+
+
+def quote(
+    name: str,
+    table: Callable[[dict[str, Any]], str],
+    *,
+    block: str = "",
+    paths: Iterable[Path] | None = None,
+) -> None:
+    """Put the table of the written result `name` into every document that has its block.
+
+    block: the name of the block, where that is not the result's. paths: the documents; README.md and docs/*.md if None.
+    Raises ValueError where no document has the block.
+    """
+    for path in quoting(block or name, documents() if paths is None else paths):
+        text = with_table(path.read_text(encoding="utf-8"), block or name, table(read_result(name)))
+        path.write_text(text, encoding="utf-8")

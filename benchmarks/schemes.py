@@ -6,7 +6,7 @@ The bundled model, and with --reference the 135 M model of `training.rebuild`; r
 
 `error` is the standard deviation of the score's error over that of the scores; `tau` is Kendall's tau-b between the two
 orders of all answers. The last rows leave out one part of w8a8 or w4a8 each: a part that does not help does not stay.
-Writes results/schemes.json and README's table.
+Writes results/schemes.json and the table in the documents.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scipy.stats import kendalltau
 import lightrm
 from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.fidelity import models_of, options
-from benchmarks.record import provenance, quote, write_result
+from benchmarks.record import measured_on, provenance, quote, write_result
 from lightrm.loading import loader
 from lightrm.loading.folding import Folding
 
@@ -111,6 +111,7 @@ def table(result: dict[str, Any]) -> str:
         found = [model["rows"][row] for model in models.values()]
         cells = [f"{100 * one['error']:.1f} % | {one['tau']:.3f}" for one in found]
         lines.append(f"| {row} | {' | '.join(cells)} |")
+    lines += ["", measured_on(result)]
     return "\n".join(lines) + "\n"
 
 

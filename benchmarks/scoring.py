@@ -7,7 +7,7 @@ every peer is a process of its own, asleep while another works, and its peak mem
 peer once, ratios are taken within a round, and the median of the rounds is reported. `error` is that of the scores
 against float32, over their spread, on random weights: it compares kernels, and says nothing about real models.
 Since lightrm computes a part of the last layer only, few layers flatter it; the committed result is of a time before.
-Writes results/scoring_cpu.json and the README's table. For cards: benchmarks.gpu.
+Writes results/scoring_cpu.json and the table in the documents. For cards: benchmarks.gpu.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks.peers import PEERS
-from benchmarks.record import ROOT, provenance, quote, this_cpu, write_result
+from benchmarks.record import ROOT, measured_on, provenance, quote, this_cpu, write_result
 from lightrm.checkpoints.stored import write_safetensors
 
 SHARING = ("lightrm w8a8, nothing shared", "llama.cpp Q8_0, prompt kept")  # for benchmarks.sharing
@@ -206,7 +206,7 @@ def table(result: dict[str, Any]) -> str:
         error = "-" if row["error"] is None else f"{100 * row['error']:.1f} %"
         lines.append(f"| {name} | {' | '.join(cells)} | {peak} | {error} | {row['kernel']} |")
     absolute = ", ".join(f"{rows['lightrm w8a8']['tokens/s']:.0f} ({load})" for load, rows in loads.items())
-    lines.append(f"\nw8a8 alone, tokens/s of {result['layers']} layers: {absolute}.")
+    lines.append(f"\nw8a8 alone, tokens/s of {result['layers']} layers: {absolute}. {measured_on(result)}")
     for name, error in result["failed"].items():
         lines.append(f"Not measured: {name}: {error}.")
     return "\n".join(lines) + "\n"

@@ -11,7 +11,7 @@ speed-up is their ratio, and that of the same engine with sharing switched off i
 The pass: every pair and list, or every k-th, each answer scored once. It is timed on 2 and on 6 layers in turn; their
 difference is four whole layers, from which the time of 32 follows: lightrm computes only a part of the last layer,
 which would flatter it in a model of few. "beside the model" is the time of text to ids to packs over that of 32 layers.
-Writes results/sharing_cpu.json and the README's table.
+Writes results/sharing_cpu.json and the table in the documents.
 """
 
 from __future__ import annotations

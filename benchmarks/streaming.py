@@ -10,7 +10,7 @@ the largest resident memory of the process, `bound` what `lightrm plan` says of 
 run once.
 
 Two models of one base: two checkpoints of Baichuan-13B's layout and shape that differ in W_pack and head, the second
-loaded beside the first. Linux only, for it reads /proc. Writes results/streaming.json and the README's table.
+loaded beside the first. Linux only, for it reads /proc. Writes results/streaming.json and the table in the documents.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 from safetensors.torch import load_file
 
 import lightrm
-from benchmarks.record import ROOT, provenance, quote, this_cpu, write_result
+from benchmarks.record import ROOT, measured_on, provenance, quote, this_cpu, write_result
 from benchmarks.scoring import build
 from lightrm.checkpoints.stored import write_safetensors
 from lightrm.loading import quantized_folder
@@ -163,6 +163,7 @@ def table(result: dict[str, Any]) -> str:
             f"{row['scheme']}: the second is {row['held'] / 2**20:.0f} MiB, {row['shared'] / 2**20:.0f} MiB of it the "
             "first's."
         )
+    lines += ["", measured_on(result)]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,8 @@
 `tests/test_text_differential.py` holds a few hundred draws to the same rules. Every kind of tokenizer file, class,
 flag, template feature and text is drawn by `tests/tokenizer_draws.py` and `tests/chat_draws.py`;
 `tests/text_parity.py` compares.
-Writes results/text_differential.json and README's sentence; ends with status 1 if a single comparison fails.
+Writes results/text_differential.json and the sentence in the documents; ends with status 1 if a single comparison
+fails.
 """
 
 from __future__ import annotations

@@ -84,7 +84,7 @@ def test_recorded_figures_reach_the_floors() -> None:
             assert row["share"] >= floor, f"{lang} {kind}"
 
 
-@pytest.mark.parametrize("path", [CARD, ROOT / "README.md"], ids=["card", "readme"])
+@pytest.mark.parametrize("path", [CARD, ROOT / "docs" / "bundled-model.md"], ids=["card", "docs"])
 def test_documents_quote_the_result_file(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert with_table(text, "bundled_model", table(read_result("bundled_model"))) == text

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import doctest
 import json
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from unittest import SkipTest
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 from sybil import Document, Example, Sybil
 from sybil.document import PythonDocStringDocument
@@ -24,18 +27,26 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 
 import lightrm
 from benchmarks.record import ROOT, read_result
+from lightrm.architecture import Alibi, Architecture, Rope
 from lightrm.checkpoints.hub import DEMO_FOLDER
 from lightrm.cli import main
+from lightrm.engine.memory import weight_bytes
 from lightrm.measure.model_card import read_card
+from lightrm.schemes.grammar import parse_scheme
 from tests.test_exporting import CONFIG, HEAD, WIDTH, body
 from tests.zoo import Specimen, normal, write_tokenizer
 
 DOCUMENTS = sorted(
-    path for path in ROOT.rglob("*.md") if not any(part.startswith(".") or part == "build" for part in path.parts[1:])
+    path
+    for path in ROOT.rglob("*.md")
+    if not any(part.startswith(".") or part == "build" for part in path.relative_to(ROOT).parts)
 )
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 NUMBER = re.compile(r"-?\d+\.\d*")
 NOT_RUN = {  # the only blocks that are not, and why
-    "README.md": ["it installs; `make test` on a bare machine does the same", "it needs a card"],
+    "README.md": ["it installs; `make test` on a bare machine does the same"],
+    "docs/getting-started.md": ["it installs; `make test` on a bare machine does the same"],
+    "docs/kernels.md": ["it needs a card"],
 }
 PAIRS = [
     {"prompt": "How do I make tea?", "chosen": "Boil water and pour it over the leaves.", "rejected": "Boil water and"},
@@ -123,7 +134,7 @@ def test_every_block_runs(path: Path, model: Path, tmp_path: Path) -> None:
     languages = re.findall(r"^```(.*)$", text, re.MULTILINE)[::2]
     assert set(languages) <= {"python", "sh", ""}, "a block that nobody runs"  # without a language: the tree of files
     ran, skipped = evaluated(SYBIL.parse(path), tmp_path, model)
-    assert skipped == NOT_RUN.get(str(path.relative_to(ROOT)), [])
+    assert skipped == NOT_RUN.get(path.relative_to(ROOT).as_posix(), [])
     assert ran >= sum(map(bool, languages)) - len(skipped)
 
 
@@ -182,34 +193,111 @@ def test_commands_in_the_text_exist() -> None:
                 assert module.with_suffix(".py").is_file() or (module / "__main__.py").is_file(), code
 
 
+def words_of(name: str) -> str:
+    return " ".join((ROOT / name).read_text(encoding="utf-8").split())
+
+
 def test_figures_in_words_are_those_of_the_tables() -> None:
     """Sentences beside the tables round what the result files hold."""
-    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    readme, fidelity, exact = map(words_of, ("README.md", "docs/fidelity.md", "docs/exact-rankings.md"))
     model = read_result("bundled_model")
     spoilt = [model["corrupted"][f"{lang} {kind}"]["share"] for lang in ("zh", "en") for kind in ("repeated", "cut")]
     foreign = [model["corrupted"][f"{lang} foreign"]["share"] for lang in ("zh", "en")]
-    assert f"the first two in {100 * min(spoilt):.0f} to {100 * max(spoilt):.0f} of 100" in readme
-    assert f"the last in {100 * min(foreign):.0f} to {100 * max(foreign):.0f}, and" in readme
-    assert "no more often than a coin (48.7 %, [below]" in readme
-    assert "both languages together: 48.7 %" in readme
+    assert f"in {100 * min(spoilt):.0f} to {100 * max(spoilt):.0f} of 100 held-out comparisons" in readme
+    assert f"in {100 * min(foreign):.0f} to {100 * max(foreign):.0f}" in readme
+    assert f"no more often than a coin ({100 * model['natural']['all']['share']:.1f} %)" in readme
     rows = read_result("fidelity")["models"]["The 135 M reference model"]["rows"]
     error = {name: row["whole"]["mean_error"]["value"] for name, row in rows.items()}
-    assert "calibrated w4a8 errs little more than a third as much in 1 % more bytes" in readme
+    assert "calibrated w4a8 errs little more than a third as much in 1 % more bytes" in fidelity
     assert 1 / 3 < error["w4a8+cal"] / error["nf4"] < 0.4
     assert round(100 * rows["w4a8+cal"]["bytes"] / rows["nf4"]["bytes"]) == 101
-    assert "in groups of 32 less than a third" in readme
+    assert "in groups of 32 less than a third" in fidelity
     assert error["w4a8-g32+cal"] / error["nf4"] < 1 / 3
-    assert "Calibrated w8a8 errs by less than twice what bf16 does" in readme
+    assert "Calibrated w8a8 errs by less than twice what bf16 does" in fidelity
     assert error["w8a8+cal"] < 2 * error["bf16"]
-    exact = read_result("exact")["models"]["The 135 M reference model"]["w8a8+cal"]
-    sure = exact["0.995"]
+    found = read_result("exact")["models"]["The 135 M reference model"]["w8a8+cal"]
+    sure = found["0.995"]
     assert sum(sure[what]["same order"] for what in ("pairs", "lists")) == 1833
-    assert "all 1833 questions have float32's order" in readme
+    assert "all 1833 questions have float32's order" in exact
     shares = [sure[what]["rescored tokens"] / sure[what]["tokens"] for what in ("pairs", "lists")]
-    assert "an eighth of the pairs' tokens is scored again, but two thirds of the lists'" in readme
+    assert "an eighth of the pairs' tokens is scored again, but two thirds of the lists'" in exact
     assert abs(shares[0] - 1 / 8) < 0.01
     assert abs(shares[1] - 2 / 3) < 0.02
-    less = [exact["0.99"][what] for what in ("pairs", "lists")]
+    less = [found["0.99"][what] for what in ("pairs", "lists")]
     share = sum(one["rescored tokens"] for one in less) / sum(one["tokens"] for one in less)
     right = sum(one["same order"] for one in less)
-    assert f"At 99 % it is {100 * share:.0f} % of all tokens for {right} questions" in readme
+    assert f"At 99 % it is {100 * share:.0f} % of all tokens for {right} questions" in exact
+
+
+def test_sizes_in_the_table_of_schemes_are_those_that_are_planned() -> None:
+    cpu = torch.device("cpu")
+    ziya = Architecture("llama", 32, 4096, 11008, 32, 32, 128, 39424, 1e-6, Rope(), 2048)
+    baichuan = Architecture("baichuan", 40, 5120, 13696, 40, 40, 128, 64000, 1e-6, Alibi(), 4096)
+
+    def size(scheme: str) -> str:
+        return " / ".join(f"{weight_bytes(a, parse_scheme(scheme, cpu)) / 2**30:.1f}" for a in (ziya, baichuan))
+
+    readme = words_of("README.md")
+    seven = {scheme: f"({size(scheme).partition(' ')[0]} GiB" for scheme in ("w8a8", "w4a8", "bf16")}
+    assert f"`w8a8` {seven['w8a8']} of weights for a 7B model)" in readme
+    assert f"`w4a8`, calibrated {seven['w4a8']})" in readme
+    assert f"`bf16`, on a GPU `fp16` {seven['bf16']})" in readme
+    lines = (ROOT / "docs" / "schemes.md").read_text(encoding="utf-8").splitlines()
+    for scheme in ("w8a8", "w4a8", "w4a16", "nf4", "bnb-int8", "bf16"):
+        (line,) = (line for line in lines if line.startswith(f"| `{scheme}`"))
+        assert f"| {size(scheme)} GiB" in line
+    assert any(f"({size('w4a8-g32')} in groups of 32)" in line for line in lines)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 170
+
+
+LINK = re.compile(r"(?<!!)\[[^]]*\]\(([^()\s]+)\)")
+
+
+def anchors(path: Path) -> set[str]:
+    """Of the headings of a document, as GitHub and MkDocs both name them."""
+    text = re.sub(r"^```.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+def broken_links(path: Path) -> list[str]:
+    """Links to files and headings that do not exist; the web's are not followed."""
+    found = []
+    for link in LINK.findall(path.read_text(encoding="utf-8")):
+        target, _, anchor = link.partition("#")
+        file = (path.parent / target).resolve() if target else path
+        if re.match(r"https?://", link):
+            continue
+        if not file.exists() or (anchor and anchor not in anchors(file)):
+            found.append(link)
+    return found
+
+
+def test_links_lead_somewhere(tmp_path: Path) -> None:
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *PAGES):
+        assert broken_links(path) == [], path
+    (tmp_path / "x.md").write_text("# A title's end\n[a](#a-titles-end) [b](#b) [c](y.md) [d](x.md) [e](https://f)\n")
+    assert broken_links(tmp_path / "x.md") == ["#b", "y.md"]
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert {page.name for page in PAGES} == set(re.findall(r"\(docs/([\w-]+\.md)[#)]", text))
+
+
+def test_the_site_builds(tmp_path: Path) -> None:
+    """Strict: a warning, such as of a broken link, fails. Every public name stands on the API page."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path / "site")],
+        cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "WARNING" not in done.stderr
+    assert {page.stem for page in PAGES} <= {page.stem for page in (tmp_path / "site").glob("*.html")}
+    api = (tmp_path / "site" / "api.html").read_text(encoding="utf-8")
+    for name in lightrm.__all__:
+        assert f'id="lightrm.{name}"' in api, name
+    assert "<li><code>strict</code>: raise where a text would be cut.</li>" in api, "parameters stand in a list"

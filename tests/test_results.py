@@ -1,4 +1,4 @@
-"""The README quotes its result files, and every benchmark's matching check holds before its figures are believed."""
+"""README and docs/ quote result files, and each benchmark's matching check holds before its figures are believed."""
 
 from __future__ import annotations
 
@@ -22,12 +22,13 @@ from benchmarks import (
     streaming,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
-from benchmarks.record import RESULTS, ROOT, read_result, with_table
+from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
     "bundled_model": bundled_model.table,
     "exact": exact.table,
     "fidelity": fidelity.table,
+    "fidelity_short": fidelity.short_table,
     "fp8": fp8.sentence,
     "gptq_files": gptq_files.sentence,
     "linear_cpu": linear.table,
@@ -39,12 +40,16 @@ TABLES = {
     "sharing_cpu": sharing.table,
     "streaming": streaming.table,
 }
+RESULT_OF = {"fidelity_short": "fidelity"}  # where block and result have different names
+BLOCK = re.compile(r"<!-- generated: (\w+) -->\n(.*?)<!-- end: (\w+) -->", re.DOTALL)
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_readme_quotes_the_result_file(name: str) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert with_table(text, name, TABLES[name](read_result(name))) == text
+def test_documents_quote_the_result_file(name: str) -> None:
+    """Each table stands in one document at least, and is the result file's in all of them."""
+    for path in quoting(name, documents()):
+        text = path.read_text(encoding="utf-8")
+        assert with_table(text, name, TABLES[name](read_result(RESULT_OF.get(name, name)))) == text, path
 
 
 @pytest.mark.parametrize(("name", "card"), [("bundled_model", CARD), ("reference_model", REFERENCE_CARD)])
@@ -54,8 +59,27 @@ def test_a_model_card_quotes_its_own(name: str, card: Path) -> None:
 
 
 def test_no_table_without_a_result() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert set(re.findall(r"<!-- generated: (\w+) -->", text)) == set(TABLES)
+    """Every block is closed, and empty where no result was measured yet."""
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        blocks = BLOCK.findall(text)
+        assert len(blocks) == text.count("<!-- generated: ") == text.count("<!-- end: "), path
+        for name, table, end in blocks:
+            assert name == end, path
+            assert name in TABLES or not table, f"{path}: {name} has figures that no test compares"
+
+
+def test_a_table_is_written_into_every_document_that_has_its_block(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("a.md", "b.md", "c.md")]
+    for path in paths:
+        path.write_text("before\n<!-- generated: short -->\nold\n<!-- end: short -->\nafter\n", encoding="utf-8")
+    paths[2].write_text("nothing", encoding="utf-8")
+    quote("fidelity", lambda result: f"{result['date']}\n", block="short", paths=paths)
+    date = read_result("fidelity")["date"]
+    written = f"before\n<!-- generated: short -->\n{date}\n<!-- end: short -->\nafter\n"
+    assert [path.read_text(encoding="utf-8") for path in paths] == [written, written, "nothing"]
+    with pytest.raises(ValueError, match=r"no document has a block 'fidelity', of a\.md, b\.md, c\.md"):
+        quote("fidelity", lambda _: "", paths=paths)
 
 
 def test_results_say_where_they_come_from() -> None:
