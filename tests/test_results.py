@@ -20,6 +20,7 @@ from benchmarks import (
     scoring,
     sharing,
     streaming,
+    text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
@@ -39,6 +40,7 @@ TABLES = {
     "sharing_amx": sharing.sentence,
     "sharing_cpu": sharing.table,
     "streaming": streaming.table,
+    "text_differential": text_differential.sentence,
 }
 RESULT_OF = {"fidelity_short": "fidelity"}  # where block and result have different names
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n(.*?)<!-- end: (\w+) -->", re.DOTALL)
