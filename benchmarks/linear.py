@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks.record import measured_on, provenance, quote, write_result
-from lightrm.kernels import passes, products
+from lightrm.kernels import products
 from lightrm.kernels.dispatch import kernels_for
-from lightrm.kernels.operands import Residual, Rows
+from lightrm.kernels.operands import Residual
 from lightrm.loading.packers import WholePacker, packer_for
 from lightrm.model.linear import Linear, linear_for
 from lightrm.schemes.grammar import parse_scheme
@@ -50,7 +50,7 @@ def build(scheme_name: str, outputs: int, inputs: int) -> Linear:
 def added(layer: Linear, stream_TO: torch.Tensor, x_TI: torch.Tensor) -> torch.Tensor:
     """stream + layer(x), its rows rounded first where it reads int8."""
     residual = Residual(stream_TO)
-    layer.onto(residual, passes.quantize(x_TI) if layer.int8 else Rows(x_TI))
+    layer.onto(residual, layer.rows(x_TI))
     return products.settled(residual)
 
 

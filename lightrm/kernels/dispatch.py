@@ -26,7 +26,6 @@ from lightrm.kernels.protocols import (
     CardAttention,
     CardProducts,
     Passes,
-    Products,
     Rounding,
 )
 from lightrm.schemes.grammar import Path
@@ -133,12 +132,6 @@ def triton_attention(device: torch.device) -> CardAttention | None:
     return cast(CardAttention, imported("cuda.cuda_attention")[0]) if triton(device, LEAST_PRODUCTS) else None
 
 
-def products(device: torch.device) -> Products:
-    """Triton's, or a library's."""
-    on_card = triton_products(device)
-    return importlib.import_module("lightrm.kernels.library_products") if on_card is None else on_card
-
-
 def triton_products(device: torch.device) -> CardProducts | None:
     """Triton's, or None where a library's are taken."""
     return cast(CardProducts, imported("cuda.cuda_products")[0]) if triton(device, LEAST_PRODUCTS) else None
@@ -169,13 +162,12 @@ def bitsandbytes() -> BlockwiseProducts:
 
 
 if TYPE_CHECKING:  # modules that are imported by name are held against their protocols here
-    from lightrm.kernels import bnb_products, library_products
+    from lightrm.kernels import bnb_products
     from lightrm.kernels.cpu import cpu_attention, cpu_passes
     from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products
 
     PASSES: tuple[Passes, ...] = (plain, cpu_passes, cuda_passes)
     ATTENTION: tuple[Attention, ...] = (library, cpu_attention, cuda_attention)
     CARD: tuple[CardAttention, CardProducts] = (cuda_attention, cuda_products)
-    PRODUCTS: tuple[Products, ...] = (library_products, cuda_products)
     BLOCKWISE: BlockwiseProducts = bnb_products
     ROUNDING: tuple[Rounding, ...] = (reference, cpu_passes)

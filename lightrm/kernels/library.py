@@ -6,14 +6,12 @@ written out, so that nothing of size T x T is ever held. Shapes as in `reference
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch.nn import functional
 
 from lightrm.kernels import reference
 from lightrm.kernels.paths import Paths, paths_of
-from lightrm.kernels.segments import Segment, views
+from lightrm.kernels.segments import views
 from lightrm.schemes.hadamard import hadamard
 
 FAR = 1.8e19  # the length of a row from which its squares overflow, about: it would be normed to zeros, and becomes NaN
@@ -48,8 +46,7 @@ def silu_mul(gate_up_TF2: torch.Tensor, block: int = 1) -> torch.Tensor:
     return gated if block == 1 else hadamard(gated, block).to(gated.dtype)
 
 
-def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None) -> Paths:
-    return paths_of(segments, device, picked)
+paths = paths_of
 
 
 def attention(

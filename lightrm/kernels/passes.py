@@ -36,8 +36,8 @@ def norm(
     """
     if not int8:
         x_TD = settled(residual)
-        fits = weight_D is None or x_TD.shape[-1:] == weight_D.shape
-        check(fits, "norm", x=x_TD, weight=x_TD if weight_D is None else weight_D)
+        if weight_D is not None:
+            check(x_TD.shape[-1:] == weight_D.shape, "norm", x=x_TD, weight=weight_D)
         return Rows(dispatch.passes(x_TD.device).rms_norm(x_TD, weight_D, eps))
     assert weight_D is None, "layers that read int8 have the norm's weight folded in"
     x_TD = residual.x_TD

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from lightrm.kernels import dispatch, gemm, library
+from lightrm.kernels import dispatch, gemm, library, library_products
 from lightrm.kernels.operands import WIDENED_ROWS, Held, Parts, Residual, Rows, Sums
+from lightrm.kernels.protocols import Products
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int4 import Int4
@@ -24,7 +25,7 @@ def product(rows: Rows, weight: Held, bias_O: torch.Tensor | None) -> Sums:
     if rows.scale_T is None:
         return Sums(float_product(rows.values_TI, weight, bias_O))
     integers = check_product(rows, weight, bias_O)
-    return dispatch.products(rows.values_TI.device).multiply(rows, integers, bias_O)
+    return kernels(rows.values_TI.device).multiply(rows, integers, bias_O)
 
 
 def add_product(residual: Residual, rows: Rows, weight: Held, bias_O: torch.Tensor | None) -> None:
@@ -35,7 +36,12 @@ def add_product(residual: Residual, rows: Rows, weight: Held, bias_O: torch.Tens
         return
     integers = check_product(rows, weight, bias_O)
     check(x_TO.shape == (len(rows.values_TI), len(integers.scale_O)), "add_product", x=x_TO, scale=integers.scale_O)
-    residual.pending = dispatch.products(x_TO.device).multiply_onto(x_TO, rows, integers, bias_O)
+    residual.pending = kernels(x_TO.device).multiply_onto(x_TO, rows, integers, bias_O)
+
+
+def kernels(device: torch.device) -> Products:
+    """Triton's, or a library's."""
+    return dispatch.triton_products(device) or library_products
 
 
 def settled(residual: Residual) -> torch.Tensor:
@@ -54,7 +60,7 @@ def float_product(x_TI: torch.Tensor, weight: Held, bias_O: torch.Tensor | None)
     if isinstance(weight, Rowwise):
         return mixed_product(x_TI, weight, bias_O)
     if isinstance(weight, Int4):
-        return dispatch.products(x_TI.device).widened_product(x_TI, weight, bias_O)
+        return kernels(x_TI.device).widened_product(x_TI, weight, bias_O)
     y_TO = x_TI.new_empty(len(x_TI), sum(part.shape[0] for part in weight.parts))
     at = 0
     for part in weight.parts:

@@ -91,7 +91,7 @@ class CompensatingLoader(Loader):
         qkv = self.reader(prefix, "qkv", norms[0], each(self.normed, sides, attention))
         output, sides = self.writer(prefix, "output", sides, each(partial(self.mixed, decoder), sides, attention, qkv))
         gate_up = self.reader(prefix, "gate_up", norms[1], each(self.normed, sides, mlp))
-        down, sides = self.writer(prefix, "down", sides, each(self.gated, sides, mlp, gate_up))
+        down, sides = self.writer(prefix, "down", sides, each(partial(self.gated, decoder), sides, mlp, gate_up))
         return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down), sides
 
     def normed(self, streams: Packs, norm_D: torch.Tensor | None) -> Packs:
@@ -107,12 +107,11 @@ class CompensatingLoader(Loader):
             found.append(decoder.mix(*heads, paths, decoder.slopes_H).values_TI.float())
         return found
 
-    def gated(self, streams: Packs, norm_D: torch.Tensor | None, gate_up: Linear) -> Packs:
+    def gated(self, decoder: Decoder, streams: Packs, norm_D: torch.Tensor | None, gate_up: Linear) -> Packs:
         """silu(gate) * up, rotated where it will be, what `down` reads."""
         block = self.folding.gated_block if self.folding else 1
-        eps, int8, shift_D = self.architecture.norm_eps, gate_up.int8, gate_up.shift_I
-        rows = (passes.norm(Residual(x_TD), norm_D, eps, int8=int8, shift_D=shift_D) for x_TD in streams)
-        return [passes.swiglu(Sums(gate_up(one).float()), block=block).values_TI for one in rows]
+        products = (gate_up(decoder.norm(Residual(x_TD), norm_D, gate_up)) for x_TD in streams)
+        return [passes.swiglu(Sums(product.float()), block=block).values_TI for product in products]
 
     def reader(self, prefix: str, name: str, norm_D: torch.Tensor, rows: Sides) -> tuple[Linear, Linear]:
         """A layer behind a norm, rounded and in float; it is to give what it would give of the float side's rows."""
@@ -171,7 +170,6 @@ def added(streams: Packs, inputs: Packs, linear: Linear) -> Packs:
     found = []
     for x_TD, values_TI in zip(streams, inputs, strict=True):
         residual = Residual(x_TD)
-        rows = values_TI.to(x_TD.dtype)
-        linear.onto(residual, passes.quantize(rows) if linear.int8 else Rows(rows))
+        linear.onto(residual, linear.rows(values_TI.to(x_TD.dtype)))
         found.append(settled(residual))
     return found

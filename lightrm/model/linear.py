@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lightrm.kernels import products
+from lightrm.kernels import passes, products
 from lightrm.kernels.operands import Held, Residual, Rows, Sums, outputs
 from lightrm.schemes.grammar import Scheme
 
@@ -32,6 +32,10 @@ class Linear:
 
     def __call__(self, rows: Rows) -> Sums:
         return products.product(rows, self.weight, self.bias_O)
+
+    def rows(self, x_TI: torch.Tensor) -> Rows:
+        """A float input as this layer reads it."""
+        return passes.quantize(x_TI) if self.int8 else Rows(x_TI)
 
     def onto(self, residual: Residual, rows: Rows) -> None:
         """residual += product."""

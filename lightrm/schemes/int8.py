@@ -54,7 +54,7 @@ class Rowwise:
 
     def rows(self, start: int, end: int) -> torch.Tensor:
         """Output channels start .. end as floats, (end - start, I)."""
-        return dequantize_rows(self.values_OI[start:end], self.scale_O[start:end])
+        return self.outputs(start, end).float()
 
     def outputs(self, start: int, end: int) -> Rowwise:
         """Output channels start .. end, no copy."""

@@ -6,7 +6,6 @@ T tokens, H query heads, J key/value heads, E a head's width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 
 import torch
 
@@ -15,11 +14,8 @@ from lightrm.kernels.cuda.tiles import capability, keys_for
 from lightrm.kernels.cuda.triton_attention import attention_tile
 from lightrm.kernels.operands import Rows
 from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
-from lightrm.kernels.segments import Segment
 
-
-def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None = None) -> Paths:
-    return paths_of(segments, device, picked)
+paths = paths_of
 
 
 def attention(
