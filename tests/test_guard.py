@@ -10,7 +10,7 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizer
 
 from lightrm.errors import TokenizerError
 from lightrm.text.encoding import read_tokens
-from lightrm.text.guard import PRIVATE, overlaps, steers, unused
+from lightrm.text.guard import PRIVATE, aliased, overlaps, steers, unused
 from lightrm.text.templates import find_template
 
 MARKS = [
@@ -111,3 +111,15 @@ def test_texts_that_choose_an_alphabet_do_not_pile_up_tokenizers(tmp_path: Path)
         ids = own.encode(text, whole=False, written=[(0, len(text))])
         assert own.steering["<eoh>"] not in ids
     assert [*own.aliases] == [PRIVATE.start, PRIVATE.start + 4]
+
+
+def test_a_token_that_was_special_once_stays_split() -> None:
+    """split_special_tokens: the library splits what it ever knew as special, and describes the last it was told."""
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate("<>abc")}, []))
+    tokenizer.add_special_tokens([AddedToken("<a>", normalized=False)])
+    tokenizer.add_tokens([AddedToken("<a>", normalized=False, special=False), AddedToken("<b>", normalized=False)])
+    tokenizer.encode_special_tokens = True
+    expected = tokenizer.encode("<a><b>").ids
+    assert tokenizer.token_to_id("<a>") not in expected
+    second = aliased(tokenizer, {"<b>": tokenizer.token_to_id("<b>")}, PRIVATE.start)
+    assert second.encode("<a><b>", [(3, 6)]) == expected

@@ -118,6 +118,9 @@ def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], alphabe
     description = json.loads(backend.to_str())
     description["post_processor"] = None
     for token in description["added_tokens"]:
+        if backend.encode_special_tokens:  # it splits what was ever special, and describes what is special now
+            made = backend.encode(token["content"], add_special_tokens=False).ids
+            token["special"] = token["special"] or token["id"] not in made
         if (name := alias.get(token["content"])) is not None:
             stays = backend.normalizer is None or name in backend.normalizer.normalize_str(name)
             token |= {"content": name, "normalized": token["normalized"] and stays}
