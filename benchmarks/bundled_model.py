@@ -24,6 +24,7 @@ from scipy.stats import binomtest
 import lightrm
 from benchmarks.record import documents, provenance, quote, write_result
 from lightrm.data import record_forms
+from lightrm.text.conversation import turns_of
 from training.corruptions import SHORTEST, cut, repeated
 from training.records import read_jsonl
 
@@ -99,7 +100,7 @@ def measure(data: Path, model: str, max_length: int | None = None) -> dict:
     drawn = comparisons(records)
     texts = {(r["id"], r[side].strip()): r for r in records for side in ("chosen", "rejected")}
     texts |= {(c.record["id"], answer): c.record for c in drawn for answer in (c.good, c.bad)}
-    encoded = {key: rm.encode_one(prompt_of(record), key[1]) for key, record in texts.items()}
+    encoded = {key: rm.text.encode(turns_of(prompt_of(record)), [key[1]])[0] for key, record in texts.items()}
     scores = rm.score_ids([e.token_ids for e in encoded.values()], progress=True)
     score = dict(zip(encoded, scores.tolist(), strict=True))
 

@@ -23,13 +23,13 @@ from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.fidelity import models_of, options
 from benchmarks.record import measured_on, provenance, quote, write_result
 from benchmarks.schemes import LONGEST, PAIRS
-from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.engine.engine import Engine
 from lightrm.kernels.operands import Residual, Rows, Sums
 from lightrm.loading.folding import Folding
 from lightrm.loading.loader import Loader
+from lightrm.loading.placement import Placement
 from lightrm.model.linear import Linear
 from lightrm.schemes.grammar import parse_scheme
 
@@ -57,7 +57,7 @@ class Fp8Linear(Linear):
 def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], rotated: bool) -> np.ndarray:
     """rm: the same model in float32."""
     cpu = torch.device("cpu")
-    loader = Loader(open_checkpoint(resolve(path, None)), parse_scheme("fp32", cpu), cpu, Alibi())
+    loader = Loader(open_checkpoint(resolve(path, None)), Placement(parse_scheme("fp32", cpu), cpu))
     loader.folding = Folding(loader.architecture) if rotated else None
     decoder, head, _ = loader.load()
     if loader.folding is not None:
@@ -77,7 +77,7 @@ def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], ro
 def measure(path: str, data: Path) -> dict[str, Any]:
     exact = lightrm.load(path, scheme="fp32", max_length=LONGEST)
     dev = sample(data / "pairs_dev.jsonl.gz", PAIRS)
-    texts = [exact.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
+    texts = [exact.encode([prompt_of(r)], [r[side]])[0] for r in dev for side in ("chosen", "rejected")]
     truth = exact.score_ids(texts)
     found = {
         "w8a8": lightrm.load(path, scheme="w8a8", max_length=LONGEST).score_ids(texts),

@@ -54,7 +54,7 @@ def compare(python: Path, source: str, scheme: str, calibrated: bool, data: Path
         export_gptq(source, folder, scheme=scheme, calibration=pairs)
         rm = lightrm.load(folder, scheme="fp32", max_length=LONGEST)
         dev = sample(data / "pairs_dev.jsonl.gz", PAIRS)
-        ids = [rm.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
+        ids = [rm.encode([prompt_of(r)], [r[side]])[0] for r in dev for side in ("chosen", "rejected")]
         (Path(root) / "ids.json").write_text(json.dumps(ids))
         subprocess.run([python, CLIENT, folder, Path(root) / "ids.json", Path(root) / "answer.pt"], check=True)
         answer = torch.load(Path(root) / "answer.pt", weights_only=True)

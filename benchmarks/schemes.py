@@ -84,7 +84,7 @@ def measure(path: str, data: Path) -> dict[str, Any]:
     exact = lightrm.load(path, scheme="fp32", max_length=LONGEST)
     dev = sample(data / "pairs_dev.jsonl.gz", PAIRS)
     train = sample(data / "pairs_train.jsonl.gz", CALIBRATION)
-    texts = [exact.encode_one(prompt_of(r), r[side]).token_ids for r in dev for side in ("chosen", "rejected")]
+    texts = [exact.encode([prompt_of(r)], [r[side]])[0] for r in dev for side in ("chosen", "rejected")]
     calibration = [(prompt_of(r), r["chosen"]) for r in train]
     truth = exact.score_ids(texts)
     rows = {}

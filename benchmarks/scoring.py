@@ -69,7 +69,7 @@ def real_lengths(data: Path, count: int) -> list[int]:
 
     rm = lightrm.load("demo", max_length=512)
     records = sample(data / "pairs_dev.jsonl.gz", count)
-    return [len(rm.encode_one(prompt_of(r), r["chosen"]).token_ids) for r in records]
+    return [len(rm.encode([prompt_of(r)], [r["chosen"]])[0]) for r in records]
 
 
 Groups = list[tuple[int, list[int]]]  # tokens of a prompt, and of each answer to it

@@ -32,7 +32,6 @@ import lightrm
 from benchmarks.record import ROOT, measured_on, provenance, quote, this_cpu, write_result
 from benchmarks.scoring import build
 from lightrm.checkpoints.stored import write_safetensors
-from lightrm.loading import quantized_folder
 
 RESULT, LARGE, LENGTH = "streaming", 16384, 1024
 WINDOWS = {"w8a8": (4096, 16384, 65536, 131072), "bf16": (4096, 16384)}  # of itself, lightrm takes 32768
@@ -59,8 +58,8 @@ scores = rm.score_ids(list(ids))
 found = {{"seconds": time.perf_counter() - started, "peak": peak_memory(), "scores": scores.tolist()}}
 if streamed:
     started = time.perf_counter()
-    for i in range(len(rm.decoder.layers)):
-        layer = rm.decoder.layers.make(i)
+    for i in range(len(rm.engine.decoder.layers)):
+        layer = rm.engine.decoder.layers.make(i)
         del layer
     found |= {{"reading": time.perf_counter() - started, "bound": rm.engine.residence.bytes}}
 print(json.dumps(found))
@@ -183,7 +182,7 @@ def main() -> None:
         plain.mkdir()
         build(plain, arguments.layers)
         rm = lightrm.load(plain, scheme="w8a8", device="cpu")
-        quantized_folder.write(own, rm.checkpoint, rm.decoder, rm.head, rm.report, None)
+        rm.save(own)
         del rm
         result["windows"] = [
             *windows(own, "w8a8", arguments.rounds),

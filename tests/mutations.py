@@ -13,7 +13,6 @@ from typing import Any
 import tokenizers
 
 import lightrm
-from lightrm.loading import quantized_folder
 from tests.zoo import (
     HEAD_WEIGHT,
     LLAMA_CONFIG,
@@ -70,7 +69,7 @@ def folders(target: Path) -> dict[str, Path]:
     ).write(target / "adapter")  # fmt: skip
     for scheme in ("w8a8", "w4a8"):
         rm = lightrm.load(made["safetensors"], scheme=scheme)
-        quantized_folder.write(target / scheme, rm.checkpoint, rm.decoder, rm.head, rm.report, "chat")
+        rm.save(target / scheme)
         made[scheme] = target / scheme
     return made
 

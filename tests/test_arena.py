@@ -108,7 +108,7 @@ def test_scores_are_the_same_without_it(scheme: str, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(arena.Arena, "empty", counted)
     assert np.array_equal(rm.score_ids(ids), found)
     assert all(given), "the plan's activations are room enough"
-    assert len(given) >= len(rm.decoder.layers)
+    assert len(given) >= len(rm.engine.decoder.layers)
     given.clear()
     reserved = arena.reserved
     monkeypatch.setattr(arena, "reserved", lambda size: reserved(PAGE))

@@ -121,10 +121,10 @@ def test_any_checkpoint_runs_through_bitsandbytes(scheme: str, foreign: dict) ->
     assert rm.score_ids(IDS).shape == (len(IDS),)
     floor = {"nf4": 18, "bnb-int8": 38}[scheme]
     assert all(db > floor for db in rm.report.sqnr_db.values())
-    planned = weight_bytes(rm.decoder.architecture, rm.report.scheme)
+    planned = weight_bytes(rm.engine.decoder.architecture, rm.report.scheme)
     assert abs(planned - rm.report.bytes) <= 0.01 * rm.report.bytes
     with pytest.raises(lightrm.SchemeError, match="not a scheme of lightrm's own folders"):
-        lightrm.loading.quantized_folder.write(Path("nowhere"), rm.checkpoint, rm.decoder, rm.head, rm.report, None)
+        rm.save(Path("nowhere"))
 
 
 def test_a_file_of_another_tool_keeps_its_values_as_lightrm_would_make_them(foreign: dict) -> None:
@@ -189,8 +189,8 @@ def test_a_quantized_head_is_widened(tmp_path: Path) -> None:
     values, scale = quantize_rows(HEAD_WEIGHT)
     files = llama_weights() | {"value_head.weight": values, "value_head.SCB": scale * 127}
     rm = lightrm.load(Specimen({"model.safetensors": files}, LLAMA_CONFIG).write(tmp_path / "a"), scheme="fp32")
-    assert rm.head.weights[0].dtype == torch.float32
-    torch.testing.assert_close(rm.head.weights[0], HEAD_WEIGHT, rtol=0, atol=0.01)
+    assert rm.engine.head.weights[0].dtype == torch.float32
+    torch.testing.assert_close(rm.engine.head.weights[0], HEAD_WEIGHT, rtol=0, atol=0.01)
 
 
 def test_auto_knows_what_a_file_holds(foreign: dict) -> None:

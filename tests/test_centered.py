@@ -17,7 +17,6 @@ from lightrm.engine.packing import ALONE, packs
 from lightrm.kernels import integer, passes
 from lightrm.kernels.cpu import cpu_passes
 from lightrm.kernels.operands import Residual, Sums
-from lightrm.loading import quantized_folder
 from lightrm.measure.sensitivity import exact_twin
 from lightrm.model.decoder import Decoder
 from lightrm.model.linear import Linear
@@ -91,8 +90,7 @@ def test_calibrated_models_are_centered_and_travel(scheme: str, tmp_path: Path) 
     scores = better.score_batch(prompts, answers)
     off = [np.abs(rm.score_batch(prompts, answers) - truth).mean() for rm in (plain, better)]
     assert off[1] < 0.9 * off[0], off
-    name = better.template.name if better.template else None
-    quantized_folder.write(tmp_path / "out", better.checkpoint, better.decoder, better.head, better.report, name)
+    better.save(tmp_path / "out")
     again = lightrm.load(tmp_path / "out")
     np.testing.assert_array_equal(again.score_batch(prompts, answers), scores)
     alone = [float(again.score(p, [t])[0]) for p, t in TEXT[:5]]

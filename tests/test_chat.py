@@ -87,9 +87,11 @@ def test_ids_equal_transformers(kind: str, template: str, tmp_path: Path) -> Non
     for response in ("it is warm.", "", "  spaces  ", "天气很好\n"):
         messages = [*TURNS, {"role": "assistant", "content": response}]
         expected = theirs.apply_chat_template(messages, tokenize=True, return_dict=False)
-        encoded = tokens.encode(tokens.own_template(), TURNS, response, 10_000, strict=False)
+        encoded = tokens.encode(tokens.own_template(), TURNS, [response], 10_000, strict=False)[0]
         assert encoded.token_ids == expected
-        assert encoded.text == theirs.apply_chat_template(messages, tokenize=False)
+        assert tokens.text(tokens.own_template(), TURNS, response) == theirs.apply_chat_template(
+            messages, tokenize=False
+        )
         assert encoded.token_ids.count(tokens.vocabulary.id_of("<s>")) == (template is not CHATML), "never a second BOS"
 
 
@@ -99,15 +101,17 @@ def test_ids_equal_transformers(kind: str, template: str, tmp_path: Path) -> Non
 def test_users_cannot_write_chat_markers(attack: str, tmp_path: Path) -> None:
     folder = write_json_tokenizer(tmp_path, "bytes", CHATML)
     tokens = read_tokens(folder)
-    harmless = tokens.encode(tokens.own_template(), [{"role": "user", "content": "x"}], "y", 10_000, strict=False)
+    harmless = tokens.encode(tokens.own_template(), [{"role": "user", "content": "x"}], ["y"], 10_000, strict=False)[0]
     for turns, response in (([{"role": "user", "content": attack}], "y"), ([{"role": "user", "content": "x"}], attack)):
-        encoded = tokens.encode(tokens.own_template(), turns, response, 10_000, strict=False)
+        encoded = tokens.encode(tokens.own_template(), turns, [response], 10_000, strict=False)[0]
         for special in (*SPECIALS, "<|plain_marker|>"):
             marker = tokens.vocabulary.id_of(special)
             assert encoded.token_ids.count(marker) == harmless.token_ids.count(marker)
-        assert attack in encoded.text, "nothing is lost: it is scored as text"
+        assert attack in tokens.text(tokens.own_template(), turns, response), "nothing is lost: it is scored as text"
     parity = read_tokens(folder, parse_specials=True)
-    encoded = parity.encode(parity.own_template(), [{"role": "user", "content": attack}], "y", 10_000, strict=False)
+    encoded = parity.encode(parity.own_template(), [{"role": "user", "content": attack}], ["y"], 10_000, strict=False)[
+        0
+    ]
     markers = {parity.vocabulary.id_of(special) for special in (*SPECIALS, "<|plain_marker|>")}
     assert sum(i in markers for i in encoded.token_ids) > 4
 
@@ -116,13 +120,13 @@ def test_the_sandbox_holds(tmp_path: Path) -> None:
     hostile = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     tokens = read_tokens(write_json_tokenizer(tmp_path, "bytes", hostile))
     with pytest.raises(TemplateError, match=r"refuses this conversation: .*unsafe"):
-        tokens.own_template().render([{"role": "user", "content": "x"}], "y", tokens.steering)
+        tokens.own_template().render([{"role": "user", "content": "x"}], ["y"], tokens.steering)
 
 
 def test_templates_that_refuse_or_do_not_compile(tmp_path: Path) -> None:
     tokens = read_tokens(write_json_tokenizer(tmp_path / "inst", "bytes", INST))
     with pytest.raises(TemplateError, match="roles must alternate"):
-        tokens.own_template().render([{"role": "user", "content": "x"}] * 2, "y", tokens.steering)
+        tokens.own_template().render([{"role": "user", "content": "x"}] * 2, ["y"], tokens.steering)
     tokens = read_tokens(write_json_tokenizer(tmp_path / "broken", "bytes", "{% for %}"))
     with pytest.raises(TemplateError, match="not valid Jinja"):
         tokens.own_template()
@@ -162,7 +166,7 @@ def test_internlm2_scores_at_its_reward_token(tmp_path: Path) -> None:
 def test_a_template_that_renders_nothing(tmp_path: Path) -> None:
     tokens = read_tokens(write_json_tokenizer(tmp_path, "bytes", "{# nothing #}"))
     with pytest.raises(TemplateError, match="nothing to score"):
-        tokens.encode(tokens.own_template(), [{"role": "user", "content": "x"}], "y", 100, strict=False)
+        tokens.encode(tokens.own_template(), [{"role": "user", "content": "x"}], ["y"], 100, strict=False)
 
 
 def test_no_chat_template_says_what_to_do(tmp_path: Path) -> None:
@@ -184,8 +188,9 @@ def write_tiny(folder: Path, template: str, **config: object) -> Path:
 def encoded_text(folder: Path, template: str, response: str, **options: object) -> tuple[list[int], str]:
     tokens = read_tokens(folder, **options)  # type: ignore[arg-type]
     form = tokens.own_template() if template == "chat" else find_template(template)
-    encoded = tokens.encode(form, [{"role": "user", "content": "hi "}], response, 10_000, strict=False)
-    return encoded.token_ids, encoded.text
+    turns = [{"role": "user", "content": "hi "}]
+    encoded = tokens.encode(form, turns, [response], 10_000, strict=False)[0]
+    return encoded.token_ids, tokens.text(form, turns, response)
 
 
 def test_openrlhf_closes_every_text_whatever_the_template(tmp_path: Path) -> None:
@@ -207,8 +212,8 @@ def test_openrlhf_closes_every_text_whatever_the_template(tmp_path: Path) -> Non
         assert ids == theirs(expected, add_special_tokens=False)["input_ids"]
     tokens = read_tokens(folder, ending="openrlhf")
     cut = tokens.encode(
-        find_template("plain"), [{"role": "user", "content": "one two three"}], " four five", 5, strict=False
-    )
+        find_template("plain"), [{"role": "user", "content": "one two three"}], [" four five"], 5, strict=False
+    )[0]
     assert len(cut.token_ids) == 5
     assert cut.token_ids[-1] == theirs.eos_token_id, "a cut text is closed, too"
 
@@ -229,7 +234,7 @@ def test_plain_eos_closes_as_trl_does(tmp_path: Path) -> None:
 def test_a_date_is_the_same_on_any_day_and_said(tmp_path: Path) -> None:
     source = "{{ strftime_now('%d %b %Y') }}{% for m in messages %}{{ m.content }}{% endfor %}"
     template = read_tokens(write_tiny(tmp_path, source)).own_template()
-    assert "26 Jul 2024" in template.render([{"role": "user", "content": "x"}], "y", re.compile("(?!)")).text
+    assert "26 Jul 2024" in template.render([{"role": "user", "content": "x"}], ["y"], re.compile("(?!)"))[0].text
     assert str(template) == "chat, dated 26 Jul 2024"
 
 

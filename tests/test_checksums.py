@@ -41,7 +41,7 @@ def small(target: Path, scheme: str = "w8a8") -> Path:
     write_tokenizer(source)
     (source / "chat_template.jinja").write_text("{{ bos_token }}{{ messages[0].content }}{{ messages[1].content }}")
     rm = lightrm.load(source, scheme=scheme)
-    quantized_folder.write(target / "own", rm.checkpoint, rm.decoder, rm.head, rm.report, "chat")
+    rm.save(target / "own")
     return target / "own"
 
 

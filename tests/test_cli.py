@@ -101,7 +101,7 @@ def test_a_failing_run_leaves_no_finished_file(folder: Path, tmp_path: Path, mon
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("lightrm.scorer.RewardModel.run", interrupted)
+    monkeypatch.setattr("lightrm.engine.engine.Engine.all_scores", interrupted)
     source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text(json.dumps(RECORDS[0]))
     result = CliRunner().invoke(main, ["score", str(source), "-m", str(folder), "-o", str(sink), "--quiet"])

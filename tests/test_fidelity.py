@@ -23,7 +23,6 @@ from lightrm.judge.agreement import Prompts, spread_of
 from lightrm.judge.bounds import Bound, FidelityNote
 from lightrm.judge.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
 from lightrm.loading import quantized_folder
-from lightrm.loading.text_side import calibration_texts
 from lightrm.measure import measurement
 from lightrm.measure.measurement import spread
 from lightrm.measure.sensitivity import measure_sensitivity
@@ -165,7 +164,7 @@ def test_layers_add_up(folder: Path, data: Path) -> None:
     rm = lightrm.load(folder, scheme="w4a8")
     questions = lightrm.read_questions(data)
     found = measure_sensitivity(rm, questions, tokens=500)
-    assert len(found.layers) == len(rm.decoder.layers)
+    assert len(found.layers) == len(rm.engine.decoder.layers)
     assert all(moved > 0 for moved in found.layers)
     assert found.most[0] == int(np.argmax(found.layers))
     exact = lightrm.load(folder, scheme="fp32")
@@ -312,11 +311,16 @@ def test_calibration_tokens_are_the_models(folder: Path) -> None:
     texts = [("天气很好" * 3, "天气很好。" * k) for k in range(1, 9)]
     lengths = np.cumsum([len(rm.encode([p], [r])[0]) for p, r in texts])
     for most in (lengths[0], lengths[3], lengths[3] + 1, lengths[-1], 10**6):
-        taken, count = calibration_texts(str(folder), iter(texts), int(most))
-        assert count == max(n for n in lengths if n <= most)
-        assert taken == texts[: len(taken)]
+        taken = rm.text.first_texts(iter(texts), int(most))
+        assert sum(map(len, taken)) == max(n for n in lengths if n <= most)
+        assert taken == rm.encode([p for p, _ in texts], [r for _, r in texts])[: len(taken)]
+    assert len(rm.text.first_texts(iter(texts), None)) == len(texts)
     with pytest.raises(InputError, match="no calibration text of 3 tokens"):
-        calibration_texts(str(folder), texts, 3)
+        rm.text.first_texts(texts, 3)
+    calibrated = lightrm.load(folder, scheme="w4a8", calibration=iter(texts), calibration_tokens=int(lengths[3]))
+    assert f"calibrated on 4 texts of {lengths[3]} tokens" in str(calibrated.report)
+    with pytest.raises(InputError, match="calibration holds no texts"):
+        lightrm.load(folder, scheme="w4a8", calibration=[])
 
 
 def test_damaged_scores_are_measured_again(folder: Path, data: Path, tmp_path: Path) -> None:
@@ -351,7 +355,7 @@ def test_a_quantized_folder_is_known_however_it_is_named(
 ) -> None:
     """`~`, a hub id; and a revision of it is not one of what it was made from."""
     rm = lightrm.load(folder, scheme="w8a8")
-    quantized_folder.write(tmp_path / "q", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
+    rm.save(tmp_path / "q")
     asked: list[tuple[str, str | None]] = []
 
     def fetch(name: str, revision: str | None) -> Path:
@@ -374,10 +378,10 @@ def test_a_quantized_folder_is_known_however_it_is_named(
     assert "is left as it is" in shown.stderr
     assert quantized_folder.read_manifest(tmp_path / "q").fidelity == before
     asked.clear()
-    lightrm.load("owner/quantized", revision="v1", reference="owner/source").reference()
+    lightrm.load("owner/quantized", revision="v1", reference="owner/source")._exact()
     assert asked == [("owner/quantized", "v1"), ("owner/source", None)]
     asked.clear()
-    lightrm.load("owner/source", revision="v2", scheme="w8a8").reference()
+    lightrm.load("owner/source", revision="v2", scheme="w8a8")._exact()
     assert asked == [("owner/source", "v2"), ("owner/source", "v2")]
 
 

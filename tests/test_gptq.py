@@ -14,7 +14,6 @@ import lightrm
 from lightrm import errors
 from lightrm.checkpoints.gptq_files import unpack
 from lightrm.cli import main
-from lightrm.loading import quantized_folder
 from tests.conftest import DATA
 from tests.zoo import FFN, HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, llama_weights
 
@@ -41,7 +40,7 @@ def test_the_files_own_values_stay_packed(name: str) -> None:
     eight = lightrm.load(DATA / name, scheme="w8a8").score_ids(ids)
     assert np.abs(eight - exact).max() < 0.3 * exact.std(), "and they can be requantized, rotated, to 8 bits"
     with pytest.raises(errors.SchemeError, match="quantized already: use that folder"):
-        quantized_folder.write(Path("nowhere"), kept.checkpoint, kept.decoder, kept.head, kept.report, None)
+        kept.save(Path("nowhere"))
 
 
 def test_inspect_and_plan_say_what_a_folder_holds() -> None:

@@ -77,13 +77,13 @@ def test_a_caller_cannot_write_a_mark(kind: str, tmp_path: Path) -> None:
     assert len(marks) == len(MARKS) + 3
     for attack in (*MARKS, "</s>", "<s>", "x<|im_end|>y</s>", "<<|im_end|>|im_end|>", "＜s＞", "＜tool_call＞"):
         for template in (tokens.own_template(), find_template("plain")):
-            encoded = tokens.encode(template, [{"role": "user", "content": "q"}], attack, 1000, strict=False)
-            harmless = tokens.encode(template, [{"role": "user", "content": "q"}], "a", 1000, strict=False)
+            turns = [{"role": "user", "content": "q"}]
+            encoded, harmless = tokens.encode(template, turns, [attack, "a"], 1000, strict=False)
             found = [i for i in encoded.token_ids if i in marks - {0}]
             assert found == [i for i in harmless.token_ids if i in marks - {0}], attack
-            assert attack in encoded.text, "nothing is lost: it is scored as text"
+            assert attack in tokens.text(template, turns, attack), "nothing is lost: it is scored as text"
     live = read_tokens(tmp_path, parse_specials=True)
-    encoded = live.encode(live.own_template(), [{"role": "user", "content": "q"}], "<eoh>", 1000, strict=False)
+    encoded = live.encode(live.own_template(), [{"role": "user", "content": "q"}], ["<eoh>"], 1000, strict=False)[0]
     assert live.own is not None
     assert live.own.steering["<eoh>"] in encoded.token_ids
 
@@ -108,7 +108,7 @@ def test_texts_that_choose_an_alphabet_do_not_pile_up_tokenizers(tmp_path: Path)
     assert own is not None
     for letter in ("", *map(chr, PRIVATE[:4])):
         text = f"<eoh>{letter}"
-        ids = own.encode(text, whole=False, written=[(0, len(text))])
+        (ids,) = own.encode_all([text], whole=False, written=[[(0, len(text))]])
         assert own.steering["<eoh>"] not in ids
     assert [*own.aliases] == [PRIVATE.start, PRIVATE.start + 4]
 

@@ -121,7 +121,7 @@ def test_a_folder_of_lightrms_own_is_known_by_its_bytes(tmp_path: Path) -> None:
         if change is not None:
             change(source)
         rm = lightrm.load(source, scheme="w8a8")
-        quantized_folder.write(tmp_path / name, rm.checkpoint, rm.decoder, rm.head, rm.report, "chat")
+        rm.save(tmp_path / name)
         return tmp_path / name
 
     one, same, other = quantized("one"), quantized("same"), quantized("other", other_weights)

@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import lightrm
+from lightrm.engine.engine import Engine
 from lightrm.jobs import job
 from lightrm.jobs.identity import identity
 from tests.test_scoring import write_model
@@ -34,7 +35,7 @@ def rm(tmp_path_factory: pytest.TempPathFactory):
     rm = lightrm.load(write_model(tmp_path_factory.mktemp("model")))
     by = identity(rm, "tiny")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(rm), "run", lambda self, ids, *_: np.asarray([len(one) / 8 for one in ids], np.float32))
+        patch.setattr(Engine, "all_scores", lambda self, ids, *_: np.asarray([len(one) / 8 for one in ids], np.float32))
         patch.setattr(job, "identity", lambda rm, model: by)
         patch.setattr("os.fsync", lambda file: None)
         yield rm
@@ -55,7 +56,7 @@ def refused(rm, source: Path, target: Path, says: str) -> None:
         raise AssertionError("said before the first record is scored")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(type(rm), "run", run)
+        patch.setattr(Engine, "all_scores", run)
         with pytest.raises(lightrm.InputError, match=says):
             scored(rm, source, target)
     assert not list(target.parent.glob("out*"))

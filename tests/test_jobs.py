@@ -19,10 +19,12 @@ from click.testing import CliRunner, Result
 import lightrm
 from lightrm.cli import main
 from lightrm.data.record_files import read_rows
+from lightrm.engine.engine import Engine
 from lightrm.jobs import job
 from lightrm.jobs.identity import identity
 from lightrm.jobs.job_outputs import Output
 from lightrm.jobs.journal import journal_of
+from lightrm.loading.text_side import TextSide
 from tests.test_scoring import write_model
 
 ROWS = [
@@ -82,10 +84,10 @@ def whole_journal(rm: lightrm.RewardModel, source: Path, target: Path, monkeypat
 def quick(rm: lightrm.RewardModel, monkeypatch: pytest.MonkeyPatch) -> lightrm.RewardModel:
     """Scores that cost nothing, for what is about files alone."""
 
-    def run(self: lightrm.RewardModel, sequences: list[list[int]], advance: object = None) -> np.ndarray:
+    def run(self: Engine, sequences: list[list[int]], advance: object = None) -> np.ndarray:
         return np.asarray([sum(ids) % 997 / 8 for ids in sequences], np.float32)
 
-    monkeypatch.setattr(type(rm), "run", run)
+    monkeypatch.setattr(Engine, "all_scores", run)
     monkeypatch.setattr(os, "fsync", lambda file: None)
     by = identity(rm, "tiny")
     monkeypatch.setattr(job, "identity", lambda rm, model: by)
@@ -115,8 +117,10 @@ def test_rows_that_are_done_are_not_scored_again(rm, source: Path, tmp_path: Pat
     target = tmp_path / "out.jsonl"
     journal = whole_journal(rm, source, target, monkeypatch)
     scored: list[int] = []
-    run = type(rm).run
-    monkeypatch.setattr(type(rm), "run", lambda self, ids, *rest: (scored.append(len(ids)), run(self, ids, *rest))[1])
+    run = Engine.all_scores
+    monkeypatch.setattr(
+        Engine, "all_scores", lambda self, ids, *rest: (scored.append(len(ids)), run(self, ids, *rest))[1]
+    )
     (tmp_path / "out.jsonl.unfinished").write_bytes(b"".join(journal.splitlines(keepends=True)[:3]))
     counts = score(rm, source, target)
     assert (counts.resumed, sum(scored)) == (2, 4)
@@ -295,7 +299,7 @@ def test_one_bad_record_never_ends_a_job(rm, tmp_path: Path, monkeypatch) -> Non
     deep = '{"prompt": "x", "responses": ["a"], "note": ' + "[" * 100_000 + "]" * 100_000 + "}"
     source.write_text("\n".join([*lines, deep]))
     large, infinite, odd, broken = (rm.encode([f"what? {k}"], ["no"])[0] for k in (3, 17, 20, 31))
-    run, encode = type(rm).run, type(rm).encode_one
+    run, encode = Engine.all_scores, TextSide.encode
 
     def failing(self, sequences, *rest):
         if large in sequences:
@@ -304,16 +308,17 @@ def test_one_bad_record_never_ends_a_job(rm, tmp_path: Path, monkeypatch) -> Non
             raise lightrm.NumericsError("the score is nan")
         return run(self, sequences, *rest)
 
-    def breaking(self, prompt, response):
-        found = encode(self, prompt, response)
-        if found.token_ids == odd:
+    def breaking(self, turns, responses):
+        found = encode(self, turns, responses)
+        ids = [encoded.token_ids for encoded in found]
+        if odd in ids:
             raise TypeError("unsupported operand")
-        if found.token_ids == broken:
+        if broken in ids:
             raise RecursionError("too deep")
         return found
 
-    monkeypatch.setattr(type(rm), "run", failing)
-    monkeypatch.setattr(type(rm), "encode_one", breaking)
+    monkeypatch.setattr(Engine, "all_scores", failing)
+    monkeypatch.setattr(TextSide, "encode", breaking)
     told: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(Output, "write", killed)
@@ -338,7 +343,7 @@ def test_what_is_of_no_record_ends_the_job(rm, source: Path, tmp_path: Path, mon
     def broken(*_: object) -> None:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(type(rm), "run", broken)
+    monkeypatch.setattr(Engine, "all_scores", broken)
     with pytest.raises(RuntimeError, match="device lost"):
         score(rm, source, tmp_path / "out.jsonl")
 

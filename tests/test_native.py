@@ -60,7 +60,7 @@ def test_same_scores_from_text(folder: Path) -> None:
 def test_every_head_and_scheme(name: str, scheme: str, tmp_path: Path) -> None:
     source = specimens()[name].write(tmp_path / "source")
     fresh = lightrm.load(source, scheme=scheme)
-    quantized_folder.write(tmp_path / "out", fresh.checkpoint, fresh.decoder, fresh.head, fresh.report, None)
+    fresh.save(tmp_path / "out")
     stored = lightrm.load(tmp_path / "out")
     assert np.array_equal(fresh.score_ids(IDS), stored.score_ids(IDS))
     assert stored.report.scheme.name == scheme
@@ -137,26 +137,25 @@ def test_a_stopped_run_leaves_nothing_that_loads(tmp_path: Path, monkeypatch: py
         raise KeyboardInterrupt
 
     rm = lightrm.load("demo", scheme="w8a8")
-    parts = (rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
     with monkeypatch.context() as patch:
         patch.setattr(quantized_folder, "tensor_sum", stop)
         with pytest.raises(KeyboardInterrupt):
-            quantized_folder.write(target, *parts)
+            rm.save(target)
     assert not target.exists()
     draft = target.with_name(target.name + UNFINISHED)
     assert draft.exists()
     with pytest.raises(errors.CheckpointError):
         lightrm.load(draft)
-    quantized_folder.write(target, *parts)
+    rm.save(target)
     assert not draft.exists(), "the next run clears it away"
     with pytest.raises(errors.CheckpointError, match="exists and is not empty"):
-        quantized_folder.write(target, *parts)
+        rm.save(target)
     (tmp_path / "file").write_text("x")
     with pytest.raises(errors.CheckpointError, match="exists and is not empty"):
-        quantized_folder.write(tmp_path / "file", *parts)
+        rm.save(tmp_path / "file")
     plain = lightrm.load("demo", scheme="fp32")
     with pytest.raises(errors.SchemeError, match="fp32 is not a scheme of lightrm's own folders"):
-        quantized_folder.write(tmp_path / "x", plain.checkpoint, plain.decoder, plain.head, plain.report, None)
+        plain.save(tmp_path / "x")
 
 
 def test_our_safetensors_are_everyones(tmp_path: Path) -> None:
@@ -226,5 +225,5 @@ def test_planned_weights_are_the_loaded_ones(scheme: str) -> None:
     from lightrm.engine.memory import weight_bytes
 
     report = lightrm.load("demo", scheme=scheme).report
-    planned = weight_bytes(lightrm.load("demo").decoder.architecture, report.scheme)
+    planned = weight_bytes(lightrm.load("demo").engine.decoder.architecture, report.scheme)
     assert planned == report.bytes

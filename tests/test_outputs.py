@@ -11,7 +11,6 @@ import transformers
 
 import lightrm
 from lightrm import errors
-from lightrm.loading import quantized_folder
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights
 
 WEIGHTS = llama_weights()
@@ -113,7 +112,7 @@ def test_a_quantized_folder_of_such_a_model_is_refused_too(tmp_path: Path) -> No
     """One that an older version wrote."""
     rm = opened(tmp_path / "source", CLASSIFIER, score__weight=HEAD_WEIGHT)
     w8a8 = lightrm.load(tmp_path / "source", scheme="w8a8")
-    quantized_folder.write(tmp_path / "native", w8a8.checkpoint, w8a8.decoder, w8a8.head, w8a8.report, None)
+    w8a8.save(tmp_path / "native")
     path = tmp_path / "native" / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": TWO}))
     assert rm.score_ids([[1, 2]]).shape == (1,)

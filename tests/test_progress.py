@@ -38,11 +38,10 @@ def test_a_bar_over_tokens_says_how_far_it_is(shown: io.StringIO) -> None:
 
 
 def test_loading_shows_its_layers_where_it_is_asked_to(shown: io.StringIO, tmp_path: Path) -> None:
-    from lightrm.loading import quantized_folder
 
     folder = write_model(tmp_path / "model")
     rm = lightrm.load(folder, scheme="w8a8")
-    quantized_folder.write(tmp_path / "q", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
+    rm.save(tmp_path / "q")
     lightrm.load(tmp_path / "q")
     assert not shown.getvalue()
     text = [("what?", "it is the weather and it is sunny")] * 3

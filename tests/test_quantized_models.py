@@ -14,11 +14,11 @@ import torch
 
 import lightrm
 from lightrm import errors
-from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.engine.packing import pack
 from lightrm.loading.folding import Folding
 from lightrm.loading.loader import Loader
+from lightrm.loading.placement import Placement
 from lightrm.schemes.grammar import parse_scheme
 from tests.zoo import LLAMA_CONFIG, WIDTH, Specimen, llama_weights, normal, specimens
 
@@ -30,7 +30,7 @@ def folded_in_float(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Scores in fp32 as they are, and with norms and rotations folded into the weights."""
     results = []
     for fold in (False, True):
-        loader = Loader(open_checkpoint(folder), FLOAT, torch.device("cpu"), Alibi())
+        loader = Loader(open_checkpoint(folder), Placement(FLOAT, torch.device("cpu")))
         loader.folding = Folding(loader.architecture) if fold else None
         decoder, head, _ = loader.load()
         decoder.embedding_VD = decoder.embedding_VD if not fold else exact_embedding(loader)

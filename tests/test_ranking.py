@@ -198,7 +198,7 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
     """In its manifest; the summary is shown, the source is asked for, and scores and jobs do not change by it."""
     folder = write_model(tmp_path / "model")
     rm = lightrm.load(folder, scheme="w8a8")
-    quantized_folder.write(tmp_path / "w8a8", rm.checkpoint, rm.decoder, rm.head, rm.report, "ziya")
+    rm.save(tmp_path / "w8a8")
     before = lightrm.load(tmp_path / "w8a8")
     assert before.report.fidelity is None
     note = FidelityNote("tau-b 0.99 against fp32", "fp32", Bound({8: 399}, ((0.5, 8), (0.25, 8), (0.125, 8)), 0.75))

@@ -120,7 +120,7 @@ def test_streamed_is_the_same_model(scheme: str, tmp_path: Path, request: pytest
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
 def test_own_folders_stream(scheme: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     source = lightrm.load(deep(tmp_path / "model"), scheme=scheme)
-    quantized_folder.write(tmp_path / "own", source.checkpoint, source.decoder, source.head, source.report, None)
+    source.save(tmp_path / "own")
     expected = source.score_ids(IDS)
     request.getfixturevalue("streaming")
     rm = lightrm.load(tmp_path / "own")
@@ -344,22 +344,22 @@ def test_two_models_of_one_base_hold_it_once(scheme: str, own: bool, tmp_path: P
     if own and scheme in ("w8a8", "w4a8"):
         for k, folder in enumerate(folders):
             rm = lightrm.load(folder, scheme=scheme)
-            quantized_folder.write(tmp_path / f"own{k}", rm.checkpoint, rm.decoder, rm.head, rm.report, None)
+            rm.save(tmp_path / f"own{k}")
             folders[k] = tmp_path / f"own{k}"
     alone = [lightrm.load(folder, scheme=scheme).score_ids(IDS) for folder in folders]
     helpful = lightrm.load(folders[0], scheme=scheme)
     safe = lightrm.load(folders[1], beside=helpful)
     assert safe.report.scheme.name == scheme, "the same, if none is asked for"
-    packs = sum(safe.decoder.layers[i].qkv.bytes for i in range(2))
+    packs = sum(safe.engine.decoder.layers[i].qkv.bytes for i in range(2))
     scales = 4 * 3 * WIDTH * 2 if scheme in ("w8a8", "w4a8") else 0
     assert safe.report.bytes - packs <= safe.report.shared <= safe.report.bytes - packs + scales
     assert "of it shared" in repr(safe)
     for i in range(2):
-        mine, other = safe.decoder.layers[i], helpful.decoder.layers[i]
+        mine, other = safe.engine.decoder.layers[i], helpful.engine.decoder.layers[i]
         assert mine.down is not other.down
         assert pointers(mine.down.weight) == pointers(other.down.weight)
         assert not set(pointers(mine.qkv.weight)) & set(pointers(other.qkv.weight))
-    assert pointers(safe.decoder.embedding_VD) == pointers(helpful.decoder.embedding_VD)
+    assert pointers(safe.engine.decoder.embedding_VD) == pointers(helpful.engine.decoder.embedding_VD)
     assert np.array_equal(helpful.score_ids(IDS), alone[0])
     assert np.array_equal(safe.score_ids(IDS), alone[1])
 
@@ -425,7 +425,7 @@ def test_options_are_checked_before_the_work(tmp_path: Path, monkeypatch: pytest
     """Calibration text is cut at the model's positions; a bad max_length is refused before anything is rounded."""
     folder = write_model(tmp_path / "model")
     seen: list[int] = []
-    monkeypatch.setattr("lightrm.opening.loader_for", lambda *a: seen.extend(map(len, a[4])) or 1 / 0)
+    monkeypatch.setattr("lightrm.loading.sources.loader_for", lambda *a: seen.extend(map(len, a[2])) or 1 / 0)
     for wrong in (4, 10**6, -1):
         with pytest.raises(lightrm.InputError, match="max_length must be between 8 and this model's"):
             lightrm.load(folder, scheme="w4a8", calibration=[("what?", "it is")], max_length=wrong)

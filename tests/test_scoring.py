@@ -147,7 +147,7 @@ def test_overlong_text_warns_once_or_raises(tmp_path: Path) -> None:
         strict.score("what?", ["short"])
     with pytest.raises(lightrm.InputError, match="between 8 and this model's 256 positions, found 257"):
         lightrm.load(folder, max_length=257)
-    with pytest.raises(lightrm.InputError, match="token_budget must be positive"):
+    with pytest.raises(lightrm.InputError, match="token_budget must be a positive whole number"):
         lightrm.load(folder, token_budget=0)
 
 

@@ -162,7 +162,7 @@ def groups(vocabulary: int, seed: int) -> list[list[int]]:
 def test_scores_do_not_move(scheme: str, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Integer schemes to the last bit, under every budget; fp32 to 1e-5; bf16 within its own noise."""
     rm = lightrm.load(model if model == "demo" else DATA / model, scheme=scheme)
-    sequences = groups(min(rm.decoder.architecture.vocabulary, 6000), seed=1)
+    sequences = groups(min(rm.engine.decoder.architecture.vocabulary, 6000), seed=1)
     alone = np.array([rm.score_ids([ids])[0] for ids in sequences])
     for budget in (150, 4096) if model == "demo" else (1, 150, 4096):
         rm.token_budget = budget
@@ -177,18 +177,18 @@ def test_each_token_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Equal prompts anywhere in a batch; in the last layer, the MLP sees one row a sequence."""
     rm = lightrm.load("demo", scheme="fp32")
     seen: list[int] = []
-    mlp = type(rm.decoder).mlp
+    mlp = type(rm.engine.decoder).mlp
 
     def counted(decoder: Decoder, layer: Layer, flow: Flow) -> None:
         seen.append(len(flow.residual.x_TD))
         mlp(decoder, layer, flow)
 
-    monkeypatch.setattr(type(rm.decoder), "mlp", counted)
+    monkeypatch.setattr(type(rm.engine.decoder), "mlp", counted)
     prompts = ["Why is the sky blue? Explain it so that a child of eight would like it."] * 3
     answers = ["Sunlight is scattered.", "Because.", "No idea, ask somebody else."]
     scores = rm.score_batch([prompts[0], "What is rain?", *prompts[1:]], [answers[0], "Water.", *answers[1:]])
     ids = rm.encode([*prompts, "What is rain?"], [*answers, "Water."])
-    assert seen == [len(pack(ids))] * (len(rm.decoder.layers) - 1) + [4]
+    assert seen == [len(pack(ids))] * (len(rm.engine.decoder.layers) - 1) + [4]
     assert seen[0] < sum(map(len, ids)) - 2 * LEAST_SHARED
     np.testing.assert_allclose(rm.score(prompts[0], answers), scores[[0, 2, 3]], atol=1e-5)
 

@@ -28,7 +28,7 @@ from tests.test_residence import IDS
 from tests.test_scoring import write_model
 
 ANSWERS = ["it is", "天气很好", "a b c", "x", "the weather", "no", "yes yes yes", "?"]
-SHARED = {"engine": ("arena", "tokens", "turn", "callers", "warned"), "model": ("opened_reference", "opening")}
+SHARED = {"engine": ("arena", "tokens", "turn", "callers", "warned"), "reference": ("opened", "opening")}
 
 
 class HandOver:
@@ -118,9 +118,9 @@ def folder(tmp_path: Path) -> Path:
 @contextmanager
 def counted_references(rm: lightrm.RewardModel) -> Iterator[list[str]]:
     opened: list[str] = []
-    inner = rm.open_reference
+    inner = rm._reference.opens
     assert inner is not None
-    rm.open_reference = lambda scheme: (opened.append(scheme), inner(scheme))[1]
+    rm._reference.opens = lambda scheme: (opened.append(scheme), inner(scheme))[1]
     yield opened
 
 
@@ -133,9 +133,9 @@ def test_eight_threads_get_the_scores_of_one(streamed: bool, folder: Path, monke
     rm, hand_over = lightrm.load(folder, scheme="w8a8", token_budget=50), HandOver()
     with counted_references(rm) as opened:
         hand_over.watch(rm.engine, SHARED["engine"])
-        hand_over.watch(rm, SHARED["model"])
+        hand_over.watch(rm._reference, SHARED["reference"])
         if streamed:
-            hand_over.watch(rm.decoder.layers, ("held", "coming"))
+            hand_over.watch(rm.engine.decoder.layers, ("held", "coming"))
         assert together(*uses(rm)) == expected
     assert opened == ["fp32"], "one reference is opened, and no second one"
     assert hand_over.met > 5, "threads did hand over to each other"
@@ -146,8 +146,8 @@ def test_eight_threads_get_the_scores_of_one(streamed: bool, folder: Path, monke
 def test_three_threads_open_one_reference(folder: Path) -> None:
     rm, hand_over = lightrm.load(folder, scheme="w8a8"), HandOver()
     with counted_references(rm) as opened:
-        hand_over.watch(rm, SHARED["model"])
-        first, *others = together(*[rm.reference] * 3)
+        hand_over.watch(rm._reference, SHARED["reference"])
+        first, *others = together(*[rm._exact] * 3)
     assert opened == ["fp32"]
     assert isinstance(first, lightrm.RewardModel)
     assert all(other is first for other in others)
@@ -155,7 +155,7 @@ def test_three_threads_open_one_reference(folder: Path) -> None:
 
 def test_a_reference_that_fails_to_open_is_tried_again(folder: Path) -> None:
     rm = lightrm.load(folder, scheme="w8a8")
-    inner, fails = rm.open_reference, [True]
+    inner, fails = rm._reference.opens, [True]
 
     def opens(scheme: str) -> lightrm.RewardModel:
         if fails:
@@ -164,10 +164,10 @@ def test_a_reference_that_fails_to_open_is_tried_again(folder: Path) -> None:
         assert inner is not None
         return inner(scheme)
 
-    rm.open_reference = opens
+    rm._reference.opens = opens
     found = together(*[lambda: rm.rank("what?", ANSWERS, exact=True, bound=1e9)] * 3)
     assert [isinstance(one, lightrm.CheckpointError) for one in found].count(True) == 1
-    assert rm.reference() is rm.reference()
+    assert rm._exact() is rm._exact()
 
 
 def test_threads_that_run_out_of_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ def ask(text: str) -> list[dict[str, str]]:
 
 
 def ids_of(tokens: Tokens, template: Template, prompt: str, response: str = "", limit: int = 100_000) -> list[int]:
-    return tokens.encode(template, ask(prompt), response, limit, strict=False).token_ids
+    return tokens.encode(template, ask(prompt), [response], limit, strict=False)[0].token_ids
 
 
 def cases(shared: Path, name: str) -> list[dict]:
@@ -163,7 +163,7 @@ def test_cutting_rules(tiny: Path) -> None:
     for rule, keeps in (("response end", slice(None, 19)), ("prompt start", slice(-19, None))):
         template = Template(name="t", source="a test", user=(Text("{}"),), bos=True, cut=rule)  # type: ignore[arg-type]
         whole = ids_of(tokens, template, prompt, response)
-        encoded = tokens.encode(template, ask(prompt), response, 20, strict=False)
+        encoded = tokens.encode(template, ask(prompt), [response], 20, strict=False)[0]
         assert len(encoded.token_ids) == 20
         assert encoded.cut == len(whole) - 20
         assert (encoded.token_ids[0], encoded.token_ids[-1]) == (1, 2), "BOS and EOS survive"
@@ -171,9 +171,9 @@ def test_cutting_rules(tiny: Path) -> None:
             encoded.token_ids[:-1] == whole[keeps] if rule == "response end" else encoded.token_ids[1:] == whole[keeps]
         )
         with pytest.raises(TooLongError, match=rf"has {len(whole)} tokens, the limit is 20"):
-            tokens.encode(template, ask(prompt), response, 20, strict=True)
+            tokens.encode(template, ask(prompt), [response], 20, strict=True)
     sides = Template(name="t", source="a test", user=(Text("{}"),), bos=True, cut="each side", joined="none")
-    encoded = tokens.encode(sides, ask(prompt), response, 20, strict=False)
+    encoded = tokens.encode(sides, ask(prompt), [response], 20, strict=False)[0]
     alone = ids_of(tokens, sides, prompt), ids_of(tokens, sides, "", response)
     assert encoded.token_ids == alone[0][:10] + alone[1][1:10] + [2]
 
@@ -182,8 +182,8 @@ def test_braces_and_slots_in_user_text_are_text(tiny: Path) -> None:
     for template in TEMPLATES.values():
         if not isinstance(template, Template):
             continue
-        encoded = template.render(ask("{} {0} {name} %s"), "{}")
-        text = "".join(p.text for side in encoded for p in side if isinstance(p, Text))
+        pieces = [*template.before(ask("{} {0} {name} %s")), *template.answer("{}")]
+        text = "".join(p.text for p in pieces if isinstance(p, Text))
         assert "{} {0} {name} %s" in text
         assert text.endswith("{}")
 
@@ -197,8 +197,10 @@ def test_conversations_in_templates() -> None:
     ]
 
     def text(name: str) -> str:
-        before, answer = find_template(name).render(turns, "See you")
-        return "".join(p.text if isinstance(p, Text) else f"[{p.name}]" for p in [*before, *answer])
+        template = find_template(name)
+        assert isinstance(template, Template)
+        pieces = [*template.before(turns), *template.answer("See you")]
+        return "".join(p.text if isinstance(p, Text) else f"[{p.name}]" for p in pieces)
 
     assert text("ziya") == "Human:Be kind.\nHi\n\nAssistant:Hello\n\nHuman:Bye\n\nAssistant:See you[eos]"
     assert text("ultrarm") == "Human: Be kind.\nHi\n\nAssistant: Hello\n\nHuman: Bye\n\nAssistant: See you"
@@ -208,9 +210,9 @@ def test_conversations_in_templates() -> None:
     assert text("let-default").startswith("Be kind.\nHuman: Hi\nAssistant: Hello\nHuman: Bye\nAssistant: See you")
     assert text("eurus") == "[INST] Be kind.\nHi [/INST] Hello [INST] Bye [/INST] See you"
     with pytest.raises(TemplateError, match="only a system turn"):
-        find_template("ziya").render(turns[:1], "x")
+        TEMPLATES["ziya"].before(turns[:1])
     with pytest.raises(TemplateError, match="last turn is not one"):
-        find_template("ziya").render(turns[:3], "x")
+        TEMPLATES["ziya"].before(turns[:3])
     with pytest.raises(TemplateError, match="no template 'zia'; there are ziya"):
         find_template("zia")
 

@@ -122,10 +122,10 @@ def test_files_of_gptq(name: str, lend: Lend) -> None:
     plain = lightrm.load(DATA / name)
     lend(86)
     model = lightrm.load(DATA / name)
-    down = model.decoder.layers[0].down.weight
+    down = model.engine.decoder.layers[0].down.weight
     assert isinstance(down, Parts)
     assert type(down.parts[0]).__name__ == "Tiled"
-    model.decoder.dtype = plain.decoder.dtype = torch.float32  # the interpreter cuts bfloat16 off
+    model.engine.decoder.dtype = plain.engine.decoder.dtype = torch.float32  # the interpreter cuts bfloat16 off
     found = model.score_ids(ids_of(name))
     lend(0)
     np.testing.assert_allclose(found, plain.score_ids(ids_of(name)), atol=2e-5, rtol=1e-5)
@@ -134,7 +134,7 @@ def test_files_of_gptq(name: str, lend: Lend) -> None:
 def test_w4a16_of_our_own(tmp_path, lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Widened inside the product, not before it."""
     model = lightrm.load(specimens()["ziya"].write(tmp_path), scheme="w4a16")
-    model.decoder.dtype = torch.float32  # the interpreter cuts bfloat16 off
+    model.engine.decoder.dtype = torch.float32  # the interpreter cuts bfloat16 off
     expected = model.score_ids(TINY)
     seen = []
     inner = cuda_products.grouped_product
@@ -147,7 +147,7 @@ def test_w4a16_of_our_own(tmp_path, lend: Lend, monkeypatch: pytest.MonkeyPatch)
 def test_half_precision_overflows_are_found(tmp_path, lend: Lend) -> None:
     """NaN from a card's kernels is an error with the layer's name, never a score."""
     model = lightrm.load(specimens()["ziya"].write(tmp_path), scheme="w8a8")
-    model.decoder.layers[1].gate_up.weight.scale_O.fill_(1e6)
+    model.engine.decoder.layers[1].gate_up.weight.scale_O.fill_(1e6)
     lend(80)
     with pytest.raises(lightrm.errors.NumericsError, match=r"layers\.1\.mlp"):
         model.score_ids(TINY)

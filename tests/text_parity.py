@@ -9,6 +9,7 @@ import re
 import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from pathlib import Path
@@ -21,7 +22,7 @@ from hypothesis.strategies import DataObject, SearchStrategy, data
 from lightrm.errors import LightRMError
 from lightrm.text.chat_template import DATE
 from lightrm.text.encoding import Encoded, Tokens, read_tokens
-from lightrm.text.templates import find_template
+from lightrm.text.templates import AnyTemplate, find_template
 from tests.chat_draws import Message, conversations, texts
 from tests.tokenizer_draws import MAY_BE_REFUSED, PLAIN, Folder
 
@@ -80,10 +81,19 @@ class Ours:
             return self.tokens
         try:
             form = self.tokens.own_template() if template == "chat" else find_template(template)
-            made: Encoded = self.tokens.encode(form, turns, response, ENDLESS, strict=False)
+            made = self.encode_beside(form, turns, response)
+            text = self.tokens.text(form, turns, response)
         except Exception as error:
             return refusal(error)
-        return Made(made.token_ids, made.text)
+        return Made(made.token_ids, text)
+
+    def encode_beside(self, form: AnyTemplate, turns: Sequence[Message], response: str) -> Encoded:
+        """As the second of two answers, which begin alike: what they share is tokenized once."""
+        assert isinstance(self.tokens, Tokens)
+        for others in ((f"{response}.",), ()):
+            with suppress(*((Exception,) if others else ())):  # the other answer may be refused, and this one not
+                return self.tokens.encode(form, turns, (*others, response), ENDLESS, strict=False)[-1]
+        raise AssertionError
 
 
 class Dated(datetime):

@@ -7,36 +7,26 @@ from pathlib import Path
 
 import click
 
-import lightrm
+from lightrm.cli.shared_options import FILE, calibrate, calibration_tokens, load_options, quiet, tell
+from lightrm.loading.options import LoadOptions
 from lightrm.progress import on_terminal
 from lightrm.tables import Column, Sheet, terminal
-
-DATA = click.Path(exists=True, dir_okay=False, path_type=Path)
-
-
-def tell(line: str) -> None:
-    click.echo(line, err=True)
 
 
 @click.command()
 @click.argument("model")
-@click.option("--data", required=True, type=DATA, help="Prompts with answers, in any form `lightrm evaluate` reads.")
+@click.option("--data", required=True, type=FILE, help="Prompts with answers, in any form `lightrm evaluate` reads.")
 @click.option("--schemes", default="w8a8,w4a8", show_default=True, help="Separated by commas; w4a8+cal: calibrated.")
 @click.option("--reference", default="fp32", show_default=True, help="What to measure against: fp32, bf16 or fp16.")
-@click.option("--reference-model", help="What MODEL was made from, where MODEL is quantized already.")
+@click.option("--reference-model", help="The model that MODEL was quantized from, if lightrm quantized it.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and scores.")
-@click.option("--calibrate", type=DATA, help="Texts for the schemes in +cal; not those of --data.")
-@click.option(
-    "--tokens", type=click.IntRange(1), default=16384, show_default=True, help="Of calibration text to use, at most."
-)
+@calibrate
+@calibration_tokens
 @click.option("--layers", is_flag=True, help="Also measure how far each layer alone moves the scores.")
-@click.option("--limit", type=click.IntRange(1), help="Prompts to take, if there are more, spread evenly.")
-@click.option("--fail-under", type=float, help="Exit with 1 if Kendall's tau-b of a scheme is lower.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
-@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
-@click.option("--max-length", type=int, help="Tokens of a text at most.")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@click.option("--limit", type=click.IntRange(1), help="Number of prompts to use, spread evenly over the data.")
+@click.option("--fail-under", type=float, help="Exit with 1 if Kendall's tau-b of a scheme is lower than this.")
+@load_options("device", "memory", "template", "max_length")
+@quiet
 def fidelity(
     model: str,
     data: Path,
@@ -49,10 +39,7 @@ def fidelity(
     layers: bool,
     limit: int | None,
     fail_under: float | None,
-    device: str,
-    memory: str | None,
-    template: str | None,
-    max_length: int | None,
+    options: LoadOptions,
     quiet: bool,
 ) -> None:
     """Measure how far each scheme moves the scores and the rankings of MODEL, against full precision, on the same ids.
@@ -64,19 +51,16 @@ def fidelity(
     from lightrm.checkpoints.hub import resolve
     from lightrm.data.preferences import calibration_pairs, read_questions
     from lightrm.loading import quantized_folder
-    from lightrm.loading.text_side import calibration_texts
     from lightrm.measure.measurement import measure_fidelity, spread
 
     folder = resolve(model)
     questions = spread(read_questions(data, tell), limit)
-    texts = None
-    if calibrate is not None:
-        texts, count = calibration_texts(model, calibration_pairs(calibrate), tokens, template, max_length)
-        tell(f"calibration: {len(texts)} texts of {count} tokens")
     report = measure_fidelity(
         model, questions, name=data.name, schemes=[name.strip() for name in schemes.split(",")], reference=reference,
-        reference_model=reference_model, device=device, template=template, max_length=max_length, memory=memory,
-        calibration=texts, layers=layers, keep=output, tell=tell, progress=not quiet,
+        reference_model=reference_model, device=options.device, template=options.template,
+        max_length=options.max_length, memory=options.memory,
+        calibration=None if calibrate is None else calibration_pairs(calibrate), calibration_tokens=tokens,
+        layers=layers, keep=output, tell=tell, progress=not quiet,
     )  # fmt: skip
     terminal().print(report.table(), *(alone.table() for alone in report.sensitivity))
     if output is not None:
@@ -97,23 +81,11 @@ def fidelity(
 
 @click.command()
 @click.argument("model")
-@click.option("--data", required=True, type=DATA, help="Labelled data: JSONL (also gzipped), Parquet or CSV.")
-@click.option("--scheme", default="auto", show_default=True)
-@click.option("--device", default="auto", show_default=True)
-@click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
-@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
+@click.option("--data", required=True, type=FILE, help="Labelled data: JSONL (also gzipped), Parquet or CSV.")
+@load_options("scheme", "device", "memory", "template")
 @click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-def evaluate(
-    model: str,
-    data: Path,
-    scheme: str,
-    device: str,
-    memory: str | None,
-    template: str | None,
-    as_json: bool,
-    quiet: bool,
-) -> None:
+@quiet
+def evaluate(model: str, data: Path, options: LoadOptions, as_json: bool, quiet: bool) -> None:
     """Say how often MODEL agrees with the labels of --data, beside a coin and the longer answer.
 
     Reads chosen and rejected answers (plain, as turns, as hh-rlhf's dialogues, RewardBench's columns) and lists with
@@ -121,11 +93,10 @@ def evaluate(
     """
     from lightrm.data.preferences import read_questions
     from lightrm.measure import measurement
+    from lightrm.opening import open_model
 
     questions = read_questions(data, tell)
-    rm = lightrm.load(
-        model, scheme=scheme, device=device, template=template, memory=memory, progress=on_terminal(quiet)
-    )
+    rm = open_model(model, options, progress=on_terminal(quiet))
     found = measurement.evaluate(rm, questions, model=model, data=data.name, progress=not quiet)
     if as_json:
         click.echo(json.dumps(found.fields))
@@ -135,24 +106,13 @@ def evaluate(
 
 @click.command()
 @click.argument("model")
-@click.option("--card", type=DATA, help="The card's file; README.md or MODEL_CARD.md beside the weights.")
-@click.option("--data", type=DATA, help="Labelled data of your own, to stand beside the card's evaluation.")
-@click.option("--scheme", default="auto", show_default=True)
-@click.option("--device", default="auto", show_default=True)
-@click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
-@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
+@click.option("--card", type=FILE, help="Model card; default: README.md or MODEL_CARD.md beside the weights.")
+@click.option("--data", type=FILE, help="Labelled data of your own, to stand beside the card's evaluation.")
+@load_options("scheme", "device", "memory", "template")
 @click.option("--tolerance", default=0.05, show_default=True, help="How far a score may be from the published one.")
-@click.option("--quiet", is_flag=True, help="No progress bars.")
+@quiet
 def verify_card(
-    model: str,
-    card: Path | None,
-    data: Path | None,
-    scheme: str,
-    device: str,
-    memory: str | None,
-    template: str | None,
-    tolerance: float,
-    quiet: bool,
+    model: str, card: Path | None, data: Path | None, options: LoadOptions, tolerance: float, quiet: bool
 ) -> None:
     """Hold MODEL against the numbers of its own card: published scores, one by one, and published evaluations.
 
@@ -163,12 +123,11 @@ def verify_card(
     from lightrm.data.preferences import read_questions
     from lightrm.measure import measurement
     from lightrm.measure.model_card import find_card, read_card
+    from lightrm.opening import open_model
 
     path = card or find_card(resolve(model))
     published = read_card(path)
-    rm = lightrm.load(
-        model, scheme=scheme, device=device, memory=memory, template=template, progress=on_terminal(quiet)
-    )
+    rm = open_model(model, options, progress=on_terminal(quiet))
     console = terminal()
     off = 0
     for k, example in enumerate(published.examples, 1):

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import click
 
 import lightrm
+from lightrm.cli.shared_options import load_options
+from lightrm.loading.options import LoadOptions
 from lightrm.tables import Column, Sheet, terminal
 
 NAMED = (Column("", words=True), Column("", words=True))
@@ -19,38 +21,33 @@ PLANNED = (
 
 @click.command()
 @click.argument("path")
-@click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
-def inspect(path: str, revision: str | None) -> None:
+@load_options("revision")
+def inspect(path: str, options: LoadOptions) -> None:
     """Say what the checkpoint at PATH is, without loading weights (a hub id is fetched first)."""
-    terminal().print(Sheet(NAMED, tuple(describe(path, revision))))
+    terminal().print(Sheet(NAMED, tuple(describe(path, options))))
 
 
-def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
+def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
     import torch
 
-    from lightrm.checkpoints.detect import listed, open_checkpoint
-    from lightrm.checkpoints.hub import resolve
-    from lightrm.checkpoints.inventory import check_tensors
+    from lightrm.checkpoints.detect import listed
     from lightrm.engine.memory import schemes_of, weight_bytes
     from lightrm.errors import LightRMError
-    from lightrm.loading import quantized_folder
+    from lightrm.loading.sources import Quantized, open_source
     from lightrm.loading.text_side import text_side
     from lightrm.schemes.grammar import size_text
 
-    folder = resolve(path, revision)
-    if quantized_folder.is_native(folder):
-        manifest, checkpoint = quantized_folder.open_native(folder)
-        yield "quantized", f"{manifest.scheme}, by lightrm; {size_text(manifest.bytes)}"
-    else:
-        checkpoint = open_checkpoint(folder)
-        check_tensors(checkpoint)
-        if checkpoint.holds is not None:
-            yield "quantized", f"its own values run under {checkpoint.holds}"
-    a = checkpoint.architecture
+    source = open_source(path, options.revision)
+    checkpoint, a = source.checkpoint, source.checkpoint.architecture
+    if isinstance(source, Quantized):
+        yield "quantized", f"{source.manifest.scheme}, by lightrm; {size_text(source.manifest.bytes)}"
+    elif checkpoint.holds is not None:
+        yield "quantized", f"its own values run under {checkpoint.holds}"
     try:
-        tokens, template, no_text = text_side(checkpoint, None, parse_specials=False)
-    except LightRMError as error:  # of a text nobody gave
-        tokens, template, no_text = None, None, str(error)
+        text = text_side(checkpoint, a, options)
+        tokens, template, missing = text.tokens, text.template, text.missing
+    except LightRMError as error:  # a tokenizer that cannot be read stops no inspection
+        tokens, template, missing = None, None, str(error)
     heads = {name: checkpoint.shape(name) for name in checkpoint.tensors if name.startswith("head.")}
     yield "folder", str(checkpoint.folder)
     yield "layout", f"{checkpoint.layout.name} ({checkpoint.layout.describes})"
@@ -62,7 +59,7 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
     if heads:
         yield "head", ", ".join(f"{checkpoint.tensors[name][1]} {shape}" for name, shape in heads.items())
     yield "read at", str(checkpoint.reading)
-    yield "template", str(template) if template is not None else f"none: {no_text}"
+    yield "template", str(template) if template is not None else f"none: {missing}"
     if tokens is not None:
         yield (
             "tokenizer",
@@ -82,11 +79,10 @@ def describe(path: str, revision: str | None) -> Iterator[tuple[str, str]]:
 
 @click.command()
 @click.argument("path")
-@click.option("--memory", "--vram", default=None, help="To plan for, such as 8GiB; what is free now if not given.")
-@click.option("--token-budget", default=None, type=int, help="Tokens computed at once; what pays if not given.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
-def plan(path: str, memory: str | None, token_budget: int | None, device: str, revision: str | None) -> None:
+@click.option("--memory", "--vram", help="Memory to plan for, such as 8GiB; default: what is free now.")
+@click.option("--token-budget", type=int, help="Tokens computed at once; default: as many as pay.")
+@load_options("device", "revision")
+def plan(path: str, memory: str | None, token_budget: int | None, options: LoadOptions) -> None:
     """Say how each scheme would run the model at PATH, and what 'auto' takes, without its weights."""
     from lightrm.checkpoints.config import read_architecture, read_config
     from lightrm.checkpoints.detect import check_promises, said_to_store
@@ -97,11 +93,10 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
     from lightrm.engine.residence import LEAST_TOKENS, choose_residence, resident_bytes, streamed_bytes
     from lightrm.errors import SchemeError
     from lightrm.loading import quantized_folder
-    from lightrm.opening import PLANNED_TOKENS
     from lightrm.schemes.grammar import parse_size, size_text
 
-    place = choose_device(device)
-    folder = resolve_config(path, revision)
+    place = choose_device(options.device)
+    folder = resolve_config(path, options.revision)
     config = read_config(folder)
     a = read_architecture(config)
     check_promises(config)
@@ -125,8 +120,8 @@ def plan(path: str, memory: str | None, token_budget: int | None, device: str, r
     if manifest is not None:
         chosen = quantized_folder.chosen_scheme(manifest, "auto", place)
     else:
-        tokens, holds, stored = token_budget or PLANNED_TOKENS, said_to_hold(config, folder), said_to_store(config)
-        chosen = choose_scheme("auto", place, a, room, tokens, holds, stored)
+        holds, stored = said_to_hold(config, folder), said_to_store(config)
+        chosen = choose_scheme("auto", place, a, room, token_budget, holds, stored)
     click.echo(f"auto takes {chosen}: {chosen.reason}")
 
 

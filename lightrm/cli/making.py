@@ -7,6 +7,8 @@ from pathlib import Path
 import click
 
 import lightrm
+from lightrm.cli.shared_options import calibrate, calibration_tokens, load_options, quiet
+from lightrm.loading.options import LoadOptions
 from lightrm.progress import on_terminal
 
 
@@ -15,24 +17,18 @@ from lightrm.progress import on_terminal
 @click.argument("destination", type=click.Path(path_type=Path))
 @click.option("--scheme", default=None, help="w8a8, w4a8 (default), w4a16 (default for gptq); -g64 or -g32 after w4.")
 @click.option("--format", "form", type=click.Choice(["lightrm", "gptq"]), default="lightrm", show_default=True)
-@click.option("--calibrate", type=click.Path(exists=True, dir_okay=False), help="A file of prompts with answers.")
-@click.option(
-    "--tokens", type=click.IntRange(1), default=16384, show_default=True, help="Of calibration text to use, at most."
-)
-@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
-@click.option("--device", default="auto", show_default=True)
-@click.option("--revision", default=None, help="Commit, tag or branch of a hub id.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
+@calibrate
+@calibration_tokens
+@load_options("template", "device", "revision")
+@quiet
 def quantize(
     source: str,
     destination: Path,
     scheme: str | None,
     form: str,
-    calibrate: str | None,
+    calibrate: Path | None,
     tokens: int,
-    template: str | None,
-    device: str,
-    revision: str | None,
+    options: LoadOptions,
     quiet: bool,
 ) -> None:
     """Write the model at SOURCE, a folder or hub id, as a quantized folder that loads at once.
@@ -42,29 +38,21 @@ def quantize(
     """
     from lightrm.checkpoints.stored import check_free
     from lightrm.data.preferences import calibration_pairs
-    from lightrm.loading import quantized_folder
-    from lightrm.loading.text_side import calibration_texts
 
     check_free(destination)  # before the minutes of work, not after
-    pairs = None
-    if calibrate is not None:
-        pairs, count = calibration_texts(
-            source, calibration_pairs(Path(calibrate)), tokens, template, revision=revision
-        )
-        click.echo(f"calibration: {len(pairs)} texts of {count} tokens", err=True)
+    pairs = None if calibrate is None else calibration_pairs(calibrate)
     if form == "gptq":
         from lightrm.loading.gptq_export import export_gptq
 
         report = export_gptq(
-            source, destination, scheme=scheme or "w4a16", device=device, template=template, revision=revision,
-            calibration=pairs, progress=on_terminal(quiet),
+            source, destination, scheme=scheme or "w4a16", device=options.device, template=options.template,
+            revision=options.revision, calibration=pairs, calibration_tokens=tokens, progress=on_terminal(quiet),
         )  # fmt: skip
     else:
         rm = lightrm.load(
-            source, scheme=scheme or "w4a8", device=device, template=template, revision=revision, calibration=pairs,
-            progress=on_terminal(quiet),
+            source, scheme=scheme or "w4a8", device=options.device, template=options.template,
+            revision=options.revision, calibration=pairs, calibration_tokens=tokens, progress=on_terminal(quiet),
         )  # fmt: skip
-        name = rm.template.name if rm.template is not None else None
-        quantized_folder.write(destination, rm.checkpoint, rm.decoder, rm.head, rm.report, name)
+        rm.save(destination)
         report = rm.report
     click.echo(f"{destination}: {report}")

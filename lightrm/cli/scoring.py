@@ -12,6 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 import lightrm
+from lightrm.cli.shared_options import load_options, quiet, tell
+from lightrm.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from lightrm.progress import Told
@@ -23,25 +25,9 @@ SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 @click.argument("source", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
 @click.option("-o", "--output", default="-", show_default=True, type=SINK, help="File to write.")
-@click.option(
-    "--scheme", default="auto", show_default=True, help="auto, fp32, bf16, fp16, w8a8, w4a8, w4a8-g32, w4a16, nf4, ..."
-)
-@click.option("--device", default="auto", show_default=True)
-@click.option("--memory", default=None, help="What may be used, such as 8GiB; what is free if not given.")
-@click.option("--template", default=None, help="Prompt template; the model's own if not given.")
-@click.option("--strict", is_flag=True, help="Refuse texts that are too long instead of cutting them.")
-@click.option("--quiet", is_flag=True, help="No progress bar.")
-def score(
-    source: str,
-    model: str,
-    output: str,
-    scheme: str,
-    device: str,
-    memory: str | None,
-    template: str | None,
-    strict: bool,
-    quiet: bool,
-) -> None:
+@load_options("scheme", "device", "memory", "template", "strict")
+@quiet
+def score(source: str, model: str, output: str, options: LoadOptions, quiet: bool) -> None:
     """Score records from SOURCE: JSONL, a JSON array, CSV (all of them also gzipped) or Parquet; '-' is stdin.
 
     A record is {"prompt": ..., "responses": [...]}, or has any of the other forms that `lightrm evaluate` reads. A
@@ -55,10 +41,8 @@ def score(
     from lightrm.data import record_files
     from lightrm.files import UNFINISHED
     from lightrm.jobs import job, job_outputs
+    from lightrm.opening import open_model
     from lightrm.progress import on_terminal, row_progress
-
-    def tell(problem: str) -> None:
-        click.echo(problem, err=True)
 
     def shown(rows: int | None) -> AbstractContextManager[Told]:
         return row_progress(rows, not quiet)
@@ -67,10 +51,7 @@ def score(
         if not Path(output).parent.is_dir():
             raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
         job_outputs.ending_of(Path(output))
-    rm = lightrm.load(
-        model, scheme=scheme, device=device, template=template, strict=strict, memory=memory,
-        progress=on_terminal(quiet),
-    )  # fmt: skip
+    rm = open_model(model, options, progress=on_terminal(quiet))
     if output != "-":
         try:
             counts = job.score_file(rm, model, source, Path(output), tell, shown)

@@ -83,6 +83,18 @@ class Engine:
             if not self.callers:
                 self.arena = None
 
+    def all_scores(self, sequences: Sequence[Sequence[int]], advance: Advance = ignored) -> np.ndarray:
+        """Return the scores of all sequences, float32 (n,), in input order. Errors and advance as in `scores`."""
+        scores = np.empty(len(sequences), dtype=np.float32)
+        for group, found in self.scores(sequences, advance):
+            scores[group] = found
+        return scores
+
+    @property
+    def window(self) -> int:
+        """Tokens to pass at once, at least, where there are many: for two packs, or for all that are streamed."""
+        return self.residence.window or 2 * self.tokens
+
     def sweep(self, sequences: Sequence[Sequence[int]], advance: Advance) -> Iterator[Scored]:
         """One pack after the other; of a streamed model, a window of packs after the other. Ends where memory does."""
         window: list[Run] = []

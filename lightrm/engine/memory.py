@@ -18,6 +18,7 @@ from lightrm.schemes.int4 import group_for
 
 SMALL = 10**9  # parameters up to which fp32 is quick enough on a CPU to be the default
 SHARE = 0.9  # of the free memory that a model may take
+PLANNED_TOKENS = 2048  # of a pack where nothing else is said: enough to fill the units
 PROCESS = 2**29  # of Python and PyTorch, which on a CPU use the same memory
 
 
@@ -104,7 +105,7 @@ def choose_scheme(
     device: torch.device,
     a: Architecture,
     room: Room,
-    tokens: int,
+    tokens: int | None = None,
     holds: str | None = None,
     stored: torch.dtype | None = None,
 ) -> Scheme:
@@ -126,7 +127,7 @@ def choose_scheme(
     tried: list[str] = []
     for name, why in preferred(a, device, stored):
         scheme = parse_scheme(name, device)
-        need = weight_bytes(a, scheme) + activation_bytes(a, scheme, tokens)
+        need = weight_bytes(a, scheme) + activation_bytes(a, scheme, tokens or PLANNED_TOKENS)
         if need <= room.bytes:
             before = f"; {', '.join(tried)} would not fit" if tried else ""
             return parse_scheme(name, device, f"{why}: {size_text(need)} of {room.of}{before}")

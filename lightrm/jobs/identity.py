@@ -25,9 +25,9 @@ def identity(rm: RewardModel, model: str) -> dict[str, str]:
         **parts(rm.checkpoint),
         "scheme": rm.report.scheme.name,
         "template": f"{template}, at most {rm.max_length} tokens",
-        "positions": str(rm.decoder.architecture.positions),
-        "parse_specials": str(rm.tokens is not None and rm.tokens.parse_specials),
-        "strict": str(rm.strict),
+        "positions": str(rm.engine.decoder.architecture.positions),
+        "parse_specials": str(rm.text.tokens is not None and rm.text.tokens.parse_specials),
+        "strict": str(rm.text.strict),
         "device": rm.device.type,
         "versions": ", ".join(f"{name} {version(name)}" for name in ("lightrm", "transformers")),
     }

@@ -22,7 +22,7 @@ import torch
 from lightrm.data.record_files import read_rows
 from lightrm.data.record_forms import answers_of
 from lightrm.data.records import Row, to_line
-from lightrm.errors import InputError, LightRMError, MemoryLimitError, NumericsError, TokenizerError
+from lightrm.errors import InputError, LightRMError, MemoryLimitError, NumericsError
 from lightrm.files import to_disk
 from lightrm.jobs.identity import identity, summary
 from lightrm.jobs.job_outputs import Entry, Tell, ending_of, names_aside, output_for, renamed
@@ -54,7 +54,7 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedRow:
     """A row with the ids of each of its answers, or what is wrong with it."""
 
     row: Row
@@ -70,36 +70,35 @@ def score_rows(
     rm: RewardModel, rows: Iterator[Row], counts: Counts, report: Tell, told: Told
 ) -> Iterator[list[tuple[Row, Entry]]]:
     """Rows with their scores, in order, a window of them at a time."""
-    window: list[Encoded] = []
+    window: list[EncodedRow] = []
     tokens = 0
     for row in rows:
         window.append(encoded(rm, row, counts))
         tokens += window[-1].tokens
-        if tokens >= rm.window or len(window) == MOST_ROWS:
+        if tokens >= rm.engine.window or len(window) == MOST_ROWS:
             yield score_window(rm, window, counts, report, told)
             window, tokens = [], 0
     if window:
         yield score_window(rm, window, counts, report, told)
 
 
-def encoded(rm: RewardModel, row: Row, counts: Counts) -> Encoded:
+def encoded(rm: RewardModel, row: Row, counts: Counts) -> EncodedRow:
     if row.error:
-        return Encoded(row, [], row.error)
+        return EncodedRow(row, [], row.error)
     try:
         answers = answers_of(row.record, labels=False)
-        turns = turns_of(answers.prompt)
-        found = [rm.encode_one(turns, response) for response in answers.responses]
-        ids = rm.read([e.token_ids for e in found])
+        found = rm.text.encode(turns_of(answers.prompt), answers.responses)
+        ids = rm.text.read(e.token_ids for e in found)
     except LightRMError as error:
-        return Encoded(row, [], str(error))
+        return EncodedRow(row, [], str(error))
     except Exception as error:  # of a template or a tokenizer, which are a stranger's: this record's, whatever it is
-        return Encoded(row, [], f"cannot be made into tokens: {type(error).__name__}: {error}"[:1000])
+        return EncodedRow(row, [], f"cannot be made into tokens: {type(error).__name__}: {error}"[:1000])
     counts.cut += sum(e.cut > 0 for e in found)
-    return Encoded(row, ids, "")
+    return EncodedRow(row, ids, "")
 
 
 def score_window(
-    rm: RewardModel, window: list[Encoded], counts: Counts, report: Tell, told: Told
+    rm: RewardModel, window: list[EncodedRow], counts: Counts, report: Tell, told: Told
 ) -> list[tuple[Row, Entry]]:
     tokens = sum(one.tokens for one in window)
     shown = 0.0
@@ -126,10 +125,10 @@ def score_window(
     return found
 
 
-def scored(rm: RewardModel, rows: list[Encoded], advance: Callable[[float], None]) -> list[list[float] | str]:
+def scored(rm: RewardModel, rows: list[EncodedRow], advance: Callable[[float], None]) -> list[list[float] | str]:
     """The scores of each row, or why there are none: where a window fails, its halves are tried, down to one row."""
     try:
-        scores = iter(rm.run([ids for one in rows for ids in one.ids], advance).tolist())
+        scores = iter(rm.engine.all_scores([ids for one in rows for ids in one.ids], advance).tolist())
     except OF_ONE_RECORD as error:
         if len(rows) == 1:
             return [f"{type(error).__name__}: {error}" if not isinstance(error, LightRMError) else str(error)]
@@ -143,7 +142,7 @@ def score_stream(
     rm: RewardModel, model: str, rows: Iterator[Row], sink: IO[str], report: Tell, told: Told = untold
 ) -> Counts:
     """Rows to a stream as they are scored: nothing to go on from."""
-    able(rm)
+    rm.text.check()
     counts, by = Counts(), summary(identity(rm, model))
     said: set[str] = set()
     for window in score_rows(rm, rows, counts, report, told):
@@ -156,12 +155,6 @@ def score_stream(
                 sink.write(to_line(renamed(row.record, aside) | {"scores": scores, "scored_by": by}))
         sink.flush()
     return counts
-
-
-def able(rm: RewardModel) -> None:
-    """Raises TokenizerError where there is no tokenizer or no template, which no record could do without."""
-    if rm.tokens is None or rm.template is None:
-        raise TokenizerError(rm.no_text)
 
 
 def score_file(
@@ -177,7 +170,7 @@ def score_file(
     shown: makes a progress bar over a number of rows.
     Raises InputError if the output is there already, cannot hold the source's fields, or was begun with something else.
     """
-    able(rm)
+    rm.text.check()
     ending_of(target)
     by = identity(rm, model)
     with journal_of(target) as journal:

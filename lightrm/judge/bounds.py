@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -124,3 +125,30 @@ class FidelityNote:
     def read(cls, raw: Any) -> FidelityNote:
         """As `Bound.read`."""
         return made(cls, raw, "what was measured")
+
+
+def bound_for(asked: float | Bound | None, confidence: float, note: FidelityNote | None, scheme: str) -> Bound:
+    """Return the bound that an exact ranking works with: the one asked for, else the one measured of the model.
+
+    asked: a measured bound, or a difference of raw scores. Raises InputError where confidence or bound is no such
+    number, and where none is known.
+    """
+    if not is_number(confidence) or not 0 < confidence < 1:
+        raise InputError(f"confidence must be above 0 and below 1, such as 0.995, found {confidence!r}")
+    if asked is None and note is None:
+        raise InputError(
+            f"how far {scheme} moves a difference of two scores is not known: measure it with `lightrm fidelity`, and "
+            "pass bound=report.row(scheme).bound, or load a quantized folder that was measured"
+        )
+    if asked is None:
+        assert note is not None
+        return note.bound
+    if isinstance(asked, Bound):
+        return asked
+    if not is_number(asked) or not asked >= 0:  # a NaN is not
+        raise InputError(f"bound must be a difference of raw scores, 0 or more, or a report's, found {asked!r}")
+    return Bound({}, (), float(asked))
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)

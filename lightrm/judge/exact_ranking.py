@@ -20,9 +20,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lightrm.judge.bounds import Limit, order_error
+from lightrm.judge.bounds import Bound, Limit, order_error
 
 Scores = NDArray[np.float32]
+Answers = Sequence[tuple[int, int]]  # (prompt, position) of each
 
 
 class Ranked(NamedTuple):
@@ -130,3 +131,34 @@ def ranking(quick: Scores, full: Scores, limit: float, responses: Sequence[str])
 def plain_ranking(scores: Scores, responses: Sequence[str]) -> Ranking:
     """Best first, by one kind of score; equal ones keep their input order."""
     return Ranking(Ranked(float(scores[i]), int(i), responses[i]) for i in np.argsort(-scores, kind="stable"))
+
+
+def exact_rankings(
+    quick: Sequence[Scores], responses: Sequence[Sequence[str]], bound: Bound, confidence: float, *,
+    rescore: Callable[[Answers], Iterable[float]], tokens: Callable[[Answers], int],
+) -> Rankings:  # fmt: skip
+    """Return the rankings of full precision, and what they took.
+
+    quick: each prompt's scores, float32 (n,); rescore: answers -> their scores in full precision; tokens: answers ->
+    how many distinct tokens they have.
+    """
+    limits = {n: bound.limit(n, confidence) for n in sorted({len(scores) for scores in quick}) if n > 1}
+    gaps = [limits[len(scores)].gap if len(scores) > 1 else 0.0 for scores in quick]
+    again: list[tuple[int, int]] = []
+
+    def noted(answers: Answers) -> Iterable[float]:
+        again.extend(answers)
+        return rescore(answers)
+
+    full, raised = settled(quick, gaps, noted)
+    found = Rankings(ranking(*one) for one in zip(quick, full, raised, responses, strict=True))
+    every = [(k, i) for k, scores in enumerate(quick) for i in range(len(scores))]
+    found.effort = Effort(
+        answers=len(every),
+        rescored=len(again),
+        tokens=tokens(every),
+        rescored_tokens=tokens(again),
+        limits=limits,
+        raised=sum(after > before for before, after in zip(gaps, raised, strict=True)),
+    )
+    return found

@@ -15,40 +15,38 @@ from typing import Any
 
 import torch
 
-from lightrm.architecture import Alibi
 from lightrm.checkpoints.detect import Checkpoint
+from lightrm.engine.packing import ALONE, packs
 from lightrm.errors import SchemeError
 from lightrm.kernels import passes
 from lightrm.kernels.operands import Held, Residual, Rows, Sums
 from lightrm.kernels.products import settled
 from lightrm.loading.gptq_rounding import Moments, compensated_int4, compensated_int8, regressed
 from lightrm.loading.loader import Loader
+from lightrm.loading.placement import Placement
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.linear import Linear
-from lightrm.model.packed_batch import PackedBatch
-from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import group_for
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies
 
+PACK = 2048  # calibration tokens computed at once
 Packs = list[torch.Tensor]  # one (T, width) for each pack
 Sides = tuple[Packs, Packs]  # as they will be, in the scheme; as they would be in float
 
 
-def loader_for(
-    checkpoint: Checkpoint,
-    scheme: Scheme,
-    device: torch.device,
-    alibi: Alibi,
-    packs: Sequence[PackedBatch],
-    twin: Decoder | None = None,
-) -> Loader:
-    """The loader that a scheme needs. Raises SchemeError if packs are given for one that does not calibrate."""
-    if not packs:
-        return Loader(checkpoint, scheme, device, alibi, twin)
-    if not scheme.folds or scheme.kind == checkpoint.holds:
-        raise SchemeError(f"calibration compensates lightrm's own rounding: {scheme} has nothing to calibrate")
-    return CompensatingLoader(checkpoint, scheme, device, alibi, packs, twin)
+def loader_for(checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]]) -> Loader:
+    """Return the loader that a scheme needs. calibration: token ids of the texts, none if it was not asked for.
+
+    Raises SchemeError if there is calibration text for a scheme that does not round.
+    """
+    if not calibration:
+        return Loader(checkpoint, placement)
+    if not placement.scheme.folds or placement.scheme.kind == checkpoint.holds:
+        raise SchemeError(
+            f"calibration compensates lightrm's own rounding: {placement.scheme} has nothing to calibrate"
+        )
+    return CompensatingLoader(checkpoint, placement, calibration)
 
 
 class CompensatingLoader(Loader):
@@ -59,17 +57,10 @@ class CompensatingLoader(Loader):
 
     corrects = True
 
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        scheme: Scheme,
-        device: torch.device,
-        alibi: Alibi,
-        packs: Sequence[PackedBatch],
-        twin: Decoder | None = None,
-    ) -> None:
-        super().__init__(checkpoint, scheme, device, alibi, twin)
-        self.packs = [pack.to(device) for pack in packs]
+    def __init__(self, checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]]) -> None:
+        super().__init__(checkpoint, placement)
+        self.packs = [batch.to(self.device) for _, batch in packs(calibration, PACK, ALONE)]
+        self.calibration = f"{len(calibration)} texts of {sum(map(len, calibration))} tokens" if calibration else ""
 
     @torch.inference_mode()
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from lightrm.architecture import Alibi, Architecture, PostStep
+from lightrm.architecture import Architecture, PostStep
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.checkpoints.safe import SafeFile
 from lightrm.checkpoints.stored import MANIFEST
@@ -23,7 +23,7 @@ from lightrm.engine.streaming import StreamedLayers
 from lightrm.errors import CorruptFileError
 from lightrm.kernels.dispatch import kernels_for
 from lightrm.loading.folding import Folding
-from lightrm.loading.loader import LoadReport
+from lightrm.loading.placement import Loaded, LoadReport, Placement
 from lightrm.loading.quantized_folder import CONFIG, LINEARS, WEIGHTS, Manifest
 from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
@@ -37,27 +37,22 @@ from lightrm.schemes.int8 import Rowwise
 def restore(
     manifest: Manifest,
     checkpoint: Checkpoint,
-    scheme: Scheme,
-    device: torch.device,
-    alibi: Alibi,
-    twin: Decoder | None = None,
+    placement: Placement,
     streamed: bool = False,
     advance: Advance = ignored,
-) -> tuple[Decoder, ValueHead, LoadReport]:
+) -> Loaded:
     """Map the tensors, check their sums, and put the model together. Raises CorruptFileError.
 
-    twin: a resident model whose equal tensors are taken instead; streamed: layers are read, and checked once, as they
-    are used. advance: called after each layer that is placed.
+    streamed: layers are read as they are used, and checked the first time. advance: called after each placed layer.
     """
     started = time.perf_counter()
+    scheme, device, twin = placement.scheme, placement.device, placement.twin
     tensors = Tensors(manifest, device, streamed)
     check_fits(tensors, checkpoint.architecture, scheme)
     head = head_of(tensors, manifest.post)
     checkpoint.check_config(len(head.weights[-1]) if head.weights else None)
     embedding, shared = held_once(tensors["embedding"], None if twin is None else twin.embedding_VD)
-    a = replace(checkpoint.architecture, vocabulary=len(embedding))
-    if isinstance(a.positions, Alibi):
-        a = replace(a, positions=alibi)
+    a = placement.applied(replace(checkpoint.architecture, vocabulary=len(embedding)))
     layers: Layers
     if streamed:
         layers = StreamedLayers(a.layers, lambda i: layer_of(tensors, i, a, scheme), device)
@@ -71,11 +66,18 @@ def restore(
             advance(1)
     watching = (tensors.file.watched.check,) if device.type == "cpu" else ()
     decoder = Decoder(a, embedding, layers, None, scheme.dtype, watching + (() if twin is None else twin.watching))
-    kernels = kernels_for(device, scheme.path)
-    seconds = time.perf_counter() - started
-    report = LoadReport(seconds, decoder.bytes, kernels, scheme, (scheme.weights,), (), manifest.sqnr_db, shared)
-    report = replace(report, fidelity=manifest.fidelity)
-    return decoder, head, report
+    report = LoadReport(
+        seconds=time.perf_counter() - started,
+        bytes=decoder.bytes,
+        kernels=kernels_for(device, scheme.path),
+        scheme=scheme,
+        file_dtypes=(scheme.weights,),
+        ignored=(),
+        sqnr_db=manifest.sqnr_db,
+        shared=shared,
+        fidelity=manifest.fidelity,
+    )
+    return Loaded(decoder, head, report)
 
 
 def head_of(tensors: Tensors, post: PostStep) -> ValueHead:

@@ -12,17 +12,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from lightrm.architecture import Alibi, Architecture
+from lightrm.architecture import Architecture
 from lightrm.checkpoints.detect import HEAD_FILES, Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
-from lightrm.checkpoints.inventory import FUSED, part_rows
+from lightrm.checkpoints.inventory import FUSED, part_rows, real_architecture
 from lightrm.checkpoints.stored import check_free, copy_text_files, whole_folder, write_safetensors
 from lightrm.engine.devices import choose_device
 from lightrm.errors import CheckpointError, SchemeError
@@ -30,15 +30,16 @@ from lightrm.files import write_json
 from lightrm.kernels.operands import Held, Parts
 from lightrm.loading.calibrated_loader import CompensatingLoader
 from lightrm.loading.gptq_rounding import compensated_grouped
-from lightrm.loading.loader import Loader, LoadReport
+from lightrm.loading.loader import Loader
+from lightrm.loading.options import LoadOptions
 from lightrm.loading.packers import Packer, WholePacker
+from lightrm.loading.placement import LoadReport, Placement
 from lightrm.loading.quantized_folder import LINEARS, is_native
-from lightrm.loading.text_side import calibration_packs, length_limit, text_side
+from lightrm.loading.text_side import text_side
 from lightrm.model.decoder import Decoder, Layer
-from lightrm.model.packed_batch import PackedBatch
 from lightrm.progress import item_progress
 from lightrm.schemes import grouped
-from lightrm.schemes.grammar import Scheme, parse_scheme
+from lightrm.schemes.grammar import parse_scheme
 from lightrm.text.conversation import Prompt
 
 WIDTHS = 32  # auto-gptq's layers take widths that are multiples of it
@@ -52,7 +53,8 @@ def export_gptq(
     device: str = "auto",
     template: str | None = None,
     revision: str | None = None,
-    calibration: Sequence[tuple[Prompt, str]] | None = None,
+    calibration: Iterable[tuple[Prompt, str]] | None = None,
+    calibration_tokens: int | None = None,
     progress: bool = False,
 ) -> LoadReport:
     """Quantize a checkpoint and write it as GPTQ files; arguments as for `lightrm.load`.
@@ -76,13 +78,12 @@ def export_gptq(
             f"{folder}: layout {checkpoint.layout.name} interleaves qkv, which GPTQ files cannot hold"
         )
     group = common_group(checkpoint.architecture, wanted.group)
-    tokens, form, no_text = text_side(checkpoint, template, parse_specials=False)
-    longest = length_limit(None, form, tokens, checkpoint.architecture)
-    packs = calibration_packs(tokens, form, no_text, calibration, longest, checkpoint.reading)
+    text = text_side(checkpoint, real_architecture(checkpoint), LoadOptions(template=template))
+    ids = [] if calibration is None else text.first_texts(calibration, calibration_tokens)
     with item_progress(checkpoint.architecture.layers, "layers rounded", progress) as advance:
-        decoder, _, report = GptqLoader(checkpoint, wanted, place, packs, group).load(advance=advance)
-    write(destination, checkpoint, decoder, group)
-    return report
+        loaded = GptqLoader(checkpoint, Placement(wanted, place), ids, group).load(advance=advance)
+    write(destination, checkpoint, loaded.decoder, group)
+    return loaded.report
 
 
 def common_group(a: Architecture, asked: int) -> int:
@@ -105,9 +106,9 @@ class GptqLoader(CompensatingLoader):
     corrects = False
 
     def __init__(
-        self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, packs: Sequence[PackedBatch], group: int
+        self, checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]], group: int
     ) -> None:
-        super().__init__(checkpoint, scheme, device, Alibi(), packs)
+        super().__init__(checkpoint, placement, calibration)
         self.folding, self.group = None, group
 
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:

@@ -9,89 +9,49 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import torch
 
-from lightrm.architecture import Alibi
-from lightrm.checkpoints.detect import Checkpoint, listed
+from lightrm.checkpoints.detect import Checkpoint
 from lightrm.checkpoints.inventory import FUSED, check_tensors, part_rows, real_architecture
 from lightrm.engine.shared_weights import Part, held_once
 from lightrm.engine.streaming import StreamedLayers
 from lightrm.errors import NumericsError, TensorMismatchError
-from lightrm.judge.bounds import FidelityNote
 from lightrm.kernels import products
-from lightrm.kernels.dispatch import KernelChoice, kernels_for
+from lightrm.kernels.dispatch import kernels_for
 from lightrm.kernels.operands import Held, Parts
 from lightrm.loading.folding import Folding
 from lightrm.loading.packers import Packer, WholePacker, packer_for
+from lightrm.loading.placement import Loaded, LoadReport, Placement
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
 from lightrm.progress import Advance, ignored
-from lightrm.schemes.grammar import Scheme, size_text
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
 
 CHECKED_AT_ONCE = 2**20
 
 
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What loading did.
-
-    seconds: wall time; bytes: of the weights as held, without layers that are streamed; shared: bytes among them that
-    another model holds; ignored: tensors of the file left out; sqnr_db: signal to quantization noise of each matrix
-    under our names, in dB, inf where nothing was lost; fidelity: what was measured of a quantized folder, if anything.
-    """
-
-    seconds: float
-    bytes: int
-    kernels: KernelChoice
-    scheme: Scheme
-    file_dtypes: tuple[str, ...]
-    ignored: tuple[str, ...]
-    sqnr_db: dict[str, float] = field(default_factory=dict)
-    shared: int = 0
-    fidelity: FidelityNote | None = None
-
-    @property
-    def worst(self) -> tuple[str, float] | None:
-        """The matrix that lost most; None if all are exact."""
-        lossy = {name: db for name, db in self.sqnr_db.items() if math.isfinite(db)}
-        return min(lossy.items(), key=lambda item: item[1]) if lossy else None
-
-    def __str__(self) -> str:
-        ignored = f"; ignored {listed(self.ignored, 3)}" if self.ignored else ""
-        worst = f"; least SQNR {self.worst[1]:.1f} dB, {self.worst[0]}" if self.worst else ""
-        shared = f", {size_text(self.shared)} of it shared," if self.shared else ""
-        return (
-            f"{size_text(self.bytes)}{shared} as {self.scheme} ({self.scheme.reason}) from "
-            f"{'/'.join(self.file_dtypes)} in {self.seconds:.1f} s; kernels: {self.kernels}{worst}{ignored}"
-        )
-
-
 class Loader:
     """Places the tensors of one checkpoint on one device."""
 
-    def __init__(
-        self, checkpoint: Checkpoint, scheme: Scheme, device: torch.device, alibi: Alibi, twin: Decoder | None = None
-    ) -> None:
-        """twin: a resident model whose equal tensors are taken instead of second copies."""
-        self.checkpoint, self.scheme, self.device, self.twin = checkpoint, scheme, device, twin
+    def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
+        self.checkpoint = checkpoint
+        self.scheme, self.device, self.twin = placement.scheme, placement.device, placement.twin
         self.shared = 0
-        self.architecture = real_architecture(checkpoint)
-        if isinstance(self.architecture.positions, Alibi):
-            self.architecture = replace(self.architecture, positions=alibi)
-        self.keeps_file = scheme.kind == checkpoint.holds
-        self.folding = Folding(self.architecture) if scheme.folds and not self.keeps_file else None
+        self.architecture = placement.applied(real_architecture(checkpoint))
+        self.keeps_file = self.scheme.kind == checkpoint.holds
+        self.folding = Folding(self.architecture) if self.scheme.folds and not self.keeps_file else None
         self.dtypes: set[str] = set()
         self.sqnr_db: dict[str, float] = {}
         self.checked: set[int] = set()  # layers that were read before
         self.measures = True
+        self.calibration = ""  # of a loader that calibrates: on how much text
         self.advance: Advance = ignored
 
-    def load(self, streamed: bool = False, advance: Advance = ignored) -> tuple[Decoder, ValueHead, LoadReport]:
+    def load(self, streamed: bool = False, advance: Advance = ignored) -> Loaded:
         """streamed: layers stay in the file, and are read and checked in the first pass over them. advance: called
         after each layer that is placed."""
         self.advance = advance
@@ -114,8 +74,9 @@ class Loader:
             ignored=self.checkpoint.ignored,
             sqnr_db=self.sqnr_db,
             shared=self.shared,
+            calibration=self.calibration,
         )
-        return decoder, head, report
+        return Loaded(decoder, head, report)
 
     def read(self, ours: str) -> torch.Tensor:
         """Raises NumericsError if the tensor is not finite."""

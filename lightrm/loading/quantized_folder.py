@@ -38,7 +38,7 @@ from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.files import read_json, write_json
 from lightrm.judge.bounds import FidelityNote
 from lightrm.kernels.operands import Held, Parts
-from lightrm.loading.loader import LoadReport
+from lightrm.loading.placement import Loaded
 from lightrm.model.decoder import Decoder
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import Scheme, parse_scheme
@@ -72,10 +72,9 @@ def is_native(folder: Path) -> bool:
     return (folder / MANIFEST).exists() or (folder / WEIGHTS).exists()
 
 
-def write(
-    folder: Path, checkpoint: Checkpoint, decoder: Decoder, head: ValueHead, report: LoadReport, template: str | None
-) -> None:
+def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | None) -> None:
     """Write a loaded model. Raises CheckpointError if the destination is taken, SchemeError if it is not quantized."""
+    decoder, head, report = loaded
     if not report.scheme.folds:
         raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
     if any(isinstance(getattr(decoder.layers[0], name).weight, Parts) for name in LINEARS):

@@ -1,125 +1,149 @@
-"""A checkpoint's tokenizer and template, how long its texts may be, and calibration text as the ids that it gives."""
+"""How a model reads text: its tokenizer and template, how long its texts may be, and where its score is read."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from itertools import tee
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from lightrm.architecture import Architecture
-from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
-from lightrm.checkpoints.hub import resolve
+from lightrm.checkpoints.detect import Checkpoint
 from lightrm.checkpoints.score_position import Reading
-from lightrm.engine.packing import ALONE, packs
 from lightrm.errors import InputError, TemplateError, TokenizerError
-from lightrm.model.packed_batch import PackedBatch
+from lightrm.loading.options import LoadOptions
 from lightrm.text.chat_template import ChatTemplate
 from lightrm.text.conversation import Prompt, responses_of, turns_of
-from lightrm.text.encoding import Tokens, read_tokens
-from lightrm.text.templates import AnyTemplate, find_template
+from lightrm.text.encoding import Encoded, Tokens, read_tokens
+from lightrm.text.explanation import Explanation
+from lightrm.text.templates import AnyTemplate, Turn, find_template
 from lightrm.text.tokenizer_files import has_tokenizer
-
-CALIBRATION_PACK = 2048  # tokens computed at once
 
 
 class TokenizerWarning(UserWarning):
     """A model has a tokenizer that cannot be read: it scores token ids, and no text."""
 
 
-def calibration_packs(
-    tokens: Tokens | None,
-    template: AnyTemplate | None,
-    no_text: str,
-    calibration: Sequence[tuple[Prompt, str]] | None,
-    longest: int,
-    reading: Reading,
-) -> list[PackedBatch]:
-    """Calibration text in the model's own template, cut and packed as scoring would cut and pack it."""
-    if not calibration:
-        return []
-    ids = list(calibration_ids(tokens, template, no_text, calibration, longest, reading))
-    return [batch for _, batch in packs(ids, CALIBRATION_PACK, ALONE)]
+@dataclass(frozen=True, slots=True)
+class TextSide:
+    """Turns conversations into the token ids that a model scores.
 
-
-def calibration_ids(
-    tokens: Tokens | None,
-    template: AnyTemplate | None,
-    no_text: str,
-    calibration: Iterable[tuple[Prompt, str]],
-    longest: int,
-    reading: Reading,
-) -> Iterator[list[int]]:
-    """The ids of one text after the other. Raises TokenizerError for a model without text."""
-    if tokens is None or template is None:
-        raise TokenizerError(f"calibration needs text: {no_text}")
-    for p, r in calibration:
-        yield reading.cut(tokens.encode(template, turns_of(p), responses_of([r])[0], longest, False).token_ids)
-
-
-def calibration_texts(
-    path_or_id: str,
-    texts: Iterable[tuple[Prompt, str]],
-    most: int,
-    template: str | None = None,
-    max_length: int | None = None,
-    revision: str | None = None,
-) -> tuple[list[tuple[Prompt, str]], int]:
-    """As many whole texts, from the first on, as have `most` of the model's tokens or fewer, and how many they have.
-
-    Raises what `load` raises for the text side, and InputError where the first text alone has more.
+    tokens, template: None where `missing`, a sentence, says why no text can be scored. folder: where the tokenizer
+    lies. reading: where in a sequence the score is read. max_length: tokens of one text at most; strict: raise where a
+    text would be cut. vocabulary: rows of the model's embedding.
     """
-    checkpoint = open_checkpoint(resolve(path_or_id, revision))
-    given, asked = tee(texts)
-    taken: list[tuple[Prompt, str]] = []
-    count = 0
-    tokens, form, no_text = text_side(checkpoint, template, False)
-    longest = length_limit(max_length, form, tokens, checkpoint.architecture)
-    every = calibration_ids(tokens, form, no_text, asked, longest, checkpoint.reading)
-    for text, ids in zip(given, every, strict=True):
-        if count + len(ids) > most:
-            break
-        taken.append(text)
-        count += len(ids)
-    if not taken:
-        raise InputError(f"there is no calibration text of {most} tokens or fewer")
-    return taken, count
+
+    tokens: Tokens | None
+    template: AnyTemplate | None
+    missing: str
+    folder: str
+    reading: Reading
+    max_length: int
+    strict: bool
+    vocabulary: int
+
+    def check(self) -> None:
+        """Raise TokenizerError if this model scores no text."""
+        self.parts()
+
+    def parts(self) -> tuple[Tokens, AnyTemplate]:
+        if self.tokens is None or self.template is None:
+            raise TokenizerError(self.missing)
+        return self.tokens, self.template
+
+    def encode(self, turns: Sequence[Turn], responses: Sequence[str]) -> list[Encoded]:
+        """Return the ids of one conversation with each of its answers, cut to `max_length`.
+
+        Raises TokenizerError, TemplateError, or TooLongError in strict mode.
+        """
+        tokens, template = self.parts()
+        found = tokens.encode(template, turns, responses, self.max_length, self.strict)
+        largest = max((max(encoded.token_ids) for encoded in found), default=0)
+        if largest >= self.vocabulary:
+            raise TokenizerError(
+                f"{self.folder}: the tokenizer gives id {largest}, the embedding has rows 0 to {self.vocabulary - 1}: "
+                "tokenizer and weights are not of one model"
+            )
+        return found
+
+    def explain(self, turns: Sequence[Turn], response: str, encoded: Encoded, score: float) -> Explanation:
+        """Return a score with the text, ids and pieces behind it."""
+        tokens, template = self.parts()
+        pieces = [tokens.piece(i) for i in encoded.token_ids]
+        text = tokens.text(template, turns, response)
+        return Explanation(text, encoded.token_ids, pieces, encoded.cut, str(template), score)
+
+    def read(self, sequences: Iterable[Sequence[int]]) -> list[list[int]]:
+        """Return each sequence up to the token that the score is read at: what stands behind it changes nothing.
+
+        Raises InputError if a sequence lacks a token that it has to be read at.
+        """
+        return [self.reading.cut(ids) for ids in sequences]
+
+    def first_texts(self, pairs: Iterable[tuple[Prompt, str]], most: int | None) -> list[list[int]]:
+        """Return the ids of calibration texts as scoring would read them: whole texts, from the first on, as long as
+        they have `most` tokens together or fewer; all of them if `most` is None.
+
+        Raises TokenizerError for a model without text, InputError where the first text alone has more tokens.
+        """
+        found: list[list[int]] = []
+        count = 0
+        for prompt, response in pairs:
+            (encoded,) = self.encode(turns_of(prompt), responses_of([response]))
+            ids = self.reading.cut(encoded.token_ids)
+            count += len(ids)
+            if most is not None and count > most:
+                break
+            found.append(ids)
+        if count and not found:
+            raise InputError(f"there is no calibration text of {most} tokens or fewer: the first has {count}")
+        return found
 
 
-def text_side(
-    checkpoint: Checkpoint, template: str | None, parse_specials: bool
-) -> tuple[Tokens | None, AnyTemplate | None, str]:
-    """Tokenizer and template, or None with the sentence that says what is missing."""
+def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> TextSide:
+    """Read a checkpoint's tokenizer and choose its template.
+
+    Raises InputError for max_length; TokenizerError or TemplateError only where a template was asked for by name.
+    """
+    check_length(options.max_length, a)
+    template, folder = options.template, checkpoint.tokenizer_folder()
+
+    def side(tokens: Tokens | None, form: AnyTemplate | None, missing: str) -> TextSide:
+        longest = length_limit(options.max_length, form, tokens, a)
+        return TextSide(tokens, form, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary)
+
     try:
         tokens = read_tokens(
-            checkpoint.tokenizer_folder(),
-            parse_specials=parse_specials,
+            folder,
+            parse_specials=options.parse_specials,
             reward_id=checkpoint.reward_id,
             ending=checkpoint.layout.ending,
         )
     except TokenizerError as error:
         if template is not None:
             raise
-        if has_tokenizer(checkpoint.tokenizer_folder()):
-            warnings.warn(f"only token ids can be scored: {error}", TokenizerWarning, stacklevel=3)
-        return None, None, str(error)
+        if has_tokenizer(folder):
+            warnings.warn(f"only token ids can be scored: {error}", TokenizerWarning, stacklevel=4)
+        return side(None, None, str(error))
     name = template or checkpoint.template
     if name is None or (name == "chat" and template is None and not tokens.files.chat_sources):
-        return (
-            tokens,
-            None,
-            f"layout {checkpoint.layout.name} does not say how its prompts look: pass template=... to load",
-        )
+        layout = checkpoint.layout.name
+        return side(tokens, None, f"layout {layout} does not say how its prompts look: pass template=... to load")
     try:
-        form: AnyTemplate = find_template(name) if name != "chat" else tokens.own_template()
-        if isinstance(form, ChatTemplate):
-            form = replace(form, whole=checkpoint.layout.whole)
-        tokens.prepare(form)
-        return tokens, form, ""
+        form = template_of(name, tokens, checkpoint.layout.whole)
     except TemplateError as error:
         if template is not None:
             raise
-        return tokens, None, str(error)  # nobody asked for it: `score_ids` works without
+        return side(tokens, None, str(error))  # nobody asked for it: `score_ids` works without
+    return side(tokens, form, "")
+
+
+def template_of(name: str, tokens: Tokens, whole: bool) -> AnyTemplate:
+    """Return a template whose texts this tokenizer can read. Raises TemplateError or TokenizerError."""
+    form: AnyTemplate = find_template(name) if name != "chat" else tokens.own_template()
+    if isinstance(form, ChatTemplate):
+        form = replace(form, whole=whole)
+    tokens.prepare(form)
+    return form
 
 
 def check_length(asked: int | None, a: Architecture) -> None:
@@ -130,8 +154,7 @@ def check_length(asked: int | None, a: Architecture) -> None:
 
 def length_limit(asked: int | None, template: AnyTemplate | None, tokens: Tokens | None, a: Architecture) -> int:
     """Longest sequence in tokens: what was asked for, else the template's, else the tokenizer's; never more than the
-    model has positions. Raises InputError."""
-    check_length(asked, a)
+    model has positions."""
     own = template.max_length if template is not None else None
     if own is None and tokens is not None:
         own = tokens.max_length

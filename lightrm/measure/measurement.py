@@ -6,13 +6,12 @@ the ids and of the model's files, so that a run that was stopped goes on where i
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -28,23 +27,20 @@ from lightrm.engine.devices import choose_device
 from lightrm.engine.engine import Engine
 from lightrm.engine.packing import packs
 from lightrm.errors import InputError, NumericsError
-from lightrm.files import write_text
 from lightrm.jobs.identity import digest, identity
 from lightrm.judge.evaluation import Evaluation, evaluate_scores
-from lightrm.judge.fidelity import Asked, FidelityReport, Measured, build, without_infinities
+from lightrm.judge.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
 from lightrm.loading import quantized_folder
+from lightrm.loading.options import LoadOptions
+from lightrm.measure.kept_scores import Kept, Tell
 from lightrm.measure.sensitivity import measure_sensitivity
 from lightrm.model.decoder import Decoder
-from lightrm.opening import load
+from lightrm.opening import Pairs, open_model
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel
-from lightrm.text.conversation import Prompt
-from lightrm.typed_json import made, read_object
 
 SCHEMES = ("w8a8", "w4a8")
 CALIBRATED = "+cal"
-Calibration = Sequence[tuple[Prompt, str]]
-Tell = Callable[[str], None]
 
 
 def measure_fidelity(
@@ -59,75 +55,132 @@ def measure_fidelity(
     template: str | None = None,
     max_length: int | None = None,
     memory: str | int | None = None,
-    calibration: Calibration | None = None,
+    calibration: Pairs | None = None,
+    calibration_tokens: int | None = None,
     layers: bool = False,
     keep: Path | None = None,
     tell: Tell | None = None,
     progress: bool = False,
 ) -> FidelityReport:
-    """How far each scheme moves the scores of one model.
+    """Measure how far each scheme moves the scores of one model.
 
-    model: as for `load`; a folder of `lightrm quantize` is measured in the scheme it holds, against reference_model.
-    data: a file in one of the forms of `lightrm.data.record_forms`, what `read_questions` gave, or such records; name:
-    its name.
-    reference: the scheme the others are held against; where it does not fit into memory, its layers are streamed.
-    calibration: text on which a scheme whose name ends in "+cal" compensates its rounding, as for `load`.
+    model: as for `load`. A folder that `lightrm quantize` wrote is measured in its own scheme, against reference_model.
+    data: a file in one of the forms of `lightrm.data.record_forms`, what `read_questions` returned, or such records;
+    name: what the report calls it.
+    reference: the scheme that the others are compared with. Its layers are streamed if they do not fit into memory.
+    device, template, max_length, memory: as for `load`.
+    calibration, calibration_tokens: as for `load`; for schemes whose name ends in "+cal".
     layers: also measure how far each layer alone moves the scores, for schemes with int8 activations.
-    keep: a folder for the scores that are done; tell: takes what is worth a line; progress: bars.
+    keep: a folder in which finished scores are kept, so that a run that was stopped goes on.
+    tell: called with lines about what is done; progress: show bars.
 
     Raises what `load` raises, and InputError for data that cannot be scored.
     """
     questions = questions_of(data, tell)
+    options = LoadOptions(device=device, template=template, max_length=max_length, memory=memory)
+    subject = Subject.of(model, reference_model, schemes)
     place = choose_device(device)
-    folder = resolve(model if isinstance(model, str) else Path(model))
-    quantized = quantized_folder.is_native(folder)
-    source = reference_model if quantized else folder
-    if source is None:
-        raise InputError(f"{model} is quantized: name the model it was made from as the reference (--reference-model)")
-    if quantized:
-        schemes = [quantized_folder.read_manifest(folder).scheme]
-    for scheme in (reference, *schemes):  # before the minutes of work, not after
-        parse_scheme(scheme.removesuffix(CALIBRATED), place)
+    check_schemes([reference, *subject.schemes], calibration is not None, place)
+    run = Run(subject, options, tell, progress)
+    rm = run.opened(subject.source, reference)
+    ids = ids_of_all(rm, questions)
+    run.calibration = [] if calibration is None else rm.text.first_texts(calibration, calibration_tokens)
+    key = {**identity(rm, str(subject.source_name)), "ids": digest(ids), "device": str(place), "memory": str(memory)}
+    kept = Kept(keep, {**key, "versions": about(place)["versions"]}, run.of_schemes(), tell)
+    exact = kept.get(reference) or kept.put(measured(rm, reference, ids, tell, progress))
+    del rm  # one model in memory at a time
+    half = floor_of(reference, place)
+    floor = None if not half else run.measured(kept, subject.source, half, ids)
+    found = [run.measured(kept, subject.folder, scheme, ids) for scheme in subject.schemes]
+    name = name or (Path(data).name if isinstance(data, str | os.PathLike) else "the data")
+    report = build(str(model), asked(name, questions, ids), exact, found, floor, about(place))
+    return replace(report, sensitivity=run.sensitivity(questions, place) if layers else ())
 
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is measured. folder: the model; source: its full-precision weights, called source_name; quantized: whether
+    the folder is lightrm's own and holds one scheme."""
+
+    folder: Path
+    source: str | os.PathLike[str]
+    source_name: str | os.PathLike[str]
+    schemes: tuple[str, ...]
+    quantized: bool
+
+    @classmethod
+    def of(
+        cls,
+        model: str | os.PathLike[str],
+        reference_model: str | os.PathLike[str] | None,
+        schemes: Sequence[str],
+    ) -> Subject:
+        """Raises InputError for a quantized folder whose source is not named."""
+        folder = resolve(model if isinstance(model, str) else Path(model))
+        if not quantized_folder.is_native(folder):
+            return cls(folder, folder, model, tuple(schemes), False)
+        if reference_model is None:
+            raise InputError(
+                f"{model} is quantized: name the model it was made from as the reference (--reference-model)"
+            )
+        own = quantized_folder.read_manifest(folder).scheme
+        return cls(folder, reference_model, reference_model, (own,), True)
+
+
+def check_schemes(schemes: Sequence[str], calibrates: bool, device: torch.device) -> None:
+    """Raise, before the minutes of work, SchemeError on an unknown scheme, and InputError where "+cal" and calibration
+    text do not come together."""
+    for scheme in schemes:
+        parse_scheme(scheme.removesuffix(CALIBRATED), device)
     asks = [scheme for scheme in schemes if scheme.endswith(CALIBRATED)]
-    if bool(asks) != bool(calibration):
-        raise InputError(
-            f"{asks[0]} needs calibration text" if asks else "no scheme asks for the calibration text: write w4a8+cal"
+    if asks and not calibrates:
+        raise InputError(f"{asks[0]} needs calibration text")
+    if calibrates and not asks:
+        raise InputError("no scheme asks for the calibration text: write w4a8+cal")
+
+
+@dataclass(slots=True)
+class Run:
+    """One measurement: opens the model in one scheme after the other. calibration: ids of the calibration texts."""
+
+    subject: Subject
+    options: LoadOptions
+    tell: Tell | None
+    progress: bool
+    calibration: list[list[int]] = field(default_factory=list)
+
+    def opened(self, path: str | os.PathLike[str], scheme: str) -> RewardModel:
+        plain = scheme.removesuffix(CALIBRATED)
+        ids_of = (lambda text: self.calibration) if plain != scheme else None
+        return open_model(path, replace(self.options, scheme=plain), ids_of, progress=self.progress)
+
+    def measured(self, kept: Kept, path: str | os.PathLike[str], scheme: str, ids: Sequence[list[int]]) -> Measured:
+        """The kept scores of a scheme, or new ones."""
+        done = kept.get(scheme)
+        return done or kept.put(measured(self.opened(path, scheme), scheme, ids, self.tell, self.progress))
+
+    def of_schemes(self) -> dict[str, dict[str, str]]:
+        """What the scores of a scheme depend on beside the model: its calibration text, or its quantized folder."""
+        if self.subject.quantized:
+            own = digest(parts(quantized_folder.open_native(self.subject.folder)[1]))
+            return {scheme: {"quantized": own} for scheme in self.subject.schemes}
+        texts = digest(self.calibration)
+        return {scheme: {"calibration": texts} for scheme in self.subject.schemes if scheme.endswith(CALIBRATED)}
+
+    def sensitivity(self, questions: Sequence[Question], device: torch.device) -> tuple[Sensitivity, ...]:
+        """How far each layer alone moves the scores, for each scheme with int8 activations."""
+        if self.subject.quantized:
+            return ()
+        return tuple(
+            measure_sensitivity(self.opened(self.subject.folder, scheme), questions, progress=self.progress)
+            for scheme in self.subject.schemes
+            if parse_scheme(scheme.removesuffix(CALIBRATED), device).integer
         )
 
-    def opened(path: str | os.PathLike[str], scheme: str) -> RewardModel:
-        plain = scheme.removesuffix(CALIBRATED)
-        text = calibration if plain != scheme else None
-        return load(
-            path, scheme=plain, device=device, template=template, max_length=max_length, memory=memory,
-            calibration=text, progress=progress,
-        )  # fmt: skip
 
-    rm = opened(source, reference)
-    prompts = [q.prompt for q in questions for _ in q.responses]
-    ids = rm.encode(prompts, [text for q in questions for text in q.responses])
-    of = {scheme: {"calibration": digest(calibration)} for scheme in asks}
-    if quantized:
-        of = {scheme: {"quantized": digest(parts(quantized_folder.open_native(folder)[1]))} for scheme in schemes}
-    named = str(reference_model if quantized else model)
-    key = {**identity(rm, named), "ids": digest(ids), "device": str(place), "memory": str(memory)}
-    kept = Kept(keep, {**key, "versions": about(place)["versions"]}, of, tell)
-    exact = kept.get(reference) or kept.put(measured(rm, reference, ids, tell, progress))
-    del rm
-    found = []
-    half = floor_of(reference, place)
-    for path, scheme in [(source, half)] * bool(half) + [(folder, scheme) for scheme in schemes]:
-        done = kept.get(scheme)
-        found.append(done or kept.put(measured(opened(path, scheme), scheme, ids, tell, progress)))
-    floor, rest = (found[0], found[1:]) if half else (None, found)
-    alone = tuple(
-        measure_sensitivity(opened(folder, scheme), questions, progress=progress)
-        for scheme in (schemes if layers and not quantized else ())
-        if parse_scheme(scheme.removesuffix(CALIBRATED), place).integer
-    )
-    name = name or (Path(data).name if isinstance(data, str | os.PathLike) else "the data")
-    report = build(str(model), asked(name, questions, ids), exact, rest, floor, about(place))
-    return replace(report, sensitivity=alone)
+def ids_of_all(rm: RewardModel, questions: Sequence[Question]) -> list[list[int]]:
+    """The ids of every answer of every question, in order."""
+    return rm.encode([q.prompt for q in questions for _ in q.responses], [r for q in questions for r in q.responses])
 
 
 def floor_of(reference: str, device: torch.device) -> str:
@@ -142,7 +195,7 @@ def measured(rm: RewardModel, scheme: str, ids: Sequence[list[int]], tell: Tell 
         tell(f"{scheme}: {rm.report}; {rm.engine.residence}")
     warm_up(rm, ids)
     started = time.perf_counter()
-    scores = rm.shown(ids, progress)
+    scores = rm.score_ids(ids, progress=progress)
     seconds = time.perf_counter() - started
     tokens = sum(map(len, ids))
     return Measured(scheme, scores.astype(np.float64), rm.report.bytes, tokens / seconds, dict(rm.report.sqnr_db))
@@ -155,7 +208,7 @@ def warm_up(rm: RewardModel, ids: Sequence[list[int]]) -> None:
     if not ids:
         return
     every = sorted(packs(ids, rm.engine.tokens), key=lambda run: len(run[1]))
-    layer, decoder = rm.decoder.layers[0], rm.decoder
+    layer, decoder = rm.engine.decoder.layers[0], rm.engine.decoder
     short = Decoder(decoder.architecture, decoder.embedding_VD, [layer, layer], decoder.final_norm_D, decoder.dtype)
     engine = Engine(short, rm.engine.head, rm.report.scheme, rm.engine.residence)
     for group in {tuple(group) for group, _ in (every[-1], every[0])}:
@@ -191,49 +244,6 @@ def about(device: torch.device) -> dict[str, str]:
     }
 
 
-class Kept:
-    """Scores that are done, a file each, in a folder; of another model or other ids they are not taken.
-
-    key: what all of them are of; of: what one scheme's are of besides, its calibration text or its quantized folder.
-    A file that is damaged is told of, and its scheme measured again.
-    """
-
-    def __init__(
-        self, folder: Path | None, key: dict[str, str], of: dict[str, dict[str, str]], tell: Tell | None = None
-    ) -> None:
-        self.folder, self.key, self.of, self.tell = folder, key, of, tell
-        if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def get(self, scheme: str) -> Measured | None:
-        path = self.path(scheme)
-        if path is None or not path.is_file():
-            return None
-        try:
-            raw = read_object(path, "a file of scores")
-            found = made(Measured, raw["scored"], str(path)) if raw.get("key") == self.key_of(scheme) else None
-            if found is not None and raw["sum"] != digest(raw["scored"]):
-                raise InputError(f"{path} was altered")
-        except (InputError, KeyError) as error:
-            if self.tell is not None:
-                self.tell(f"{error}: {scheme} is measured again")
-            return None
-        return found
-
-    def put(self, measured: Measured) -> Measured:
-        path = self.path(measured.scheme)
-        if path is not None:
-            scored = without_infinities(asdict(measured) | {"scores": measured.scores.tolist()})
-            write_text(path, json.dumps({"key": self.key_of(measured.scheme), "sum": digest(scored), "scored": scored}))
-        return measured
-
-    def key_of(self, scheme: str) -> dict[str, str]:
-        return {**self.key, **self.of.get(scheme, {})}
-
-    def path(self, scheme: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"scores-{scheme}.json"
-
-
 def evaluate(
     rm: RewardModel,
     questions: str | os.PathLike[str] | Iterable[Question | Mapping[str, Any]],
@@ -252,12 +262,11 @@ def evaluate(
     data = data or (Path(questions).name if isinstance(questions, str | os.PathLike) else "the data")
     asked = questions_of(questions)
     started = time.perf_counter()
-    prompts = [q.prompt for q in asked for _ in q.responses]
-    ids = rm.encode(prompts, [text for q in asked for text in q.responses])
+    ids = ids_of_all(rm, asked)
     seconds = time.perf_counter() - started
     warm_up(rm, ids)
     started = time.perf_counter()
-    scores = rm.shown(ids, progress)
+    scores = rm.score_ids(ids, progress=progress)
     seconds += time.perf_counter() - started
     model = model or rm.checkpoint.folder.name
     return evaluate_scores(asked, scores, seconds, model, data, rm.report.scheme.name)

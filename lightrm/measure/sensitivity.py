@@ -21,6 +21,7 @@ from lightrm.judge.agreement import Array, Prompts, spread_of
 from lightrm.judge.fidelity import Sensitivity
 from lightrm.loading.folding import Folding
 from lightrm.loading.loader import Loader
+from lightrm.loading.placement import Placement
 from lightrm.loading.quantized_folder import is_native
 from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
@@ -64,7 +65,7 @@ def measure_sensitivity(
     exact, head = exact_twin(rm)
 
     def scores(taken: Collection[int]) -> Array:
-        return scores_through(Mixture(exact.layers, rm.decoder.layers, taken), rm, exact, head, ids)
+        return scores_through(Mixture(exact.layers, rm.engine.decoder.layers, taken), rm, exact, head, ids)
 
     reference = scores(())
     unit = spread_of(reference, Prompts(prompt))
@@ -98,19 +99,17 @@ def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tup
 def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueHead, ids: Sequence[list[int]]) -> Array:
     """Scores of `exact` with other layers in the place of its own; float64, one for each of ids."""
     decoder = Decoder(exact.architecture, exact.embedding_VD, layers, None, exact.dtype)
-    found = np.empty(len(ids))
-    for group, some in Engine(decoder, head, rm.report.scheme, rm.engine.residence).scores(rm.read(ids)):
-        found[group] = some
-    return found
+    engine = Engine(decoder, head, rm.report.scheme, rm.engine.residence)
+    return engine.all_scores(rm.text.read(ids)).astype(np.float64)
 
 
 def exact_twin(rm: RewardModel) -> tuple[Decoder, ValueHead]:
     """The same model in float32 in the rotated basis, streamed where it does not fit, and its head."""
-    positions = rm.decoder.architecture.positions
+    positions = rm.engine.decoder.architecture.positions
     alibi = positions if isinstance(positions, Alibi) else Alibi()
     full = parse_scheme("fp32", rm.device)
-    loader = Loader(rm.checkpoint, full, rm.device, alibi)
+    loader = Loader(rm.checkpoint, Placement(full, rm.device, alibi))
     loader.folding = Folding(loader.architecture)
     streamed = weight_bytes(loader.architecture, full) > SHARE * free_bytes(rm.device)
-    decoder, head, _ = loader.load(streamed)
-    return decoder, head
+    loaded = loader.load(streamed)
+    return loaded.decoder, loaded.head

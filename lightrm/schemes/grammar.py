@@ -90,8 +90,10 @@ def size_text(size: float) -> str:
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
-def parse_size(text: str) -> int:
-    """Bytes of "8GiB", "8 GB" or "8g", in powers of two. Raises SchemeError."""
+def parse_size(text: str | int) -> int:
+    """Bytes of "8GiB", "8 GB" or "8g", in powers of two; a number stays what it is. Raises SchemeError."""
+    if isinstance(text, int):
+        return text
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip(), re.IGNORECASE)
     if found is None:
         raise SchemeError(f"{text!r} is not a size: write 8GiB, 512MiB or a number of bytes")

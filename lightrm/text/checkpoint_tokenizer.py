@@ -21,6 +21,7 @@ import tokenizers
 from lightrm.errors import TokenizerError
 from lightrm.text.guard import PRIVATE, Aliased, Span, aliased, made_at, overlaps, pattern_of, steers, unused
 from lightrm.text.piece_tokenizers import marks_of
+from lightrm.text.shared_start import Dividers, ids_of_all
 from lightrm.text.tokenizer_files import DESCRIBED, MODEL
 from lightrm.text.tokenizer_limits import check_description, told
 
@@ -83,15 +84,19 @@ class CheckpointTokenizer:
             raise TokenizerError(f"{self.folder}: the class {type(self.tokenizer).__name__} is not read here")
         return str(self.backend.to_str()).encode()
 
-    def encode(self, text: str, *, whole: bool, written: Sequence[Span]) -> list[int]:
-        """Ids of a text. whole: with what the tokenizer itself puts around a text (BOS, EOS).
+    def encode_all(self, texts: Sequence[str], *, whole: bool, written: Sequence[Sequence[Span]]) -> list[list[int]]:
+        """Return the ids of each text. whole: with what the tokenizer itself puts around a text (BOS, EOS).
 
-        written: the spans that a caller wrote; special tokens spelled there are text. Raises TokenizerError where the
-        tokenizer cannot do so.
+        written: for each text the spans that a caller wrote; special tokens spelled there are text. Raises
+        TokenizerError where the tokenizer cannot do so.
         """
-        ids = self.plain(text, whole)
+        ids = self.plain_all(texts, whole)
         if self.parse_specials:
             return ids
+        return [self.checked(*one, whole) for one in zip(texts, ids, written, strict=True)]
+
+    def checked(self, text: str, ids: list[int], written: Sequence[Span], whole: bool) -> list[int]:
+        """Return the ids of a text if no special token in them is the caller's; else new ids, in which none is."""
         meant = [match.span() for match in self.pattern.finditer(text)]
         kept = [span for span in meant if not overlaps(*span, written)]
         bare, full = self.around if whole else ((), ())
@@ -110,6 +115,20 @@ class CheckpointTokenizer:
             found = self.tokenizer(text, add_special_tokens=whole, truncation=False, padding=False, verbose=False)
         return list(found["input_ids"])
 
+    def plain_all(self, texts: Sequence[str], whole: bool) -> list[list[int]]:
+        """Return `plain` of each text; a start that all of them share is tokenized once."""
+        closing = self.closing if whole else 0
+        if self.backend is None or closing is None:
+            return [self.plain(text, whole) for text in texts]
+        return ids_of_all(texts, self.plain, whole, closing, self.dividers, self.pattern)
+
+    @cached_property
+    def dividers(self) -> Dividers:
+        added = self.backend.get_added_tokens_decoder().values()
+        names = {token.content for token in added if not token.normalized} & self.steering.keys()
+        longest = max((len(token.content) for token in added), default=0)
+        return Dividers({name: self.steering[name] for name in names}, longest)
+
     def count(self, ids: Sequence[int]) -> int:
         """How many tokens that steer; the unknown token is made of text, too, and not counted."""
         return sum(i in self.counted for i in ids)
@@ -119,13 +138,20 @@ class CheckpointTokenizer:
         """Ids of a text alone, and with what the tokenizer itself puts around any text."""
         return self.plain("a", False), self.plain("a", True)
 
-    def surrounded(self, ids: list[int]) -> list[int]:
-        """With what the tokenizer puts around a text."""
+    @cached_property
+    def closing(self) -> int | None:
+        """How many ids the tokenizer itself puts behind a text; None if they cannot be told from the text's."""
         bare, full = self.around
         at = next((k for k in range(len(full)) if full[k : k + len(bare)] == bare), None)
-        if at is None:
+        return None if at is None else len(full) - at - len(bare)
+
+    def surrounded(self, ids: list[int]) -> list[int]:
+        """Return the ids with what the tokenizer itself puts around a text. Raises TokenizerError."""
+        bare, full = self.around
+        if self.closing is None:
             raise TokenizerError(f"{self.folder}: what the tokenizer puts around a text cannot be told from the text")
-        return full[:at] + ids + full[at + len(bare) :]
+        end = len(full) - self.closing
+        return full[: end - len(bare)] + ids + full[end:]
 
     def guarded(self, text: str, kept: Sequence[Span]) -> list[int]:
         if self.backend is None:

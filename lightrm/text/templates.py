@@ -69,7 +69,8 @@ class WholeTemplate(Protocol):
     @property
     def whole(self) -> bool: ...
 
-    def render(self, turns: Sequence[Turn], response: str, specials: re.Pattern[str]) -> Rendered: ...
+    def render(self, turns: Sequence[Turn], responses: Sequence[str], specials: re.Pattern[str]) -> list[Rendered]:
+        """Return the text of one conversation with each answer. specials: matches the tokens that steer the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +88,10 @@ class PlainText:
     def __str__(self) -> str:
         return self.name
 
-    def render(self, turns: Sequence[Turn], response: str, specials: re.Pattern[str]) -> Rendered:
+    def render(self, turns: Sequence[Turn], responses: Sequence[str], specials: re.Pattern[str]) -> list[Rendered]:
         check_said(self.name, turns)
-        text = "".join([*(turn["content"] for turn in turns), response])
-        return Rendered(text, ((0, len(text)),))
+        prompt = "".join(turn["content"] for turn in turns)
+        return [Rendered(prompt + response, ((0, len(prompt + response)),)) for response in responses]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +121,9 @@ class Template:
     def __str__(self) -> str:
         return self.name
 
-    def render(self, turns: Sequence[Turn], response: str) -> tuple[list[Piece], list[Piece]]:
-        """Pieces before the answer, and the answer's own with what closes it. Raises TemplateError on what a turn
-        holds and this form has no place for."""
+    def before(self, turns: Sequence[Turn]) -> list[Piece]:
+        """Return the pieces before the answer. Raises TemplateError on what a turn holds and this form has no place
+        for."""
         check_said(self.name, turns)
         system, turns = split_system(turns)
         slot = any("{}" in piece.text for piece in self.opening if isinstance(piece, Text))
@@ -141,7 +142,11 @@ class Template:
             before += fill(self.user if turn["role"] == "user" else self.assistant, turn["content"])
         if turns[-1]["role"] != "user":
             raise TemplateError(f"template {self.name!r} scores an answer to a user turn, the last turn is not one")
-        return before, [Text(response), *self.closing]
+        return before
+
+    def answer(self, response: str) -> list[Piece]:
+        """Return the pieces of an answer and what closes it."""
+        return [Text(response), *self.closing]
 
 
 def check_said(name: str, turns: Sequence[Turn]) -> None:

@@ -1,0 +1,54 @@
+"""Options that several commands share, each written once, and how those of `lightrm.load` become one record."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from lightrm.loading.options import LoadOptions
+
+Command = Callable[..., Any]
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+
+LOADING = {
+    "scheme": click.option(
+        "--scheme", default="auto", show_default=True,
+        help="auto, fp32, bf16, fp16, w8a8, w4a8, w4a8-g32, w4a16, nf4, ...",
+    ),
+    "device": click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
+    "memory": click.option("--memory", help="Memory to use at most, such as 8GiB; default: most of what is free."),
+    "template": click.option("--template", help="Prompt template; default: the model's own."),
+    "max_length": click.option("--max-length", type=int, help="Tokens of a text at most; default: the template's."),
+    "revision": click.option("--revision", help="Commit, tag or branch of a hub id."),
+    "strict": click.option("--strict", is_flag=True, help="Refuse texts that are too long instead of cutting them."),
+}  # fmt: skip
+quiet = click.option("--quiet", is_flag=True, help="Show no progress bars.")
+calibrate = click.option("--calibrate", type=FILE, help="File of prompts with answers, on which rounding is corrected.")
+calibration_tokens = click.option(
+    "--tokens", type=click.IntRange(1), default=16384, show_default=True, help="Calibration tokens to use at most."
+)
+
+
+def load_options(*names: str) -> Callable[[Command], Command]:
+    """Give a command some options of `lightrm.load`; it gets them together, as `options`."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def run(**values: Any) -> Any:
+            options = LoadOptions(**{name: values.pop(name) for name in names})
+            return command(options=options, **values)
+
+        for name in reversed(names):
+            run = LOADING[name](run)
+        return run
+
+    return decorate
+
+
+def tell(line: str) -> None:
+    """Print a line to standard error."""
+    click.echo(line, err=True)

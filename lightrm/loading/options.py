@@ -1,0 +1,42 @@
+"""What a caller of `lightrm.load` may say, as one record: a reference model is opened by a changed copy of it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Literal, get_args
+
+from lightrm.errors import InputError
+
+Table = Literal["relative", "absolute"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadOptions:
+    """The options of `lightrm.load`, which says what each means. Raises InputError on a value that none can have."""
+
+    scheme: str = "auto"
+    device: str = "auto"
+    template: str | None = None
+    max_length: int | None = None
+    strict: bool = False
+    parse_specials: bool = False
+    alibi: Table = "relative"
+    revision: str | None = None
+    base: str | os.PathLike[str] | None = None
+    token_budget: int | None = None
+    memory: str | int | None = None
+
+    def __post_init__(self) -> None:
+        if self.alibi not in get_args(Table):
+            raise InputError(f"alibi must be {' or '.join(map(repr, get_args(Table)))}, found {self.alibi!r}")
+        if self.token_budget is not None:
+            positive("token_budget", self.token_budget)
+
+
+def positive(name: str, value: int) -> int:
+    """Return a whole number of 1 or more. Raises InputError on anything else."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} must be a positive whole number, found {value!r}")
+    return int(value)

@@ -1,0 +1,77 @@
+"""What a loader is told about where a model goes and in which form, and what it reports when the model is there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+
+from lightrm.architecture import Alibi, Architecture
+from lightrm.checkpoints.detect import listed
+from lightrm.judge.bounds import FidelityNote
+from lightrm.kernels.dispatch import KernelChoice
+from lightrm.model.decoder import Decoder
+from lightrm.model.head import ValueHead
+from lightrm.schemes.grammar import Scheme, size_text
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """alibi: the position table of a model that has one; twin: a resident model whose equal tensors are shared."""
+
+    scheme: Scheme
+    device: torch.device
+    alibi: Alibi = field(default_factory=Alibi)
+    twin: Decoder | None = None
+
+    def applied(self, a: Architecture) -> Architecture:
+        """Return the architecture with the position table that was asked for."""
+        return replace(a, positions=self.alibi) if isinstance(a.positions, Alibi) else a
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """What loading did.
+
+    seconds: wall time; bytes: of the weights as held, without layers that are streamed; shared: bytes among them that
+    another model holds; ignored: tensors of the file left out; sqnr_db: signal to quantization noise of each matrix
+    under our names, in dB, inf where nothing was lost; fidelity: what was measured of a quantized folder, if anything;
+    calibration: on how much text rounding compensated its error, in words.
+    """
+
+    seconds: float
+    bytes: int
+    kernels: KernelChoice
+    scheme: Scheme
+    file_dtypes: tuple[str, ...]
+    ignored: tuple[str, ...]
+    sqnr_db: dict[str, float] = field(default_factory=dict)
+    shared: int = 0
+    fidelity: FidelityNote | None = None
+    calibration: str = ""
+
+    @property
+    def worst(self) -> tuple[str, float] | None:
+        """The matrix that lost most; None if all are exact."""
+        lossy = {name: db for name, db in self.sqnr_db.items() if math.isfinite(db)}
+        return min(lossy.items(), key=lambda item: item[1]) if lossy else None
+
+    def __str__(self) -> str:
+        ignored = f"; ignored {listed(self.ignored, 3)}" if self.ignored else ""
+        worst = f"; least SQNR {self.worst[1]:.1f} dB, {self.worst[0]}" if self.worst else ""
+        shared = f", {size_text(self.shared)} of it shared," if self.shared else ""
+        calibrated = f", calibrated on {self.calibration}" if self.calibration else ""
+        return (
+            f"{size_text(self.bytes)}{shared} as {self.scheme} ({self.scheme.reason}){calibrated} from "
+            f"{'/'.join(self.file_dtypes)} in {self.seconds:.1f} s; kernels: {self.kernels}{worst}{ignored}"
+        )
+
+
+class Loaded(NamedTuple):
+    """A model in its place."""
+
+    decoder: Decoder
+    head: ValueHead
+    report: LoadReport

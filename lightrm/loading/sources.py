@@ -1,0 +1,93 @@
+"""The two kinds of folder that a model is loaded from, behind one interface: a checkpoint, and lightrm's own folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from lightrm.architecture import Architecture
+from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
+from lightrm.checkpoints.hub import resolve
+from lightrm.checkpoints.inventory import check_tensors, real_architecture
+from lightrm.engine.memory import Room, choose_scheme
+from lightrm.errors import InputError
+from lightrm.loading import folder_loader, quantized_folder
+from lightrm.loading.calibrated_loader import loader_for
+from lightrm.loading.options import LoadOptions
+from lightrm.loading.placement import Loaded, Placement
+from lightrm.progress import Advance
+from lightrm.schemes.grammar import Scheme
+
+Calibration = Sequence[Sequence[int]]  # token ids of texts; none where nothing is calibrated
+
+
+class Source(Protocol):
+    """A folder that was read as far as it can be without its weights."""
+
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+    @property
+    def architecture(self) -> Architecture: ...
+    @property
+    def verb(self) -> str:
+        """What loading does with a layer."""
+
+    def scheme(self, options: LoadOptions, device: torch.device, room: Room) -> Scheme:
+        """Return the scheme to load in. Raises SchemeError if the one asked for cannot be had."""
+
+    def load(self, placement: Placement, calibration: Calibration, streamed: bool, advance: Advance) -> Loaded:
+        """Read the weights. streamed: layers stay in the file; advance: called after each layer that is placed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A checkpoint in the form that its trainers, or another quantizer, published it in."""
+
+    checkpoint: Checkpoint
+    architecture: Architecture
+    verb: str = "loaded"
+
+    def scheme(self, options: LoadOptions, device: torch.device, room: Room) -> Scheme:
+        holds, stored = self.checkpoint.holds, self.checkpoint.stored
+        return choose_scheme(options.scheme, device, self.architecture, room, options.token_budget, holds, stored)
+
+    def load(self, placement: Placement, calibration: Calibration, streamed: bool, advance: Advance) -> Loaded:
+        return loader_for(self.checkpoint, placement, calibration).load(streamed, advance)
+
+
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """A folder that `lightrm quantize` wrote."""
+
+    manifest: quantized_folder.Manifest
+    checkpoint: Checkpoint
+    verb: str = "mapped"
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.checkpoint.architecture
+
+    def scheme(self, options: LoadOptions, device: torch.device, room: Room) -> Scheme:
+        return quantized_folder.chosen_scheme(self.manifest, options.scheme, device)
+
+    def load(self, placement: Placement, calibration: Calibration, streamed: bool, advance: Advance) -> Loaded:
+        if calibration:
+            raise InputError(f"{self.checkpoint.folder} is quantized already: pass calibration when loading its source")
+        return folder_loader.restore(self.manifest, self.checkpoint, placement, streamed, advance)
+
+
+def open_source(
+    path_or_id: str | os.PathLike[str], revision: str | None = None, base: str | os.PathLike[str] | None = None
+) -> Source:
+    """Read configs, tensor names and shapes, all as for `lightrm.load`. Raises a CheckpointError."""
+    folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
+    if quantized_folder.is_native(folder):
+        return Quantized(*quantized_folder.open_native(folder))
+    checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
+    check_tensors(checkpoint)
+    return Published(checkpoint, real_architecture(checkpoint))

@@ -1,0 +1,128 @@
+"""Frozen templates: a text as pieces, each tokenized by itself and joined, as the trainers of 2023 did it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from lightrm.errors import TemplateError
+from lightrm.text.cutting import check_sides, cut_end, cut_start
+from lightrm.text.piece_tokenizers import Vocabulary
+from lightrm.text.templates import Ending, Piece, Special, Template, Text, Turn
+
+Ids = list[int]
+Runs = list[Ids]  # the ids of each piece
+
+
+@dataclass(frozen=True, slots=True)
+class PieceTexts:
+    """Reads texts in pieces.
+
+    bos, eos: their spelling in this vocabulary; adds_bos: whether a text gets BOS where the template does not say;
+    ending: how the layout's trainer closes a text, whatever the template.
+    """
+
+    vocabulary: Vocabulary
+    bos: str
+    eos: str
+    adds_bos: bool
+    ending: Ending
+
+    def encode(
+        self, template: Template, turns: Sequence[Turn], responses: Sequence[str], room: int, strict: bool
+    ) -> list[tuple[Ids, Ids]]:
+        """Return, for each response to one prompt, all ids and those that are kept within `room`.
+
+        Raises TooLongError where a side is too long and `strict` is set, TemplateError where the template cannot
+        express the conversation.
+        """
+        before = self.before(template, turns)
+        known: dict[tuple[Piece, bool], Ids] = {}  # a piece of the prompt comes again with each response
+        found = []
+        for response in responses:
+            answer = self.answer(template, response)
+            pieces = joined(template, before, answer)
+            runs = [self.ids_of(piece, k == 0, known) for k, piece in enumerate(pieces)]
+            ids = [i for run in runs for i in run]
+            found.append((ids, kept(template, pieces, runs, len(answer), room, strict)))
+        return found
+
+    def text(self, template: Template, turns: Sequence[Turn], response: str) -> str:
+        """Return the text of all pieces, special tokens spelled out."""
+        pieces = joined(template, self.before(template, turns), self.answer(template, response))
+        return "".join(self.spell(piece) if isinstance(piece, Special) else piece.text for piece in pieces)
+
+    def before(self, template: Template, turns: Sequence[Turn]) -> list[Piece]:
+        """Return the pieces before the answer, with BOS where the template or else the tokenizer files ask for it."""
+        adds = self.adds_bos if template.bos is None else template.bos
+        pieces = template.before(turns)
+        return [Special("bos"), *pieces] if adds else pieces
+
+    def answer(self, template: Template, response: str) -> list[Piece]:
+        """Return the pieces of the answer and what closes it."""
+        answer = template.answer(response)
+        return answer if self.ending == "none" else self.ended(answer)
+
+    def ended(self, answer: list[Piece]) -> list[Piece]:
+        """Return the answer with the EOS that the layout's trainer puts behind it, unless EOS stands there already."""
+        last = answer[-1]
+        if isinstance(last, Special) and self.spell(last) == self.eos:
+            return answer
+        if isinstance(last, Text) and self.ending == "openrlhf":
+            return [*answer[:-1], replace(last, text=last.text.rstrip("\n") + " "), Special("eos")]
+        return [*answer, Special("eos")]
+
+    def ids_of(self, piece: Piece, first: bool, known: dict[tuple[Piece, bool], Ids]) -> Ids:
+        """Return the ids of one piece, from `known` if it was tokenized before."""
+        if (piece, first) not in known:
+            known[piece, first] = self.special(piece) if isinstance(piece, Special) else self.run_of(piece, first)
+        return known[piece, first]
+
+    def run_of(self, piece: Text, first: bool) -> Ids:
+        return self.vocabulary.encode(piece.text, first=first, glued=piece.glued) if piece.text else []
+
+    def special(self, piece: Special) -> Ids:
+        """Raises TemplateError if the vocabulary has no such token."""
+        token_id = self.vocabulary.id_of(self.spell(piece))
+        if token_id is None:
+            raise TemplateError(
+                f"the template needs the special token {self.spell(piece)!r}, which this vocabulary does not have; "
+                "choose another template"
+            )
+        return [token_id]
+
+    def spell(self, special: Special) -> str:
+        return {"bos": self.bos, "eos": self.eos}.get(special.name, special.name)
+
+
+def joined(template: Template, before: Sequence[Piece], answer: Sequence[Piece]) -> list[Piece]:
+    """Return all pieces, adjacent texts joined where the template's trainer tokenized them as one string."""
+    if template.joined == "all":
+        return join([*before, *answer])
+    return [*(join(before) if template.joined == "prompt" else before), *answer]
+
+
+def join(pieces: Sequence[Piece]) -> list[Piece]:
+    """Return the pieces with adjacent texts as one."""
+    found: list[Piece] = []
+    for piece in pieces:
+        last = found[-1] if found else None
+        if isinstance(piece, Text) and isinstance(last, Text):
+            found[-1] = replace(last, text=last.text + piece.text)
+        else:
+            found.append(piece)
+    return found
+
+
+def kept(template: Template, pieces: Sequence[Piece], runs: Runs, answer: int, room: int, strict: bool) -> Ids:
+    """Return the ids that remain of a text, by the template's own rule. answer: how many of the pieces are its."""
+    ids = [i for run in runs for i in run]
+    closing = len(runs[-1]) if isinstance(pieces[-1], Special) else 0
+    if template.cut == "each side":
+        seam = sum(map(len, runs[: len(pieces) - answer]))
+        if strict:
+            check_sides(seam, len(ids) - seam, room // 2)
+        return cut_end(ids[:seam], room // 2, 0) + cut_end(ids[seam:], room // 2, closing)
+    if template.cut == "response end":
+        return cut_end(ids, room, closing)
+    return cut_start(ids, room, len(runs[0]) if isinstance(pieces[0], Special) else 0)
