@@ -23,6 +23,7 @@ from benchmarks.bundled_model import prompt_of, sample
 from benchmarks.fidelity import models_of, options
 from benchmarks.record import measured_on, provenance, quote, write_result
 from benchmarks.schemes import LONGEST, PAIRS
+from lightrm.architecture import LINEARS
 from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.engine.engine import Engine
@@ -63,7 +64,7 @@ def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], ro
     if loader.folding is not None:
         decoder.embedding_VD = loader.folding.embedding(loader.checkpoint.read("embedding.weight").float())
     for i, layer in enumerate(decoder.layers):
-        parts = {name: getattr(layer, name) for name in ("qkv", "output", "gate_up", "down")}
+        parts = {name: getattr(layer, name) for name in LINEARS}
         decoder.layers[i] = replace(
             layer,
             **{n: Fp8Linear(rounded(p.weight), p.bias_O, block=p.block) for n, p in parts.items()},

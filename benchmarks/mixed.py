@@ -24,11 +24,11 @@ import numpy as np
 import lightrm
 from benchmarks.fidelity import LISTS, LONGEST, PAIRS, calibration_text, every, held_out, models_of, options
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
+from lightrm.architecture import LINEARS
 from lightrm.data.preferences import Question, read_questions
 from lightrm.judge.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
 from lightrm.judge.fidelity import number, percent
 from lightrm.loading.calibrated_loader import CompensatingLoader
-from lightrm.loading.quantized_folder import LINEARS
 from lightrm.measure.sensitivity import exact_twin, scores_through, some_ids
 from lightrm.model.decoder import Layer, Layers
 from lightrm.model.linear import Linear

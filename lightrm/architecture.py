@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["silu"]
+LINEARS = ("qkv", "output", "gate_up", "down")  # the linear layers of a block, in the order in which they run
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,19 @@ class Architecture:
         return self.kv_heads * self.head_width
 
     @property
+    def linears(self) -> dict[str, tuple[int, int]]:
+        """The linear layers of a block by our names, each with its output and its input features."""
+        return {
+            "qkv": (self.query_width + 2 * self.kv_width, self.width),
+            "output": (self.width, self.query_width),
+            "gate_up": (2 * self.ffn_width, self.width),
+            "down": (self.width, self.ffn_width),
+        }
+
+    @property
     def matrix_parameters(self) -> int:
         """Weights of the linear layers, which is what a scheme quantizes; biases not."""
-        attention = self.width * (self.query_width + 2 * self.kv_width) + self.query_width * self.width
-        return self.layers * (attention + 3 * self.width * self.ffn_width)
+        return self.layers * sum(outputs * inputs for outputs, inputs in self.linears.values())
 
     @property
     def bias_parameters(self) -> int:

@@ -189,3 +189,10 @@ def test_overflowing_scores_raise(rm: lightrm.RewardModel, tmp_path: Path) -> No
     broken = lightrm.load(Specimen({"model.safetensors": weights}, LLAMA_CONFIG).write(tmp_path))
     with pytest.raises(lightrm.NumericsError, match="the score of sequence 0 is"):
         broken.score_ids([[1, 2]])
+
+
+def test_a_model_shows_what_users_call(rm: lightrm.RewardModel) -> None:
+    assert {name for name in dir(rm) if not name.startswith("_")} == {
+        "score", "score_batch", "score_ids", "stream", "rank", "rank_batch", "explain", "encode", "save",
+        "device", "template", "max_length", "token_budget", "checkpoint", "engine", "report", "text",
+    }  # fmt: skip

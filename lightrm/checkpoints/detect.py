@@ -130,8 +130,11 @@ class Checkpoint:
         return sum(source.bytes() for source in self.sources)
 
 
+Names = dict[str, tuple[TensorSource, str]]  # a tensor's name -> where it lies, and its name there
+
+
 def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
-    """Read configs and tensor names, choose the layout.
+    """Read configs and tensor names, and choose the layout. base: the base model of an adapter, if it has moved.
 
     Raises a CheckpointError that says what was found and what was expected.
     """
@@ -143,6 +146,21 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     check_kind(config)
     base_config = config if base_folder == folder else read_config(base_folder)
     check_same(architecture, config, base_config)
+    sources, names = tensors_in(folder, base_folder, base_config, adapter)
+    layout = choose(config, names)
+    tensors, ignored = placed(folder, config, layout, names)
+    if adapter is not None:
+        check_adapter(folder, config, layout, adapter, names)
+    found = Checkpoint(folder, base_folder, config, architecture, layout, tensors, sources, adapter, ignored)
+    found.check_config()
+    return found
+
+
+def tensors_in(
+    folder: Path, base_folder: Path, base_config: Config, adapter: Adapter | None
+) -> tuple[tuple[TensorSource, ...], Names]:
+    """Return the weight files of a checkpoint and every tensor in them. A later file's tensor replaces an earlier
+    one's of the same name: first the model, then a head in a file of its own, then what an adapter trained whole."""
     main = main_source(base_folder, base_config)
     sources = [main]
     names = {name: (main, name) for name in main.names}
@@ -154,34 +172,40 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     if adapter is not None:
         sources.append(adapter.source)
         names |= {name: (adapter.source, stored) for name, stored in adapter.replaced.items()}
-    layout = choose(config, names)
-    tensors: dict[str, tuple[TensorSource, str]] = {}
+    return tuple(sources), names
+
+
+def placed(folder: Path, config: Config, layout: Layout, names: Names) -> tuple[Names, tuple[str, ...]]:
+    """Return the tensors under our names, and the names of those that a scorer does not need.
+
+    Raises TensorMismatchError on a tensor that the layout does not know, or that the files hold with two values.
+    """
+    tensors: Names = {}
     ignored, unexpected = [], []
-    for name, place_of in names.items():
+    for name, place in names.items():
         ours = layout.ours(name, config)
         if ours is None:
             unexpected.append(name)
         elif ours == IGNORED:
             ignored.append(name)
-        elif ours in tensors and not same(tensors[ours], place_of):
+        elif ours in tensors and not same(tensors[ours], place):
             raise TensorMismatchError(f"{folder}: {name} and {tensors[ours][1]} are the same weight with other values")
         else:
-            tensors[ours] = place_of
+            tensors[ours] = place
     if unexpected:
         raise TensorMismatchError(
             f"{folder}: layout {layout.name} has no place for {listed(unexpected)}; "
             "is this another architecture, or are its files mixed with another model's?"
         )
-    if adapter is not None:
-        changed = {*adapter.pairs, *adapter.shifts, *adapter.rows} - names.keys() - adapter.source.names.keys()
-        strays = sorted(name for name in changed if layout.ours(name, config) != IGNORED)  # such as the output layer
-        if strays:
-            raise TensorMismatchError(f"{folder}: the adapter changes {listed(strays)}, which the base does not have")
-    found = Checkpoint(
-        folder, base_folder, config, architecture, layout, tensors, tuple(sources), adapter, tuple(ignored)
-    )
-    found.check_config()
-    return found
+    return tensors, tuple(ignored)
+
+
+def check_adapter(folder: Path, config: Config, layout: Layout, adapter: Adapter, names: Names) -> None:
+    """Raise TensorMismatchError if an adapter changes a weight that its base does not have."""
+    changed = {*adapter.pairs, *adapter.shifts, *adapter.rows} - names.keys() - adapter.source.names.keys()
+    strays = sorted(name for name in changed if layout.ours(name, config) != IGNORED)  # such as the output layer
+    if strays:
+        raise TensorMismatchError(f"{folder}: the adapter changes {listed(strays)}, which the base does not have")
 
 
 def main_source(folder: Path, config: Config) -> TensorSource:

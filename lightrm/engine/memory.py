@@ -43,7 +43,7 @@ def overhead(device: torch.device) -> int:
 
 def weight_bytes(a: Architecture, scheme: Scheme) -> int:
     """The decoder's weights as held. The value head, some kilobytes, is left out."""
-    outputs = a.layers * (a.query_width + 2 * a.kv_width + 2 * a.width + 2 * a.ffn_width)
+    outputs = a.layers * sum(outputs for outputs, _ in a.linears.values())
     half = scheme.dtype.itemsize
     norms = 0 if scheme.folds else half * (2 * a.layers + 1) * a.width
     biases = half * a.bias_parameters
@@ -66,10 +66,7 @@ def table_bytes(a: Architecture, scheme: Scheme) -> int:
 
 def multipliers(a: Architecture, scheme: Scheme) -> int:
     """One byte for each group of each output channel."""
-    readers = {a.width: a.query_width + 2 * a.kv_width + 2 * a.ffn_width}
-    for inputs in (a.query_width, a.ffn_width):
-        readers[inputs] = readers.get(inputs, 0) + a.width
-    return a.layers * sum(outputs * inputs // group_for(inputs, scheme.group) for inputs, outputs in readers.items())
+    return a.layers * sum(outputs * inputs // group_for(inputs, scheme.group) for outputs, inputs in a.linears.values())
 
 
 def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lightrm.architecture import LINEARS
 from lightrm.files import write_text
 from lightrm.judge.fidelity import FIGURES, TOKENS_PER_SECOND, FidelityReport, Row, figures, html_table
 
@@ -141,7 +142,7 @@ def layers(rows: Sequence[Row]) -> Any:
     lossy = [row for row in rows if any(np.isfinite(db) for db in row.sqnr_db.values())]
     figure, axes = panels(len(lossy))
     for axis, row in zip(axes, lossy, strict=False):
-        for kind in ("qkv", "output", "gate_up", "down"):
+        for kind in LINEARS:
             points = [(int(name.split(".")[1]), db) for name, db in row.sqnr_db.items() if name.endswith(f".{kind}")]
             axis.plot(*zip(*sorted(points), strict=True), label=kind) if points else None
         axis.set(title=row.scheme, xlabel="layer", ylabel="dB")

@@ -24,7 +24,7 @@ from lightrm.errors import CorruptFileError
 from lightrm.kernels.dispatch import kernels_for
 from lightrm.loading.folding import Folding
 from lightrm.loading.placement import Loaded, LoadReport, Placement
-from lightrm.loading.quantized_folder import CONFIG, LINEARS, WEIGHTS, Manifest
+from lightrm.loading.quantized_folder import CONFIG, WEIGHTS, Manifest
 from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
@@ -123,24 +123,22 @@ class Tensors:
 
 def check_fits(tensors: Tensors, a: Architecture, scheme: Scheme) -> None:
     """Raises CorruptFileError unless the weights are those of config.json's architecture."""
-    rows = {"qkv": a.query_width + 2 * a.kv_width, "output": a.width, "gate_up": 2 * a.ffn_width, "down": a.width}
-    inputs = {"qkv": a.width, "output": a.query_width, "gate_up": a.width, "down": a.ffn_width}
     expected: dict[str, tuple[int, ...]] = {}
     found = {name: tensors.file.shape(name) for name in tensors.names}
     layers = {name.split(".")[1] for name in found if name.startswith("layers.")}
     if len(layers) == a.layers:  # a count that no file could hold is not tried
-        for i, name in itertools.product(range(a.layers), LINEARS):
+        for i, (name, (outputs, inputs)) in itertools.product(range(a.layers), a.linears.items()):
             stem = f"layers.{i}.{name}."
             groups = found.get(stem + "multiplier", (0, 0))[-1]
             if scheme.weights == "int8":
-                expected[stem + "values"] = (rows[name], inputs[name])
+                expected[stem + "values"] = (outputs, inputs)
             else:
                 expected |= {
-                    stem + "packed": (rows[name], inputs[name] // 2),
-                    stem + "multiplier": (rows[name], groups),
+                    stem + "packed": (outputs, inputs // 2),
+                    stem + "multiplier": (outputs, groups),
                 }
-            expected[stem + "scale"] = (rows[name],)
-            optional = {stem + "bias": (rows[name],), stem + "shift": (inputs[name],)}
+            expected[stem + "scale"] = (outputs,)
+            optional = {stem + "bias": (outputs,), stem + "shift": (inputs,)}
             expected |= {part: shape for part, shape in optional.items() if part in found}
     decoder = {name: shape for name, shape in found.items() if name.startswith("layers.")}
     if len(layers) != a.layers or decoder != expected or found.get("embedding", (0, 0))[1:] != (a.width,):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from lightrm.architecture import Architecture
+from lightrm.architecture import LINEARS, Architecture
 from lightrm.checkpoints.detect import HEAD_FILES, Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import FUSED, part_rows, real_architecture
@@ -34,7 +34,7 @@ from lightrm.loading.loader import Loader
 from lightrm.loading.options import LoadOptions
 from lightrm.loading.packers import Packer, WholePacker
 from lightrm.loading.placement import LoadReport, Placement
-from lightrm.loading.quantized_folder import LINEARS, is_native
+from lightrm.loading.quantized_folder import is_native
 from lightrm.loading.text_side import text_side
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.progress import item_progress

@@ -159,13 +159,9 @@ class Loader:
 
     def linear(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Linear:
         """One layer from its file's parts; norm_D: of the norm before it, where there is one."""
-        a = self.architecture
-        rows = part_rows(a)
         if self.keeps_file and (kept := self.file_weight(prefix, name)) is not None:
             return self.linear_of(name, kept, self.bias(prefix, name))
-        outputs = sum(rows[part] for part in FUSED[name]) if name in FUSED else a.width
-        inputs = {"output": a.query_width, "down": a.ffn_width}.get(name, a.width)
-        packer = self.packer(outputs, inputs)
+        packer = self.packer(*self.architecture.linears[name])
         start = 0
         for part, weight in self.parts(prefix, name, "weight"):
             folded = self.folded(part, weight, norm_D)

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from lightrm.architecture import PostStep
+from lightrm.architecture import LINEARS, PostStep
 from lightrm.checkpoints.config import read_architecture, read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
 from lightrm.checkpoints.safe import SafeFile
@@ -47,7 +47,6 @@ from lightrm.schemes.int8 import Rowwise
 
 WEIGHTS, CONFIG, FORMAT = "lightrm.safetensors", "config.json", 4
 READ = (2, 3, FORMAT)  # format 2 knew no shifts; 2 and 3 have sums of words, and of the weights alone
-LINEARS = ("qkv", "output", "gate_up", "down")
 
 
 @dataclass(frozen=True, slots=True)
