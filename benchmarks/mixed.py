@@ -26,13 +26,13 @@ from benchmarks.fidelity import LISTS, LONGEST, PAIRS, calibration_text, every, 
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.architecture import LINEARS
 from lightrm.data.preferences import Question, read_questions
+from lightrm.display.progress import item_progress
 from lightrm.judge.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
 from lightrm.judge.fidelity import number, percent
 from lightrm.loading.calibrated_loader import CompensatingLoader
 from lightrm.measure.sensitivity import exact_twin, scores_through, some_ids
 from lightrm.model.decoder import Layer, Layers
 from lightrm.model.linear import Linear
-from lightrm.progress import item_progress
 from lightrm.schemes.int4 import Int4
 from lightrm.schemes.int8 import Rowwise
 from lightrm.typed_json import made

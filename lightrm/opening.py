@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from lightrm.architecture import Alibi, Architecture
+from lightrm.display.progress import item_progress
+from lightrm.display.sizes import parse_size, size_text
 from lightrm.engine.devices import choose_device, free_bytes
 from lightrm.engine.engine import Engine
 from lightrm.engine.memory import room_for
@@ -18,8 +20,6 @@ from lightrm.loading.placement import LoadReport, Placement
 from lightrm.loading.sources import Quantized, Source, open_source
 from lightrm.loading.text_side import TextSide, text_side
 from lightrm.model.decoder import Decoder
-from lightrm.progress import item_progress
-from lightrm.schemes.grammar import parse_size, size_text
 from lightrm.scorer import OpensReference, RewardModel
 from lightrm.text.conversation import Prompt
 

@@ -12,6 +12,8 @@ import numpy as np
 import torch
 
 from lightrm.checkpoints.detect import Checkpoint
+from lightrm.display.progress import token_progress
+from lightrm.display.sizes import size_text
 from lightrm.engine.engine import Engine
 from lightrm.errors import CopyError, InputError
 from lightrm.judge.bounds import CONFIDENCE, Bound, bound_for
@@ -21,8 +23,6 @@ from lightrm.loading import quantized_folder
 from lightrm.loading.options import positive
 from lightrm.loading.placement import Loaded, LoadReport
 from lightrm.loading.text_side import TextSide
-from lightrm.progress import token_progress
-from lightrm.schemes.grammar import size_text
 from lightrm.text.conversation import Prompt, Response, Responses, items, kind, responses_of, turns_of
 from lightrm.text.explanation import Explanation
 from lightrm.text.templates import AnyTemplate, Turn

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 import lightrm
-from lightrm import progress
+from lightrm.display import progress
 from tests.test_scoring import write_model
 
 

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 
 from lightrm.cli import main
 from lightrm.data.preferences import Question
+from lightrm.display.tables import Column, Sheet, plain_text
 from lightrm.judge.evaluation import evaluate_scores
 from lightrm.judge.fidelity import Asked, Measured, Sensitivity, build
-from lightrm.tables import Column, Sheet, plain_text
 from tests.test_scoring import write_model
 
 FIGURE = re.compile(r"\d[\d.,]*")

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from lightrm.cli.shared_options import FILE, calibrate, calibration_tokens, load_options, quiet, tell
+from lightrm.display.progress import on_terminal
+from lightrm.display.tables import Column, Sheet, terminal
 from lightrm.loading.options import LoadOptions
-from lightrm.progress import on_terminal
-from lightrm.tables import Column, Sheet, terminal
 
 
 @click.command()

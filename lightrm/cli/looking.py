@@ -9,8 +9,8 @@ import click
 
 import lightrm
 from lightrm.cli.shared_options import load_options
+from lightrm.display.tables import Column, Sheet, terminal
 from lightrm.loading.options import LoadOptions
-from lightrm.tables import Column, Sheet, terminal
 
 NAMED = (Column("", words=True), Column("", words=True))
 PLANNED = (
@@ -31,11 +31,11 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
     import torch
 
     from lightrm.checkpoints.detect import listed
+    from lightrm.display.sizes import size_text
     from lightrm.engine.memory import schemes_of, weight_bytes
     from lightrm.errors import LightRMError
     from lightrm.loading.sources import Quantized, open_source
     from lightrm.loading.text_side import text_side
-    from lightrm.schemes.grammar import size_text
 
     source = open_source(path, options.revision)
     checkpoint, a = source.checkpoint, source.checkpoint.architecture
@@ -88,12 +88,12 @@ def plan(path: str, memory: str | None, token_budget: int | None, options: LoadO
     from lightrm.checkpoints.detect import check_promises, said_to_store
     from lightrm.checkpoints.hub import resolve_config
     from lightrm.checkpoints.quantized import said_to_hold
+    from lightrm.display.sizes import parse_size, size_text
     from lightrm.engine.devices import choose_device, free_bytes
     from lightrm.engine.memory import choose_scheme, room_for, schemes_of, weight_bytes
     from lightrm.engine.residence import LEAST_TOKENS, choose_residence, resident_bytes, streamed_bytes
     from lightrm.errors import SchemeError
     from lightrm.loading import quantized_folder
-    from lightrm.schemes.grammar import parse_size, size_text
 
     place = choose_device(options.device)
     folder = resolve_config(path, options.revision)
@@ -133,9 +133,9 @@ def doctor() -> None:
 
     import torch
 
+    from lightrm.display.sizes import size_text
     from lightrm.engine.devices import choose_device, free_bytes
     from lightrm.kernels.dispatch import kernels_for
-    from lightrm.schemes.grammar import size_text
 
     lines = [("lightrm", f"{lightrm.__version__} on Python {platform.python_version()}, {platform.platform()}")]
     for name in ("torch", "numba", "triton", "transformers", "bitsandbytes"):

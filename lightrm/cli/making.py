@@ -8,8 +8,8 @@ import click
 
 import lightrm
 from lightrm.cli.shared_options import calibrate, calibration_tokens, load_options, quiet
+from lightrm.display.progress import on_terminal
 from lightrm.loading.options import LoadOptions
-from lightrm.progress import on_terminal
 
 
 @click.command()

@@ -16,7 +16,7 @@ from lightrm.cli.shared_options import load_options, quiet, tell
 from lightrm.loading.options import LoadOptions
 
 if TYPE_CHECKING:
-    from lightrm.progress import Told
+    from lightrm.display.progress import Told
 
 SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 
@@ -39,10 +39,10 @@ def score(source: str, model: str, output: str, options: LoadOptions, quiet: boo
     status is 1 if there were any, or if the run failed; 0 if all records were scored.
     """
     from lightrm.data import record_files
+    from lightrm.display.progress import on_terminal, row_progress
     from lightrm.files import UNFINISHED
     from lightrm.jobs import job, job_outputs
     from lightrm.opening import open_model
-    from lightrm.progress import on_terminal, row_progress
 
     def shown(rows: int | None) -> AbstractContextManager[Told]:
         return row_progress(rows, not quiet)

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
+from lightrm.display.progress import Advance, ignored
+from lightrm.display.sizes import size_text
 from lightrm.engine.memory import activation_bytes
 from lightrm.engine.packing import Run, pack, packs
 from lightrm.engine.residence import Residence
@@ -21,8 +23,7 @@ from lightrm.kernels import arena, forks
 from lightrm.model.decoder import Decoder
 from lightrm.model.head import ValueHead
 from lightrm.model.packed_batch import PackedBatch
-from lightrm.progress import Advance, ignored
-from lightrm.schemes.grammar import Scheme, size_text
+from lightrm.schemes.grammar import Scheme
 
 Scored = tuple[list[int], np.ndarray]  # which sequences, and their scores
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from lightrm.architecture import Architecture
+from lightrm.display.sizes import size_text
 from lightrm.errors import SchemeError
 from lightrm.kernels.dispatch import kernels_for
 from lightrm.kernels.operands import WIDENED_ROWS
-from lightrm.schemes.grammar import NAMES, Scheme, parse_scheme, size_text
+from lightrm.schemes.grammar import NAMES, Scheme, parse_scheme
 from lightrm.schemes.int4 import group_for
 
 SMALL = 10**9  # parameters up to which fp32 is quick enough on a CPU to be the default

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 
 from lightrm.architecture import Architecture
+from lightrm.display.sizes import size_text
 from lightrm.engine.memory import Room, activation_bytes, overhead, table_bytes, weight_bytes
 from lightrm.errors import SchemeError
-from lightrm.schemes.grammar import Scheme, size_text
+from lightrm.schemes.grammar import Scheme
 
 MOST_TOKENS = {"cpu": 8192, "cuda": 16384}  # of one pack: larger ones are no quicker, and share no prompt more
 LEAST_TOKENS = 512  # below, products wait for weights

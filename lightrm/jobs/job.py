@@ -22,12 +22,12 @@ import torch
 from lightrm.data.record_files import read_rows
 from lightrm.data.record_forms import answers_of
 from lightrm.data.records import Row, to_line
+from lightrm.display.progress import Told, untold
 from lightrm.errors import InputError, LightRMError, MemoryLimitError, NumericsError
 from lightrm.files import to_disk
 from lightrm.jobs.identity import identity, summary
 from lightrm.jobs.job_outputs import Entry, Tell, ending_of, names_aside, output_for, renamed
 from lightrm.jobs.journal import Journal, journal_of
-from lightrm.progress import Told, untold
 from lightrm.scorer import RewardModel
 from lightrm.text.conversation import turns_of
 

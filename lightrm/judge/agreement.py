@@ -39,6 +39,11 @@ class Estimate:
     high: float
     n: int
 
+    def percent(self, digits: int) -> str:
+        """Return a share and its interval in percent, such as "12.3 % (10.1 - 14.5)"."""
+        value, low, high = (f"{100 * x:.{digits}f}" for x in (self.value, self.low, self.high))
+        return f"{value} % ({low} - {high})"
+
 
 @dataclass(frozen=True, slots=True)
 class Bucket:

@@ -24,9 +24,9 @@ from rich.console import Group
 from scipy.stats import binomtest
 
 from lightrm.data.preferences import Question
+from lightrm.display.tables import Column, Sheet, plain_text
 from lightrm.errors import InputError
 from lightrm.judge.agreement import Array, Estimate, Prompts, estimate, margins, share
-from lightrm.tables import Column, Sheet, plain_text
 
 STEP = 8  # pairs
 
@@ -85,7 +85,7 @@ class Evaluation:
             Column("pairs"),
         )  # fmt: skip
         parts = tuple(
-            (part.by, part.name, percent(part.accuracy), percent(part.longer), str(part.accuracy.n))
+            (part.by, part.name, part.accuracy.percent(1), part.longer.percent(1), str(part.accuracy.n))
             for part in self.parts
         )
         return Group(whole, Sheet(headings, parts)) if parts else Group(whole)
@@ -98,10 +98,6 @@ class Evaluation:
 
 def interval(e: Estimate) -> str:
     return f"{e.value:.4f}  ({e.low:.4f} - {e.high:.4f})"
-
-
-def percent(e: Estimate) -> str:
-    return f"{100 * e.value:.1f} % ({100 * e.low:.1f} - {100 * e.high:.1f})"
 
 
 def wilson(right: float, n: int) -> Estimate:

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lightrm.display.sizes import size_text
+from lightrm.display.tables import Column, Sheet
 from lightrm.errors import InputError
 from lightrm.judge.agreement import Agreement, Array, Estimate, Prompts, agreement
 from lightrm.judge.bounds import Bound, FidelityNote
-from lightrm.tables import Column, Sheet
 from lightrm.typed_json import INFINITE, made, read_object
 
 FORMAT = 3
@@ -161,9 +162,9 @@ class FidelityReport:
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table's rows, as text: the reference, the noise floor, the schemes."""
-        right = percent(self.accuracy) if self.accuracy else "-"
+        right = self.accuracy.percent(2) if self.accuracy else "-"
         first = (
-            self.reference, size(self.reference_bytes), f"{self.reference_tokens_per_second:,.0f}",
+            self.reference, size_text(self.reference_bytes, digits=2), f"{self.reference_tokens_per_second:,.0f}",
             *["-"] * 6, right,
         )  # fmt: skip
         rows = [*([self.floor] if self.floor else []), *self.rows]
@@ -216,18 +217,18 @@ def row_cells(row: Row, floor: bool) -> tuple[str, ...]:
     a = row.agreement
     return (
         f"{row.scheme} (floor)" if floor else row.scheme,
-        size(row.bytes),
+        size_text(row.bytes, digits=2),
         f"{row.tokens_per_second:,.0f}",
         *figures(a),
-        percent(a.accuracy) if a.accuracy else "-",
+        a.accuracy.percent(2) if a.accuracy else "-",
     )
 
 
 def figures(a: Agreement) -> tuple[str, ...]:
     """What stands under FIGURES."""
     return (
-        percent(a.mean_error), percent(a.p99_error), number(a.tau), number(a.tau_within), percent(a.flips),
-        percent(a.top1),
+        a.mean_error.percent(2), a.p99_error.percent(2), number(a.tau), number(a.tau_within), a.flips.percent(2),
+        a.top1.percent(2),
     )  # fmt: skip
 
 
@@ -297,18 +298,9 @@ def stacked(cell: str) -> str:
 
 
 def short(a: Agreement) -> str:
-    return (
-        f"tau-b {number(a.tau)}, flips {percent(a.flips)}, mean error {percent(a.mean_error)} of a standard deviation"
-    )
+    error = a.mean_error.percent(2)
+    return f"tau-b {number(a.tau)}, flips {a.flips.percent(2)}, mean error {error} of a standard deviation"
 
 
 def number(e: Estimate) -> str:
     return f"{e.value:.3f} ({e.low:.3f} - {e.high:.3f})"
-
-
-def percent(e: Estimate) -> str:
-    return f"{100 * e.value:.2f} % ({100 * e.low:.2f} - {100 * e.high:.2f})"
-
-
-def size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -18,6 +18,7 @@ from lightrm.checkpoints.detect import Checkpoint
 from lightrm.checkpoints.safe import SafeFile
 from lightrm.checkpoints.stored import MANIFEST
 from lightrm.checksums import tensor_sum, word_sum
+from lightrm.display.progress import Advance, ignored
 from lightrm.engine.shared_weights import held_once
 from lightrm.engine.streaming import StreamedLayers
 from lightrm.errors import CorruptFileError
@@ -28,7 +29,6 @@ from lightrm.loading.quantized_folder import CONFIG, WEIGHTS, Manifest
 from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
-from lightrm.progress import Advance, ignored
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import Int4
 from lightrm.schemes.int8 import Rowwise

@@ -24,6 +24,7 @@ from lightrm.checkpoints.detect import HEAD_FILES, Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import FUSED, part_rows, real_architecture
 from lightrm.checkpoints.stored import check_free, copy_text_files, whole_folder, write_safetensors
+from lightrm.display.progress import item_progress
 from lightrm.engine.devices import choose_device
 from lightrm.errors import CheckpointError, SchemeError
 from lightrm.files import write_json
@@ -37,7 +38,6 @@ from lightrm.loading.placement import LoadReport, Placement
 from lightrm.loading.quantized_folder import is_native
 from lightrm.loading.text_side import text_side
 from lightrm.model.decoder import Decoder, Layer
-from lightrm.progress import item_progress
 from lightrm.schemes import grouped
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.text.conversation import Prompt

@@ -15,6 +15,7 @@ import torch
 
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.checkpoints.inventory import FUSED, check_tensors, part_rows, real_architecture
+from lightrm.display.progress import Advance, ignored
 from lightrm.engine.shared_weights import Part, held_once
 from lightrm.engine.streaming import StreamedLayers
 from lightrm.errors import NumericsError, TensorMismatchError
@@ -27,7 +28,6 @@ from lightrm.loading.placement import Loaded, LoadReport, Placement
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
-from lightrm.progress import Advance, ignored
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
 

@@ -10,11 +10,12 @@ import torch
 
 from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.detect import listed
+from lightrm.display.sizes import size_text
 from lightrm.judge.bounds import FidelityNote
 from lightrm.kernels.dispatch import KernelChoice
 from lightrm.model.decoder import Decoder
 from lightrm.model.head import ValueHead
-from lightrm.schemes.grammar import Scheme, size_text
+from lightrm.schemes.grammar import Scheme
 
 
 @dataclass(frozen=True, slots=True)

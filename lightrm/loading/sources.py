@@ -14,13 +14,13 @@ from lightrm.architecture import Architecture
 from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import check_tensors, real_architecture
+from lightrm.display.progress import Advance
 from lightrm.engine.memory import Room, choose_scheme
 from lightrm.errors import InputError
 from lightrm.loading import folder_loader, quantized_folder
 from lightrm.loading.calibrated_loader import loader_for
 from lightrm.loading.options import LoadOptions
 from lightrm.loading.placement import Loaded, Placement
-from lightrm.progress import Advance
 from lightrm.schemes.grammar import Scheme
 
 Calibration = Sequence[Sequence[int]]  # token ids of texts; none where nothing is calibrated

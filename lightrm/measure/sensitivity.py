@@ -13,6 +13,7 @@ import numpy as np
 
 from lightrm.architecture import Alibi
 from lightrm.data.preferences import Question
+from lightrm.display.progress import item_progress
 from lightrm.engine.devices import free_bytes
 from lightrm.engine.engine import Engine
 from lightrm.engine.memory import SHARE, weight_bytes
@@ -25,7 +26,6 @@ from lightrm.loading.placement import Placement
 from lightrm.loading.quantized_folder import is_native
 from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
-from lightrm.progress import item_progress
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel
 

@@ -84,17 +84,3 @@ def parse_scheme(text: str, device: torch.device, reason: str = "asked for") -> 
     return Scheme(
         text, "int4", integer, torch.float32 if integer else half, group=int(found[2] or GROUPS[0]), reason=reason
     )
-
-
-def size_text(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
-
-
-def parse_size(text: str | int) -> int:
-    """Bytes of "8GiB", "8 GB" or "8g", in powers of two; a number stays what it is. Raises SchemeError."""
-    if isinstance(text, int):
-        return text
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)i?b?", text.strip(), re.IGNORECASE)
-    if found is None:
-        raise SchemeError(f"{text!r} is not a size: write 8GiB, 512MiB or a number of bytes")
-    return int(float(found[1]) * 2 ** (10 * " kmgt".index(found[2].lower() or " ")))
