@@ -6,6 +6,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,8 @@ class RewardModel:
         known = bound_for(bound, confidence, self.report.fidelity, self.report.scheme.name) if exact else None
         ids = self.text.read(self._ids(list(zip(asked, texts, strict=True))))
         starts = np.cumsum([0, *map(len, texts)])
-        quick = np.split(self._scores(ids, progress), starts[1:-1])
+        scores = self._scores(ids, progress)
+        quick = [scores[start:end] for start, end in pairwise(starts)]
         if known is None:
             return Rankings(plain_ranking(*one) for one in zip(quick, texts, strict=True))
 

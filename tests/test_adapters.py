@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 import lightrm
 from lightrm import errors
 from lightrm.checkpoints.adapter import first_factors
+from lightrm.loading.options import LoadOptions
 
 IDS = [[5, 9, 33, 71, 2], [1, 2], [60] * 17, list(range(3, 90))]
 SIZES = {
@@ -245,4 +246,4 @@ def test_inspect_tells_what_is_taken_off(base: Path, tmp_path: Path) -> None:
 
     trained(tmp_path / "a", KINDS["pissa"])
     changed(tmp_path / "a", tmp_path / "b", base_model_name_or_path=str(base))
-    assert "whose pissa factors are taken off" in dict(describe(str(tmp_path / "b"), None))["adapter"]
+    assert "whose pissa factors are taken off" in dict(describe(str(tmp_path / "b"), LoadOptions()))["adapter"]

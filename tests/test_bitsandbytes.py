@@ -98,7 +98,7 @@ def test_eight_bit_values_stay_packed(foreign: dict) -> None:
     kept = lightrm.load(folder)
     assert kept.report.scheme.name == "bnb-int8"
     assert np.abs(kept.score_ids(IDS) - scores).max() < 0.1, "activations are int8 as well: near, not equal"
-    values = kept.decoder.layers[0].down.weight.values_OI
+    values = kept.engine.decoder.layers[0].down.weight.values_OI
     stored = load_file(folder / "model.safetensors")["model.layers.0.mlp.down_proj.weight"]
     assert torch.equal(values, stored), "not quantized again"
 

@@ -81,7 +81,7 @@ def test_any_shift_is_given_back() -> None:
 def test_calibrated_models_are_centered_and_travel(scheme: str, tmp_path: Path) -> None:
     exact, plain = lightrm.load("demo", scheme="fp32"), lightrm.load("demo", scheme=scheme)
     better = lightrm.load("demo", scheme=scheme, calibration=TEXT)
-    layer = better.decoder.layers[0]
+    layer = better.engine.decoder.layers[0]
     assert layer.qkv.shift_I is not None
     assert layer.gate_up.shift_I is not None
     assert layer.down.shift_I is None
@@ -113,7 +113,7 @@ def test_calibrated_streams_are_right_on_average() -> None:
     exact = streams(exact_twin(lightrm.load("demo", scheme="w4a8"))[0])
     shares = []
     for text in (None, TEXT):
-        rounded = streams(lightrm.load("demo", scheme="w4a8", calibration=text).decoder)
+        rounded = streams(lightrm.load("demo", scheme="w4a8", calibration=text).engine.decoder)
         off = {name: rounded[name] - exact[name] for name in list(exact)[:-2]}  # the last layer has last tokens only
         shares.append([float(e.mean(0).square().sum() / e.square().sum(1).mean()) for e in off.values()])
     assert max(shares[1]) < 0.01 < min(shares[0]), shares

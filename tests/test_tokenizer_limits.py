@@ -112,7 +112,7 @@ def test_a_damaged_tokenizer_is_told_once_and_a_missing_one_is_not(tmp_path: Pat
     folder = specimens()["ziya"].write(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert lightrm.load(folder).tokens is None
+        assert lightrm.load(folder).text.tokens is None
     write_tokenizer(folder)
     content = (folder / "tokenizer.model").read_bytes()
     (folder / "tokenizer.model").write_bytes(content[: len(content) // 2])
