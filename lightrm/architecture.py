@@ -1,6 +1,6 @@
 """What a decoder looks like, and what is done to its score: frozen descriptions that everything else is built from.
 
-Knows no file formats and no tensors. The position scheme is a value of its own, `Rope` or `Alibi`.
+Knows no file formats and no tensors. The position scheme is an object of its own, `Rope` or `Alibi`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Architecture:
 
     @property
     def matrix_parameters(self) -> int:
-        """Weights of the linear layers, which is what a scheme quantizes; biases not."""
+        """Number of weights in the linear layers, without biases: what a scheme quantizes."""
         return self.layers * sum(outputs * inputs for outputs, inputs in self.linears.values())
 
     @property
@@ -92,7 +92,7 @@ class Architecture:
 
     @property
     def parameters(self) -> int:
-        """Weights of the decoder, embedding included, output layer and value head not."""
+        """Number of the decoder's weights with the embedding, without output layer and value head."""
         norms = (2 * self.layers + 1) * self.width
         return self.vocabulary * self.width + self.matrix_parameters + self.bias_parameters + norms
 

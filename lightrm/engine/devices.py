@@ -1,4 +1,4 @@
-"""Which device a model runs on, and what memory is free there."""
+"""Choosing the device that a model runs on, and how much memory is free there."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from lightrm.errors import SchemeError
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a model could take on a device now."""
+    """Return the memory that a model could take on a device now, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 
 def choose_device(name: str) -> torch.device:
+    """Return the device of a name; "auto" takes CUDA if there is any. Raises SchemeError if there is no such device."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -1,7 +1,7 @@
-"""Sequences of ids in, scores out: packs through decoder and head under a token budget, one caller at a time.
+"""From token ids to scores: packs through decoder and head, within a budget of tokens, one caller at a time.
 
-Where the device runs out of memory, the budget is halved, and what was not scored yet is packed anew. A score does not
-depend on its pack, so none is changed by that.
+If the device runs out of memory, the budget is halved, and sequences that have no score yet are packed anew. This
+changes no score, since a score does not depend on its pack.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ class MemoryWarning(UserWarning):
 
 
 def share(window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance, layers: int) -> Callable[[], None]:
-    """Tells of the tokens behind a window, shared ones as often as they were given, a layer's part at a time."""
+    """Return a function that reports, each time a layer is done, a layer's share of the tokens of a window. Tokens that
+    several sequences share count once for each."""
     tokens = sum(len(sequences[i]) for group, _ in window for i in group)
     return lambda: advance(tokens / layers)
 
 
 class Engine:
-    """A model that scores ids. tokens: of one pack, lowered where memory ends.
+    """A model that scores token ids. tokens: size of a pack, lowered if memory runs out.
 
-    Any number of threads may call `scores` at a time. Windows of packs are computed one after the other, in the order
-    in which they get their turn: layers, arena and a lowered budget are touched only then.
+    Any number of threads may call `scores` at the same time. Windows of packs are computed one after the other; only
+    the thread whose turn it is touches the layers, the arena and the budget.
     """
 
     def __init__(self, decoder: Decoder, head: ValueHead, scheme: Scheme, residence: Residence) -> None:
@@ -56,16 +57,16 @@ class Engine:
         forks.renew(self)
 
     def forked(self) -> None:
-        """Nobody computes yet, in a new process as in a new engine."""
+        """In a forked child, as in a new engine: nobody computes."""
         self.turn = threading.Lock()
         self.callers.clear()
         self.arena = None
 
     def scores(self, sequences: Sequence[Sequence[int]], advance: Advance = ignored) -> Iterator[Scored]:
-        """Scores as they are ready, some sequences at a time, in no order; each sequence once.
+        """Yield scores as soon as they are computed, a group of sequences at a time, in no order; each sequence once.
 
-        advance: called after each layer with a part of the tokens that are being scored.
-        Raises NumericsError if a score is NaN or Inf, MemoryLimitError if a sequence does not fit even alone.
+        advance: called after each layer with its share of the tokens. Raises NumericsError if a score is NaN or Inf,
+        MemoryLimitError if a single sequence does not fit.
         """
         waiting = list(range(len(sequences)))
         caller = object()
@@ -93,11 +94,13 @@ class Engine:
 
     @property
     def window(self) -> int:
-        """Tokens to pass at once, at least, where there are many: for two packs, or for all that are streamed."""
+        """How many tokens to pass at once, at least, if there are many: two packs, or all that are streamed
+        together."""
         return self.residence.window or 2 * self.tokens
 
     def sweep(self, sequences: Sequence[Sequence[int]], advance: Advance) -> Iterator[Scored]:
-        """One pack after the other; of a streamed model, a window of packs after the other. Ends where memory does."""
+        """Compute one pack after the other; of a streamed model, one window of packs after the other. Stops early if
+        memory ran out."""
         window: list[Run] = []
         tokens = 0
         for run in packs(sequences, self.tokens):
@@ -113,7 +116,8 @@ class Engine:
             yield from self.compute(window, sequences, advance)
 
     def compute(self, window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance) -> list[Scored]:
-        """Nothing, where the memory did not suffice: the packs are smaller then."""
+        """Return the scores of a window, or an empty list if it did not fit into memory; later packs are then
+        smaller."""
         for _, batch in window:
             self.check_room(batch)
         largest = max((batch for _, batch in window), key=len)
@@ -128,7 +132,7 @@ class Engine:
         return found or []
 
     def memory(self, largest: PackedBatch) -> arena.Arena | None:
-        """For what is between the layers, on a CPU; a card's allocator keeps its own."""
+        """Return the memory for tensors between layers on a CPU. On a card PyTorch's own allocator keeps it: None."""
         if self.device.type != "cpu":
             return None
         size = activation_bytes(self.decoder.architecture, self.scheme, len(largest))
@@ -138,7 +142,7 @@ class Engine:
         return kept
 
     def tried(self, window: list[Run], after: Callable[[], None]) -> list[Scored] | None:
-        """None where memory ran out; by then, all that the attempt took is free again."""
+        """Return None if memory ran out; everything that the attempt allocated is free again by then."""
         try:
             hidden = self.decoder.last_hiddens([batch.to(self.device) for _, batch in window], after=after)
             return [(group, self.head(x).cpu().numpy()) for (group, _), x in zip(window, hidden, strict=True)]
@@ -164,7 +168,8 @@ class Engine:
             )
 
     def halve(self, batch: PackedBatch) -> None:
-        """After packs that did not fit, this one the largest. Raises MemoryLimitError if it was a single sequence."""
+        """Halve the budget after a window did not fit; batch: its largest pack. Raises MemoryLimitError if that is a
+        single sequence."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         if is_path(batch):
@@ -183,7 +188,7 @@ class Engine:
             )
 
     def check_finite(self, positions: list[int], found: np.ndarray, sequences: Sequence[Sequence[int]]) -> None:
-        """Raises NumericsError."""
+        """Raise NumericsError, which says where the overflow is, if a score is NaN or Inf."""
         for k in np.flatnonzero(~np.isfinite(found))[:1]:
             raise NumericsError(
                 f"the score of sequence {positions[k]} is {found[k]}: {self.first_overflow(sequences[positions[k]])} "
@@ -191,7 +196,7 @@ class Engine:
             )
 
     def first_overflow(self, sequence: Sequence[int]) -> str:
-        """Where NaN or Inf first shows while a sequence is computed again, in words."""
+        """Compute a sequence again and say in words where NaN or Inf first appears."""
         found: list[str] = []
 
         def watch(name: str, x_TD: torch.Tensor) -> None:
@@ -204,10 +209,10 @@ class Engine:
 
 
 def is_path(batch: PackedBatch) -> bool:
-    """Whether a pack is one sequence, which no smaller budget divides."""
+    """Whether a pack is one single sequence, which a smaller budget cannot divide."""
     return len(batch) == int(batch.position_ids_T[-1]) + 1
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch's CPU allocator has no exception class of its own."""
+    """Whether an error means that memory ran out. PyTorch's CPU allocator has no exception class for it."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

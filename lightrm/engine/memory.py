@@ -1,6 +1,6 @@
-"""How much memory each scheme needs, what fits, and what `scheme="auto"` therefore takes.
+"""How much memory each scheme needs, what fits, and which scheme "auto" therefore takes.
 
-Bytes follow from the architecture alone, so a plan needs a config.json and no weights. They are of tensors.
+All numbers follow from the architecture, so a plan needs only a config.json. They count tensors.
 """
 
 from __future__ import annotations
@@ -25,25 +25,27 @@ PROCESS = 2**29  # of Python and PyTorch, which on a CPU use the same memory
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """Bytes that tensors may take, and in words what they are a part of."""
+    """Bytes that tensors may take. of: what they are part of, in words."""
 
     bytes: int
     of: str
 
 
 def room_for(device: torch.device, memory: int | None, free: int) -> Room:
-    """memory: what the caller allows, the process included; None for most of what is free."""
+    """Return the room on a device. memory: bytes that the caller allows, including the process; None takes most of
+    `free`."""
     if memory is None:
         return Room(int(SHARE * free), f"{size_text(free)} free")
     return Room(memory - overhead(device), f"{size_text(memory)} given")
 
 
 def overhead(device: torch.device) -> int:
+    """Return the bytes that Python and PyTorch take on a device."""
     return PROCESS if device.type == "cpu" else 0
 
 
 def weight_bytes(a: Architecture, scheme: Scheme) -> int:
-    """The decoder's weights as held. The value head, some kilobytes, is left out."""
+    """Return the bytes of a decoder's weights in memory. The value head, some kilobytes, is left out."""
     outputs = a.layers * sum(outputs for outputs, _ in a.linears.values())
     half = scheme.dtype.itemsize
     norms = 0 if scheme.folds else half * (2 * a.layers + 1) * a.width
@@ -61,19 +63,19 @@ def weight_bytes(a: Architecture, scheme: Scheme) -> int:
 
 
 def table_bytes(a: Architecture, scheme: Scheme) -> int:
-    """The embedding."""
+    """Return the bytes of the embedding table."""
     return a.vocabulary * a.width * (2 if scheme.folds else scheme.dtype.itemsize)
 
 
 def multipliers(a: Architecture, scheme: Scheme) -> int:
-    """One byte for each group of each output channel."""
+    """Return the bytes of int4's multipliers: one for each group of each output channel."""
     return a.layers * sum(outputs * inputs // group_for(inputs, scheme.group) for outputs, inputs in a.linears.values())
 
 
 def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
-    """The widest moment of a pass over a pack: in a layer's attention or in its MLP.
+    """Return what a pack needs beside the weights at its widest moment, in a layer's attention or in its MLP.
 
-    A float32 copy or three of the residual stream come on top: norms make them, and allocators keep them.
+    Float32 copies of the residual stream are included: norms make them, and allocators keep them.
     """
     qkv, size, widest = a.query_width + 2 * a.kv_width, scheme.dtype.itemsize, max(a.width, a.ffn_width)
     if scheme.integer:
@@ -94,7 +96,7 @@ def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
 
 
 def schemes_of(device: torch.device) -> list[Scheme]:
-    """What a device runs, the most exact first; bitsandbytes' too where it is not installed."""
+    """Return the schemes of a device, the most exact first, also bitsandbytes' where it is not installed."""
     return [parse_scheme(name, device) for name in NAMES if name != "fp16" or device.type != "cpu"]
 
 
@@ -107,11 +109,11 @@ def choose_scheme(
     holds: str | None = None,
     stored: torch.dtype | None = None,
 ) -> Scheme:
-    """Parse a scheme; "auto" takes the first that fits of a list that depends on the device, and says why; where none
-    does, half precision, whose layers are streamed.
+    """Return the scheme of a name. "auto" takes the first that fits from a list for the device, and says why; if none
+    fits, half precision with streamed layers.
 
-    tokens: of a pack; holds: the scheme that keeps a quantized file's own values; stored: dtype of its full weights.
-    Raises SchemeError on an unknown scheme.
+    tokens: of a pack, None for PLANNED_TOKENS; holds: the scheme that keeps the values of an already quantized file;
+    stored: dtype of the file's float weights. Raises SchemeError on an unknown scheme, or one that cannot run here.
     """
     if text != "auto":
         scheme = parse_scheme(text, device)
@@ -136,9 +138,9 @@ def choose_scheme(
 
 
 def half_for(device: torch.device, stored: torch.dtype | None) -> tuple[str, str]:
-    """The half precision for weights that are stored in some dtype, with the reason.
+    """Return the half precision for weights stored in a dtype, with the reason.
 
-    What is stored in a half precision is kept in it: bf16 has numbers that fp16 has not, and the other way round.
+    Weights stored in a half precision stay in it: bf16 has numbers that fp16 does not have, and the other way round.
     """
     if stored == torch.bfloat16:
         return "bf16", "the dtype they are stored in"
@@ -148,7 +150,7 @@ def half_for(device: torch.device, stored: torch.dtype | None) -> tuple[str, str
 
 
 def preferred(a: Architecture, device: torch.device, stored: torch.dtype | None) -> list[tuple[str, str]]:
-    """Schemes that "auto" tries, with the reason for each."""
+    """Return the schemes that "auto" tries in turn, each with the reason for it."""
     small = [("w8a8", "8 bits, the most that fits"), ("w4a8", "4 bits, the most that fits")]
     if device.type == "cuda":
         return [half_for(device, stored), *small]

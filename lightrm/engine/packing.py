@@ -1,10 +1,11 @@
-"""Token ids -> packs in which a common beginning is computed once.
+"""Token ids -> packs in which a common beginning of several sequences is computed once.
 
-Sequences are put into lexicographic order, where neighbours share the longest prefixes, verified on ids. A run of
-neighbours is a pack: a tree whose inner segments are what several sequences begin with. Deeper sharing (the turns of a
-dialogue scored step by step, a system text common to all) is the same tree with more levels.
+Sequences are sorted lexicographically, so that neighbours share the longest prefixes. A run of neighbours becomes one
+pack: a tree of segments, where an inner segment is the common beginning of several sequences. Deeper sharing (a
+dialogue scored turn by turn, a system prompt that all texts have) is the same tree with more levels.
 
-A run costs its distinct tokens. It ends where the budget does, or a little earlier, where less is computed again.
+The cost of a pack is the number of its distinct tokens. A pack ends where the token budget does, or slightly earlier if
+then fewer tokens are computed again in the next pack.
 """
 
 from __future__ import annotations
@@ -25,9 +26,9 @@ Run = tuple[list[int], PackedBatch]  # which sequences, and their pack; last_S i
 
 
 def packs(sequences: Sequence[Ids], budget: int, least_shared: int = LEAST_SHARED) -> Iterator[Run]:
-    """Every sequence in one pack of at most `budget` tokens; one that is longer goes alone. No sequence is empty.
+    """Divide sequences into packs of at most `budget` distinct tokens. A longer sequence gets a pack of its own.
 
-    least_shared: a prefix is shared from this many tokens on; ALONE for none.
+    least_shared: share a prefix only if it has so many tokens or more; ALONE shares nothing. No sequence may be empty.
     """
     arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
     order = sorted(range(len(arrays)), key=[ids.astype(">u4").tobytes() for ids in arrays].__getitem__)
@@ -46,22 +47,23 @@ def packs(sequences: Sequence[Ids], budget: int, least_shared: int = LEAST_SHARE
 
 
 def pack(sequences: Sequence[Ids], least_shared: int = LEAST_SHARED) -> PackedBatch:
-    """All sequences in one pack, last_S in their order."""
+    """Return all sequences in one pack, last_S in their order."""
     ((order, batch),) = packs(sequences, sum(len(ids) for ids in sequences), least_shared)
     return PackedBatch(batch.token_ids_T, batch.position_ids_T, batch.segments, batch.last_S[np.argsort(order)])
 
 
 def common(a: np.ndarray, b: np.ndarray) -> int:
-    """Length of the longest common prefix."""
+    """Return the length of the longest common prefix."""
     length = min(len(a), len(b))
     differs = a[:length] != b[:length]
     return int(differs.argmax()) if differs.any() else length
 
 
 def cut(lengths: list[int], shared: list[int], first: int, budget: int) -> int:
-    """The end of the run that begins at `first`; shared[k] is the prefix that k has in common with k - 1.
+    """Return the end of the run that begins at `first`. shared[k]: length of the prefix that sequences k - 1 and k
+    share.
 
-    A run that the budget ends is cut at the place, in its second half, before which the next has least to do again.
+    If the budget ends a run, it is cut in its second half, where the next sequence shares least with the one before.
     """
     ahead = [0, lengths[first]]  # ahead[m]: distinct tokens of the first m members
     for k in range(first + 1, len(lengths)):
@@ -74,7 +76,7 @@ def cut(lengths: list[int], shared: list[int], first: int, budget: int) -> int:
 
 
 def forest(sequences: list[np.ndarray], shared: list[int], least_shared: int) -> PackedBatch:
-    """A run as a pack. Sequences in lexicographic order; shared as in `cut`."""
+    """Make the pack of one run. sequences: in lexicographic order; shared: as in `cut`."""
     lengths = [len(ids) for ids in sequences]
     segments: list[Segment] = []
     ids: list[np.ndarray] = []

@@ -1,7 +1,7 @@
-"""Where a model's weights are while it scores, and how many tokens it computes at once: what the memory allows.
+"""Where the weights are while a model scores, and how many tokens it computes at once: whatever the memory allows.
 
-resident    all weights in memory; a pack of tokens passes through all layers, then the next
-streamed    two layers in memory, the one that computes and the one that is read; a window of packs passes through
+resident    all weights in memory; a pack of tokens goes through all layers, then the next pack
+streamed    two layers in memory, the one that computes and the one that is read; a window of packs goes through
             each layer in turn, so that a layer is read once for all of them
 """
 
@@ -25,8 +25,8 @@ MOST_WINDOW = {"cpu": 2**15, "cuda": 2**17}  # tokens for which reading a layer 
 
 @dataclass(frozen=True, slots=True)
 class Residence:
-    """tokens: of one pack; window: of all packs that go through the layers together, 0 where the model is resident;
-    room: bytes that activations may take; bytes: that all of it takes at most."""
+    """tokens: of one pack. window: tokens of all packs that go through the layers together, 0 if the model is resident.
+    room: bytes that activations may take. bytes: what everything takes at most. reason: in words, for the repr."""
 
     tokens: int
     window: int
@@ -45,7 +45,7 @@ class Residence:
 
 
 def stream_bytes(a: Architecture, scheme: Scheme) -> int:
-    """What a token of a window takes between layers: its residual stream, and where RoPE turns it."""
+    """Return what a token of a window needs between layers: its residual stream and its RoPE tables."""
     return (4 if scheme.integer else scheme.dtype.itemsize) * a.width + 4 * a.head_width + 16
 
 
@@ -54,13 +54,15 @@ def layer_bytes(a: Architecture, scheme: Scheme) -> int:
 
 
 def reading_bytes(a: Architecture, scheme: Scheme) -> int:
-    """A tensor on its way from the file into a layer: as stored, and in float32 copies where it is folded."""
+    """Return what a tensor needs on its way from the file into a layer: as stored, and in float32 copies if it is
+    folded."""
     largest = a.width * a.ffn_width
     return largest * (4 + 12 if scheme.folds else 4)
 
 
 def streamed_bytes(a: Architecture, scheme: Scheme, tokens: int, window: int) -> int:
-    """The embedding table, two layers, one that is being made, a pack's activations and a window's streams."""
+    """Return the bytes of a streamed model: embedding table, two layers, the tensor that is read, the activations of a
+    pack and the residual streams of a window."""
     held = table_bytes(a, scheme) + 2 * layer_bytes(a, scheme) + reading_bytes(a, scheme)
     return held + activation_bytes(a, scheme, tokens) + window * stream_bytes(a, scheme)
 
@@ -70,7 +72,7 @@ def resident_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
 
 
 def tokens_within(a: Architecture, scheme: Scheme, room: int) -> int:
-    """Tokens whose activations fit; 0 if none do."""
+    """Return how many tokens' activations fit into `room` bytes; 0 if none do."""
     fixed = activation_bytes(a, scheme, 0)
     return max(0, room - fixed) // (activation_bytes(a, scheme, 1) - fixed)
 
@@ -78,10 +80,11 @@ def tokens_within(a: Architecture, scheme: Scheme, room: int) -> int:
 def choose_residence(
     a: Architecture, scheme: Scheme, device: torch.device, room: Room, tokens: int | None = None, held: int = 0
 ) -> Residence:
-    """Resident where it fits, with packs as large as pays; else streamed, with as large a window as fits.
+    """Choose resident if the model fits, with packs as large as pays; otherwise streamed, with as large a window as
+    fits.
 
-    tokens: of a pack, where the caller wants to say; held: bytes of the weights that are in memory already. Raises
-    SchemeError with the numbers where even streaming does not fit.
+    tokens: of a pack, if the caller wants to say; held: bytes of the weights that are in memory already. Raises
+    SchemeError with the numbers if even streaming does not fit.
     """
     least, most = tokens or LEAST_TOKENS, tokens or MOST_TOKENS[device.type]
     left = room.bytes - activation_bytes(a, scheme, 0) - max(0, weight_bytes(a, scheme) - held)

@@ -1,7 +1,6 @@
-"""Two models that come from one base: tensors with equal bytes are held once.
+"""Two models with a common base: tensors with equal bytes are held in memory once.
 
-Compared are tensors in the same place. What a part is made of does not matter here: anything that is a dataclass is
-looked into.
+Tensors in the same place of both models are compared. Any dataclass is searched for tensors, whatever it means.
 """
 
 from __future__ import annotations
@@ -15,7 +14,8 @@ Part = TypeVar("Part")
 
 
 def held_once(new: Part, old: Any) -> tuple[Part, int]:
-    """`new` with the tensors of `old` where their bytes are equal, and how many bytes that saves."""
+    """Return `new` with its tensors replaced by those of `old` where the bytes are equal, and how many bytes that
+    saves."""
     if isinstance(new, torch.Tensor):
         same = isinstance(old, torch.Tensor) and equal(new, old)
         return (old, new.nbytes) if same else (new, 0)

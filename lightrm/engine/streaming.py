@@ -1,4 +1,5 @@
-"""The layers of a model that does not fit: made when they are asked for, the next one while this one computes."""
+"""The layers of a model that does not fit into memory: read when needed, the next one while the current one
+computes."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from lightrm.model.decoder import Layer
 
 
 class StreamedLayers:
-    """Reads like a list of layers. Asked for in turn, at most two are in memory: whoever asks for a layer has let go of
-    the one before. One thread at a time may ask: the engine's turn sees to that.
+    """Reads like a list of layers. At most two layers are in memory, since the caller drops each before it asks for the
+    next. Only one thread at a time may ask, which the engine ensures.
 
-    make: reads one layer and places it; called by one thread at a time, and again in every pass.
+    make: reads one layer and places it on the device. It is called by one thread at a time, and again in every pass.
     """
 
     def __init__(self, count: int, make: Callable[[int], Layer], device: torch.device) -> None:
@@ -25,7 +26,7 @@ class StreamedLayers:
         forks.renew(self)
 
     def forked(self) -> None:
-        """The thread that reads is another process's: one of its own, and nothing read yet."""
+        """In a forked child: start a reading thread of its own, with nothing read yet."""
         self.reader = ThreadPoolExecutor(1, thread_name_prefix="lightrm-layers")
         self.held: Layer | None = None
         self.coming: tuple[int, Future[Layer]] | None = None
@@ -34,7 +35,7 @@ class StreamedLayers:
         return self.count
 
     def __getitem__(self, index: int) -> Layer:
-        """Raises what `make` raises; a layer that failed is tried anew when it is asked for again."""
+        """Return a layer. Raises what `make` raises; a layer that failed is read again when it is next asked for."""
         if not 0 <= index < self.count:
             raise IndexError(index)
         if self.copies is not None:  # kernels may still read the layer that is let go of here

@@ -1,4 +1,4 @@
-"""Implementations behind `lightrm.kernels.passes`: tensors in, tensors out, no modules, no configs.
+"""Kernels behind `lightrm.kernels.passes` and `products`: tensors in, tensors out. No modules, no configs.
 
 `reference` is the truth, in plain PyTorch; the others are faster and are tested against it.
 """

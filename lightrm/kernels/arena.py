@@ -1,8 +1,8 @@
 """Memory for the large tensors between two products on a CPU, kept while a model computes.
 
-An ordinary large tensor gets new pages from the system each time, one by one and filled with zeros, and gives them back
-when it goes. Here they are parts of one piece of memory that is asked for once and written again and again, in huge
-pages where the system has them. What does not fit is an ordinary tensor.
+For an ordinary large tensor the system hands out new pages each time, fills them with zeros, and takes them back
+afterwards. An arena is one piece of memory that is allocated once and reused, in huge pages if the system has them.
+Large tensors are parts of it; what does not fit becomes an ordinary tensor.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ IN_USE = threading.local()
 
 
 class Arena:
-    """size: bytes, of which only what is written takes memory. Parts are given out from the lowest place that fits, and
-    are free again when the last tensor on them is gone."""
+    """One piece of memory. size: in bytes; a page takes memory only once it is written.
+
+    A tensor gets the lowest free place that fits. The place is free again when the last tensor on it is gone.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = rounded_up(size)
@@ -40,7 +42,7 @@ class Arena:
         self.returned: deque[tuple[int, int]] = deque()  # by whichever thread lets go of a tensor
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor | None:
-        """None where it does not fit."""
+        """Return an uninitialized tensor in the arena; None if it does not fit."""
         count = math.prod(shape) * dtype.itemsize
         while self.returned:
             self.merge(*self.returned.popleft())
@@ -67,7 +69,7 @@ def rounded_up(count: int) -> int:
 
 
 def reserved(size: int) -> Arena | None:
-    """None where the system has not so much to give."""
+    """Return an arena of `size` bytes; None if the system cannot give so much."""
     try:
         return Arena(size)
     except OSError:
@@ -76,7 +78,7 @@ def reserved(size: int) -> Arena | None:
 
 @contextmanager
 def used(arena: Arena | None) -> Iterator[None]:
-    """Within it, `empty` of this thread takes from the arena."""
+    """Within this context, `empty` takes memory from the arena, in this thread."""
     IN_USE.arena = arena
     try:
         yield
@@ -85,7 +87,7 @@ def used(arena: Arena | None) -> Iterator[None]:
 
 
 def empty(*shape: int, dtype: torch.dtype, device: torch.device = CPU) -> torch.Tensor:
-    """As torch.empty."""
+    """As torch.empty, from the arena that is in use in this thread, if any."""
     arena: Arena | None = getattr(IN_USE, "arena", None) if device == CPU else None
     found = None if arena is None or math.prod(shape) * dtype.itemsize < LEAST else arena.empty(shape, dtype)
     return torch.empty(shape, dtype=dtype, device=device) if found is None else found

@@ -22,7 +22,8 @@ logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
 
 
 def quantize_blockwise(weight_OI: torch.Tensor) -> Blockwise:
-    """As quantize_4bit with compress_statistics, but some blocks at a time: whole, it takes ten times the weight."""
+    """As bitsandbytes' quantize_4bit with compress_statistics, a few blocks at a time: for a whole weight, it would
+    need ten times the weight's memory."""
     outputs, inputs = weight_OI.shape
     flat = weight_OI.reshape(-1)
     packed = torch.empty((len(flat) + 1) // 2, dtype=torch.uint8, device=flat.device)
@@ -41,7 +42,8 @@ def quantize_blockwise(weight_OI: torch.Tensor) -> Blockwise:
 
 
 def blockwise_product(x_TI: torch.Tensor, weight: Blockwise, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """On a CPU, bitsandbytes (0.50.2) widens rows that end inside a block by wrong maxima: they take the plain way."""
+    """Multiply by a 4-bit weight. On a CPU, bitsandbytes (0.50.2) uses wrong scales for rows that end inside a block;
+    such weights are dequantized and multiplied by PyTorch."""
     if x_TI.device.type == "cpu" and weight.shape[1] % weight.block:
         return library.linear(x_TI, weight.rows(0, weight.shape[0]).to(x_TI.dtype), bias_O)
     inner = offset = None

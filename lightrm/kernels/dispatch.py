@@ -1,10 +1,8 @@
-"""Which implementation runs on which device, and why. `passes` and `products` ask here; nothing above does but to show
-the reason.
+"""Which implementation runs on which device, and why. Only `passes` and `products` ask here, and what shows the reason.
 
-CPU                        numba's passes and float32 attention, PyTorch's products
-CUDA, capability >= 8.0    Triton's products and passes
-CUDA, capability 7.5       PyTorch's int8 products and attention, Triton's passes: its products do not compile there
-otherwise                  plain PyTorch, which is right and slow, and says so
+CPU                        numba's passes and float32 attention, PyTorch's products CUDA, capability >= 8.0    Triton's
+products and passes CUDA, capability 7.5       PyTorch's int8 products and attention, Triton's passes: its products do
+not compile there otherwise                  plain PyTorch: correct and slow, and the reason says so
 """
 
 from __future__ import annotations
@@ -33,10 +31,10 @@ from lightrm.schemes.grammar import Path
 
 @dataclass(frozen=True, slots=True)
 class KernelChoice:
-    """Which implementation runs, with the reason in words.
+    """Which implementation runs, and the reason in words.
 
-    slow: a faster one belongs here and cannot run; slow_products: there is no quick exact int8 product; runs: whether
-    there is one at all.
+    slow: a faster implementation exists for this device and cannot run. slow_products: there is no fast exact int8
+    product. runs: whether any implementation can run.
     """
 
     name: str
@@ -50,7 +48,7 @@ class KernelChoice:
 
 
 def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
-    """What runs on a device under schemes of one path."""
+    """Return what runs the schemes of one path on a device."""
     if path == "bitsandbytes":
         library_, error = bitsandbytes_kernels()
         if library_ is None:
@@ -72,7 +70,7 @@ def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
 
 
 def on_card(device: torch.device, path: Path) -> KernelChoice:
-    """CUDA: Triton where it can run."""
+    """Return what runs on CUDA: Triton where it can."""
     card = capability(device)
     has = f"compute capability {card // 10}.{card % 10}"
     module, error = imported("cuda.launch")
@@ -92,7 +90,8 @@ def on_card(device: torch.device, path: Path) -> KernelChoice:
 
 @cache
 def imported(name: str) -> tuple[ModuleType | None, str]:
-    """A room of `kernels` that stands on a library of its own, or None and why not."""
+    """Import a module of `kernels` that needs an optional library. Returns None and the reason if it cannot be
+    imported."""
     try:
         return importlib.import_module(f"lightrm.kernels.{name}"), ""
     except Exception as error:  # numba, triton and bitsandbytes refuse what they do not know by errors of many kinds
@@ -100,18 +99,18 @@ def imported(name: str) -> tuple[ModuleType | None, str]:
 
 
 def card_of(device: torch.device) -> int | None:
-    """Compute capability of a card, None for a CPU."""
+    """Return the compute capability of a card, None for a CPU."""
     return capability(device) if device.type == "cuda" else None
 
 
 def triton(device: torch.device, least: int) -> bool:
-    """Whether Triton's kernels run there that need a capability."""
+    """Whether Triton's kernels that need at least this compute capability can run on a device."""
     card = card_of(device)
     return card is not None and card >= least and imported("cuda.cuda_passes")[0] is not None
 
 
 def passes(device: torch.device) -> Passes:
-    """Between products: Triton's, numba's, or the plain ones."""
+    """Return the passes between products: Triton's, numba's or the plain ones."""
     if triton(device, LEAST_PASSES):
         return cast(Passes, imported("cuda.cuda_passes")[0])
     compiled = numba_on(device, "cpu.cpu_passes")
@@ -119,7 +118,7 @@ def passes(device: torch.device) -> Passes:
 
 
 def attention(device: torch.device, dtype: torch.dtype) -> Attention:
-    """Triton's, numba's for float32, or PyTorch's."""
+    """Return an attention: Triton's, numba's for float32, or PyTorch's."""
     on_card = triton_attention(device)
     if on_card is not None:
         return on_card
@@ -128,33 +127,33 @@ def attention(device: torch.device, dtype: torch.dtype) -> Attention:
 
 
 def triton_attention(device: torch.device) -> CardAttention | None:
-    """Triton's, or None where it has none."""
+    """Return Triton's attention, or None where it cannot run."""
     return cast(CardAttention, imported("cuda.cuda_attention")[0]) if triton(device, LEAST_PRODUCTS) else None
 
 
 def triton_products(device: torch.device) -> CardProducts | None:
-    """Triton's, or None where a library's are taken."""
+    """Return Triton's products, or None where those of a library are used."""
     return cast(CardProducts, imported("cuda.cuda_products")[0]) if triton(device, LEAST_PRODUCTS) else None
 
 
 def rounding(device: torch.device) -> Rounding:
-    """numba's, or the plain one."""
+    """Return the column rounding: numba's or the plain one."""
     compiled = numba_on(device, "cpu.cpu_passes")
     return reference if compiled is None else cast(Rounding, compiled)
 
 
 def numba_on(device: torch.device, name: str) -> ModuleType | None:
-    """A module of numba's code, or None where it does not run."""
+    """Return a module of numba kernels, or None where they cannot run."""
     return imported(name)[0] if device.type == "cpu" else None
 
 
 def bitsandbytes_kernels() -> tuple[ModuleType | None, str]:
-    """The products of bitsandbytes' schemes, or None and why not."""
+    """Return the products of bitsandbytes' schemes, or None and the reason."""
     return imported("bnb_products")
 
 
 def bitsandbytes() -> BlockwiseProducts:
-    """Raises SchemeError where bitsandbytes cannot be imported."""
+    """Return the products of bitsandbytes' schemes. Raises SchemeError if bitsandbytes cannot be imported."""
     found, _ = bitsandbytes_kernels()
     if found is None:
         raise SchemeError(kernels_for(torch.device("cpu"), "bitsandbytes").reason)

@@ -1,8 +1,8 @@
-"""A process forked off one in which lightrm has run: what it must make anew, and with how many threads it computes.
+"""What a process must do if it was forked off one in which lightrm has run.
 
-Of all threads only the one that forked is copied, and each lock as it stood. GNU's OpenMP, under PyTorch and under
-numba on Linux, then waits for threads that are not there, or ends the process. So such a child computes with one thread
-of its own, which is right in any child, and what a pool of workers wants: they share the cores by being many.
+A fork copies only the thread that forks, and every lock in its current state. GNU's OpenMP, which PyTorch and numba use
+on Linux, then waits forever for threads that do not exist, or ends the process. So a forked child computes with one
+thread. That is always correct, and it suits a pool of workers, which share the cores anyway.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 
 
 class Forked(Protocol):
-    """Something with locks or threads of its own."""
+    """An object with locks or threads of its own."""
 
     def forked(self) -> None:
-        """Called in a child: makes them anew."""
+        """Called in a forked child, to create them anew."""
 
 
 STARTED = threading.Event()  # lightrm has run here: OpenMP may have threads
@@ -37,7 +37,7 @@ def alone() -> bool:
 
 
 def renew(holder: Forked) -> None:
-    """From now on, a forked child calls `holder.forked()`."""
+    """Register an object whose `forked()` is called in every child that is forked from now on."""
     started()
     HOLDERS.add(holder)
 

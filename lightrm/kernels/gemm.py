@@ -1,9 +1,9 @@
-"""int8 x int8 -> int32 matrix products of libraries that add up exactly, and the choice between them.
+"""int8 x int8 -> int32 matrix products of libraries that sum exactly, and the choice between them.
 
-`torch._int_mm` is the fast one where PyTorch has oneDNN and the CPU has instructions for it. It is asked to prove
-itself once: on old CPUs without VNNI, instructions that saturate at 16 bits have given wrong sums, and where there are
-none at all it is several times slower than floats. The other one holds everywhere: a float32 product of at most 1024
-terms of size 127 * 128 stays below 2^24, where float32 still counts by ones. Both give the same sums to the last bit.
+`torch._int_mm` is the fast one if PyTorch has oneDNN and the CPU has int8 instructions. It is tested once before use:
+on old CPUs without VNNI, instructions that saturate at 16 bits have given wrong sums, and without int8 instructions it
+is several times slower than float32. The other product works everywhere: a float32 product of at most 1024 terms of
+size 127 * 128 stays below 2^24, up to where float32 holds every whole number. Both give the same sums, bit for bit.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def int_mm(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 
 def float_blocks(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    """Exact by blocks of 1024 inputs."""
+    """Multiply in float32, exactly, in blocks of 1024 inputs."""
     acc_TO = torch.zeros(len(x_TI), len(weight_OI), dtype=torch.int32, device=x_TI.device)
     for x, weight in zip(x_TI.split(EXACT_TERMS, 1), weight_OI.split(EXACT_TERMS, 1), strict=True):
         acc_TO += (x.float() @ weight.float().T).to(torch.int32)
@@ -40,14 +40,15 @@ def float_blocks(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 
 def product(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    """int8 (T, I) x int8 (O, I) -> int32 (T, O) on the tensors' device."""
+    """Multiply int8 (T, I) by int8 (O, I): int32 (T, O) on the tensors' device."""
     if x_TI.device.type == "cpu":
         return cpu_product()[0](x_TI, weight_OI)
     return card_product(x_TI, weight_OI)
 
 
 def card_product(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    """torch._int_mm within what cuBLAS takes: a few rows are padded with zeros; odd widths go by float blocks."""
+    """Multiply by torch._int_mm where cuBLAS supports the shape. Few rows are padded with zeros; odd widths use float
+    blocks."""
     if x_TI.shape[1] % MULTIPLE or len(weight_OI) % MULTIPLE:
         return float_blocks(x_TI, weight_OI)
     few = len(x_TI) < LEAST_ROWS
@@ -57,7 +58,7 @@ def card_product(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def cpu_product() -> tuple[Product, str]:
-    """The int8 product that a CPU runs, and why."""
+    """Return the int8 product that this CPU runs, and why."""
     if not torch.backends.mkldnn.is_available():
         return float_blocks, "float32 blocks, exact, because this PyTorch has no oneDNN"
     generator = torch.Generator().manual_seed(0)
@@ -77,7 +78,8 @@ def cpu_product() -> tuple[Product, str]:
 
 
 def seconds(product: Product) -> float:
-    """The least of three runs of a small layer by one thread: more would wait for whatever else this machine does."""
+    """Return the least time of three runs of a small layer, in one thread: more would wait for other work of the
+    machine."""
     x, weight, found = torch.ones(32, 1024, dtype=torch.int8), torch.ones(256, 1024, dtype=torch.int8), []
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

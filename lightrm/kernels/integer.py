@@ -1,7 +1,7 @@
 """The truth of the integer path: int8 activations and weights, int32 sums, in plain PyTorch on any device. Slow.
 
-An int8 row stands for `values * scale`; what a product of such rows stands for is said in `operands.Sums`.
-T tokens, D width, F feed-forward width, O x I a weight, G groups along I.
+An int8 row stands for `values * scale`; `operands.Sums` says what a product of such rows stands for. T tokens, D width,
+F feed-forward width, O x I a weight, G groups along I.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from lightrm.schemes.int8 import quantize_rows
 
 
 def quantize(x_TI: torch.Tensor) -> Rows:
-    """int8 per row."""
+    """Round each row to int8."""
     return Rows(*quantize_rows(x_TI))
 
 
 def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
-    """RMSNorm without a weight, then int8: the norm only scales a row, so it goes into the scale.
+    """RMSNorm without a weight, then int8. The norm only scales a row, so it goes into the row's scale.
 
-    shift_D: taken off the normed row before it is rounded; the reader's bias gives back what it is worth.
+    shift_D: subtracted from the normed row before it is rounded; the bias of the layer behind adds its product.
     """
     shrink_T = reference.shrink(x_TD.float().square().mean(-1), eps)
     if shift_D is not None:
@@ -44,7 +44,7 @@ def add_norm_quantize(x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch
 
 
 def product(values_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    """int8 x int8 -> int32 (T, O): float64 holds every such sum exactly."""
+    """int8 x int8 -> int32 (T, O). float64 holds every such sum exactly."""
     return (values_TI.double() @ weight_OI.double().T).to(torch.int32)
 
 
@@ -52,7 +52,7 @@ widen = int4.widen
 
 
 def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
-    """Query, key and value of a fused product, (T, heads, E); query and key turned by RoPE where there is one.
+    """Return query, key and value of a fused product, (T, heads, E); query and key under RoPE if `rotation` is given.
 
     widths: of the query, and of key and value; floats keep their dtype, integer sums become float32.
     """
@@ -65,5 +65,5 @@ def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: 
 
 
 def silu_mul_quantize(sums: Sums, block: int) -> Rows:
-    """silu(gate) * up, the block Hadamard transform along the row (none for block 1), int8."""
+    """silu(gate) * up, then the block Hadamard transform along the row (none if block is 1), then int8."""
     return quantize(hadamard(reference.silu_mul(sums.float()), block))

@@ -1,7 +1,7 @@
-"""The same through PyTorch's own fused routines, on a CPU or a GPU: the fast path for unquantized weights.
+"""The steps of `reference` through PyTorch's own fused routines, on a CPU or a GPU: fast for unquantized weights.
 
-Attention goes segment by segment through `scaled_dot_product_attention`, queries in blocks where a bias must be
-written out, so that nothing of size T x T is ever held. Shapes as in `reference`.
+Attention runs segment by segment through `scaled_dot_product_attention`. Where a bias must be given explicitly, queries
+come in blocks, so that nothing of size T x T is ever in memory. Shapes as in `reference`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | N
 
 
 def norm_each(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """Row by row: a library's mean over S rows may round otherwise for every S."""
+    """Norm each row by itself: a library's mean over S rows may round differently for every S."""
     return torch.cat([rms_norm(row[None], weight_D, eps) for row in x_SD]) if len(x_SD) else x_SD
 
 
 def value_head(x_SD: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None) -> torch.Tensor:
-    """Row by row, for the same reason."""
+    """Multiply each row by itself, for the same reason."""
     rows = [linear(row[None], weight_KD, bias_K) for row in x_SD.float()]
     return torch.cat(rows) if rows else x_SD.new_empty(0, len(weight_KD), dtype=torch.float32)
 
@@ -81,7 +81,7 @@ def attention(
 
 
 def gather_heads(x_TJE: torch.Tensor, ranges: list[tuple[int, int]], repeats: int) -> torch.Tensor:
-    """Keys or values of the ranges, one after the other, a copy for each query head -> (1, H, K, E)."""
+    """Return keys or values of the ranges, one after the other, repeated for each query head: (1, H, K, E)."""
     x_KJE = x_TJE[ranges[0][0] : ranges[0][1]] if len(ranges) == 1 else torch.cat([x_TJE[a:b] for a, b in ranges])
     if repeats > 1:
         x_KJE = x_KJE.repeat_interleave(repeats, dim=1)
@@ -89,7 +89,8 @@ def gather_heads(x_TJE: torch.Tensor, ranges: list[tuple[int, int]], repeats: in
 
 
 def block_bias(slopes_H: torch.Tensor | None, first: int, last: int, like: torch.Tensor) -> torch.Tensor:
-    """What is added to the scores of queries first..last over keys 0..last: ALiBi's slope, -inf for the future."""
+    """Return what is added to the scores of queries first..last over keys 0..last: ALiBi's bias, and -inf for later
+    keys."""
     j = torch.arange(last, device=like.device)
     i = j[first:]
     future = j[None, :] > i[:, None]

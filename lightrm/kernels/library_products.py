@@ -1,4 +1,4 @@
-"""Products of int8 rows by libraries, which add up exactly; 4-bit weights are widened some channels at a time.
+"""Products of int8 rows by libraries that sum exactly. 4-bit weights are widened some output channels at a time.
 
 Shapes: T tokens, O x I a weight, G groups along I.
 """
@@ -16,7 +16,7 @@ from lightrm.schemes.int8 import Rowwise
 
 
 def multiply(rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> Sums:
-    """Sums that wait for their scales."""
+    """Return the product as sums whose scales are applied by the next pass."""
     if isinstance(weight, Rowwise):
         acc_TO = gemm.product(rows.values_TI, weight.values_OI)
     else:
@@ -25,12 +25,12 @@ def multiply(rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) ->
 
 
 def multiply_onto(x_TO: torch.Tensor, rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> Sums:
-    """No library adds to x as it multiplies: the next pass over x does."""
+    """Return the product: no library adds to x while it multiplies, so the next pass over x adds it."""
     return multiply(rows, weight, bias_O)
 
 
 def int4_product(values_TI: torch.Tensor, weight: Int4) -> torch.Tensor:
-    """int8 (T, I) x int4 (O, I) -> int32 (T, O), exact."""
+    """Multiply int8 (T, I) by int4 (O, I): int32 (T, O), exact."""
     outputs = len(weight.packed)
     acc_TO = empty(len(values_TI), outputs, dtype=torch.int32, device=values_TI.device)
     for start in range(0, outputs, WIDENED_ROWS):
@@ -41,7 +41,7 @@ def int4_product(values_TI: torch.Tensor, weight: Int4) -> torch.Tensor:
 
 
 def widened_product(x_TI: torch.Tensor, weight: Int4, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """x @ weight.T + bias in x's dtype; the weight is exact up to its channel's scale."""
+    """Return x @ weight.T + bias in x's dtype. The widened weight is exact; its channel scale is applied afterwards."""
     outputs = len(weight.packed)
     y_TO = x_TI.new_empty(len(x_TI), outputs)
     for start in range(0, outputs, WIDENED_ROWS):

@@ -1,4 +1,4 @@
-"""What products read, multiply and give: rows, weights as held, sums; and the residual stream that they are added to.
+"""The inputs and results of products: rows, weights, sums; and the residual stream that a product is added to.
 
 Shapes: T tokens, O x I a weight.
 """
@@ -22,19 +22,20 @@ Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value, ea
 
 
 class Rows(NamedTuple):
-    """The input of a product: float (T, I) and no scale; or int8 (T, I) and float32 (T,), for values * scale."""
+    """The input of a product: float (T, I) without a scale, or int8 (T, I) with a scale float32 (T,), meaning values *
+    scale."""
 
     values_TI: torch.Tensor
     scale_T: torch.Tensor | None = None
 
     def picked(self, rows_S: torch.Tensor) -> Rows:
-        """Some of the rows."""
+        """Return some of the rows."""
         return Rows(self.values_TI[rows_S], None if self.scale_T is None else self.scale_T[rows_S])
 
 
 class Sums(NamedTuple):
-    """A product: floats (T, O) and None for the rest; or int32, which stands for acc * row_scale_T * scale_O + bias_O
-    (no bias is a bias of 0), where the pass that reads it applies the scales."""
+    """The result of a product: floats (T, O) and None for the rest, or int32 (T, O), which stands for acc * row_scale_T
+    * scale_O + bias_O (no bias means 0). The pass that reads it applies the scales."""
 
     acc_TO: torch.Tensor
     row_scale_T: torch.Tensor | None = None
@@ -42,7 +43,7 @@ class Sums(NamedTuple):
     bias_O: torch.Tensor | None = None
 
     def float(self) -> torch.Tensor:
-        """float32 (T, O)."""
+        """Return the product itself, float32 (T, O)."""
         if self.row_scale_T is None or self.scale_O is None:
             return self.acc_TO.float()
         product_TO = self.acc_TO.float() * (self.row_scale_T[:, None] * self.scale_O)
@@ -51,20 +52,20 @@ class Sums(NamedTuple):
 
 @dataclass(slots=True)
 class Residual:
-    """The residual stream. pending: a product that is not added yet; the pass that reads the stream next adds it."""
+    """The residual stream. pending: a product that was not added yet; the next pass over the stream adds it."""
 
     x_TD: torch.Tensor
     pending: Sums | None = None
 
     def taken(self) -> Sums | None:
-        """The pending product, for who adds it now."""
+        """Return the pending product and forget it: the caller adds it."""
         pending, self.pending = self.pending, None
         return pending
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """Matrices in another program's format, one below the other: those of a fused layer have groups of their own."""
+    """The matrices of one fused layer in another program's format, stacked: each has groups of its own."""
 
     parts: tuple[Grouped | Tiled | Blockwise, ...]
 
@@ -73,7 +74,7 @@ class Parts:
         return sum(part.nbytes for part in self.parts)
 
     def outputs(self, start: int, end: int) -> Parts | None:
-        """None if a part would have to be cut in two."""
+        """Return output channels start .. end; None if a matrix would have to be divided."""
         whole, at = [], 0
         for part in self.parts:
             first, at = at, at + part.shape[0]
@@ -88,5 +89,5 @@ Held = torch.Tensor | Rowwise | Int4 | Parts  # a weight: float, int8, int4, or 
 
 
 def outputs(weight: Held, start: int, end: int) -> Held | None:
-    """Output channels start..end of a weight, no copy; None where its format cannot tell them apart."""
+    """Return output channels start .. end of a weight without a copy; None if its format cannot be divided so."""
     return weight[start:end] if isinstance(weight, torch.Tensor) else weight.outputs(start, end)

@@ -1,11 +1,12 @@
-"""The door to the passes between products, to attention and to rounding; `products` is the door to the products.
+"""The entry to all that happens between products: norms, attention, SwiGLU, rounding. `products` is the entry to
+products.
 
-Shapes and dtypes are checked here, then one implementation is chosen by `dispatch`. The layers above call
-`passes.attention(...)` and never learn what ran. The truth of each is in `kernels.reference` and `kernels.integer`.
-`int8` asks for rows that are rounded to int8 on the way out; else they stay float.
+Shapes and dtypes are checked here, then `dispatch` chooses an implementation. The layers above call
+`passes.attention(...)` and do not know what runs. The truth of each function is in `kernels.reference` and
+`kernels.integer`. `int8=True` rounds the result to int8 rows; otherwise it stays float.
 
-Shapes: T tokens, D width, F feed-forward width, H query heads, J key/value heads, E head width, S sequences,
-K outputs of a head.
+Shapes: T tokens, D width, F feed-forward width, H query heads, J key/value heads, E head width, S sequences, K outputs
+of a head.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ def norm(
     int8: bool = False,
     shift_D: torch.Tensor | None = None,
 ) -> Rows:
-    """Root-mean-square normalization of each row (arXiv 1910.07467), (T, D); no weight is a weight of 1.
+    """RMS normalization of each row (arXiv 1910.07467), (T, D). weight_D None means a weight of 1.
 
-    A pending product is added to the stream on the way. shift_D: float32 (D,), taken off each normed row before it is
-    rounded to int8; the reader's bias makes up for it.
+    Adds a pending product to the stream first. shift_D: float32 (D,), subtracted from each normed row before it is
+    rounded to int8; the bias of the layer behind makes up for it.
     """
     if not int8:
         x_TD = settled(residual)
@@ -52,27 +53,27 @@ def norm(
 
 
 def norm_each(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """The float norm, (S, D) -> (S, D), each row by itself, whoever the others are."""
+    """The float norm, (S, D) -> (S, D). A row's result does not depend on the other rows."""
     return dispatch.passes(x_SD.device).norm_each(x_SD, weight_D, eps)
 
 
 def value_head(x_SD: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None) -> torch.Tensor:
-    """x @ weight.T + bias in float32, (S, D) -> (S, K). Each row by itself."""
+    """x @ weight.T + bias in float32, (S, D) -> (S, K). A row's result does not depend on the other rows."""
     check(x_SD.ndim == 2 and x_SD.shape[1] == weight_KD.shape[1], "value_head", x=x_SD, weight=weight_KD)
     return dispatch.passes(x_SD.device).value_head(x_SD, weight_KD, bias_K)
 
 
 def quantize(x_TI: torch.Tensor) -> Rows:
-    """int8 per row: float32 (T, I)."""
+    """Round each row of float32 (T, I) to int8."""
     check(x_TI.ndim == 2 and x_TI.dtype == torch.float32, "quantize", x=x_TI)
     return dispatch.passes(x_TI.device).quantize(x_TI)
 
 
 def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
-    """Query, key and value of a fused product, (T, heads, E), query and key turned by RoPE (half-split convention).
-    The product is used up.
+    """Return query, key and value of a fused product, each (T, heads, E), query and key under RoPE (half-split
+    convention).
 
-    widths: columns of the query, and of key and value each.
+    widths: columns of the query, and of key and value each. The product may be overwritten.
     """
     tokens, outputs = sums.acc_TO.shape
     check_sums("split_heads", sums, (tokens, outputs))
@@ -84,7 +85,7 @@ def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: 
 
 def swiglu(sums: Sums, *, block: int = 1, int8: bool = False) -> Rows:
     """silu(gate) * up of a product that holds gate, then up: (T, 2F) -> (T, F). Then the block Hadamard transform of
-    `schemes.hadamard`: block is a power of two that divides F; 1 leaves the row as it is."""
+    `schemes.hadamard`; block is a power of two that divides F, and 1 means no transform."""
     check_sums("swiglu", sums, sums.acc_TO.shape)
     check(sums.acc_TO.shape[1] % (2 * block) == 0, "swiglu", product=sums.acc_TO)
     kernels = dispatch.passes(sums.acc_TO.device)
@@ -94,8 +95,7 @@ def swiglu(sums: Sums, *, block: int = 1, int8: bool = False) -> Rows:
 
 
 def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None = None) -> Paths:
-    """What attention is told of a pack, made once for all layers; picked: the tokens whose queries there will be, None
-    for all."""
+    """Describe a pack to attention, once for all layers. picked: tokens whose queries will be given, None for all."""
     return dispatch.attention(device, torch.float32).paths(segments, device, picked)
 
 
@@ -108,9 +108,9 @@ def attention(
     *,
     int8: bool = False,
 ) -> Rows:
-    """Packed causal attention over a forest of segments, (T, H * E); J divides H. slopes_H: of ALiBi, or None.
+    """Packed causal attention over a forest of segments, (T, H * E). J divides H. slopes_H: of ALiBi, or None.
 
-    paths: what `passes.paths` made of the segments. Of picked tokens, query and result have a row each.
+    paths: made by `passes.paths`. If it picks tokens, query and result have one row for each of them.
     """
     check_attention(query_THE, key_TJE, value_TJE, paths)
     triton = dispatch.triton_attention(query_THE.device)
@@ -129,7 +129,7 @@ def attention_by_table(
     *,
     int8: bool = False,
 ) -> Rows:
-    """As `attention`, with ALiBi's biases as Baichuan's published code rounds them; slow, for comparisons."""
+    """As `attention`, with ALiBi's biases rounded as in Baichuan's published code. Slow; for comparisons."""
     check_attention(query_THE, key_TJE, value_TJE, paths)
     assert slopes_H is not None
     mixed = reference.attention_by_table(query_THE, key_TJE, value_TJE, paths.segments, slopes_H, paths.picked)
@@ -156,10 +156,10 @@ def round_columns(
     factor_II: torch.Tensor,
     bounds: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns of a run rounded to multiples of a step, what each lost made up for by the columns after it up to `end`:
-    int8 (O, K), and the errors float32 (O, K). See `kernels.reference`. The weight is used up.
+    """Round the columns in `run` to multiples of a step; the columns after each, up to `end`, compensate its error.
 
-    weight, step, factor: float32 (O, I), (O,) and (I, I), upper triangular; bounds: of the multiples, within int8.
+    Returns int8 (O, K) and the errors, float32 (O, K). See `kernels.reference`. The weight is overwritten. weight,
+    step, factor: float32 (O, I), (O,) and (I, I), upper triangular. bounds: of the multiples, within int8.
     """
     fits = weight_OI.shape == (len(step_O), len(factor_II)) and 0 <= run.start < run.stop <= end <= len(factor_II)
     fits = fits and weight_OI.dtype == step_O.dtype == factor_II.dtype == torch.float32

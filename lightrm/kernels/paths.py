@@ -1,8 +1,8 @@
-"""What each query of a pack sees, as tables for the attention kernels of cards and CPUs; their layout is drawn in
-`cuda.triton_attention`.
+"""Which tokens each query of a pack sees, as tables for the attention kernels. `cuda.triton_attention` draws their
+layout.
 
-Made once a pack, on the host, for all layers. Neighbouring ranges of a path are joined, so that a plain sequence has
-one range and an answer to a shared prompt two.
+Made once per pack on the host, for all layers. Adjacent ranges of a path are joined, so that a plain sequence has one
+range, and an answer to a shared prompt has two.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ HEADER = 4
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """tables int32 (tiles, 4 + 2 depth) on the device; rows: queries in all; depth: most ranges of a path; picked:
-    the tokens whose queries these are, None for all."""
+    """tables: int32 (tiles, 4 + 2 depth) on the device. rows: number of queries. depth: the most ranges that a path
+    has. picked: the tokens whose queries these are, None for all."""
 
     tables: torch.Tensor
     rows: int
@@ -43,9 +43,9 @@ def paths_of(
     picked: Sequence[int] | None = None,
     queries: int | None = None,
 ) -> Paths:
-    """Paths of every token, or of the picked tokens: query row s is then that of token picked[s].
+    """Return the paths of every token, or of the picked tokens, in which case query row s is that of token picked[s].
 
-    queries: rows of a tile; what a card takes if not given. Raises ValueError if a picked token lies in no segment.
+    queries: rows of a tile; the default is a card's. Raises ValueError if a picked token lies in no segment.
     """
     queries = queries or (QUERIES if picked is None else PICKED_QUERIES)
     rows, count = [], 0
@@ -62,7 +62,7 @@ def paths_of(
 
 
 def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Without empty ranges, neighbours made one."""
+    """Return the ranges without empty ones, adjacent ones joined."""
     found: list[tuple[int, int]] = []
     for start, end in ranges:
         if start == end:
@@ -75,7 +75,8 @@ def joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 
 
 def turns(ranges: list[tuple[int, int]], depth: int) -> list[int]:
-    """Where each range begins on the path, and what leads from a position to its token; absent ranges begin nowhere."""
+    """Return where each range begins on the path, and the difference from a position to its token. Missing ranges never
+    begin."""
     found, position = [], 0
     for start, end in ranges:
         found += [position, start - position]
@@ -84,7 +85,7 @@ def turns(ranges: list[tuple[int, int]], depth: int) -> list[int]:
 
 
 def heads_side_by_side(x_THE: torch.Tensor) -> torch.Tensor:
-    """A token's heads one after the other; tokens may lie apart."""
+    """Return the tensor with a token's heads in adjacent memory; tokens may lie apart."""
     width = x_THE.shape[2]
     fits = x_THE.stride(2) == 1 and (x_THE.stride(1) == width or x_THE.shape[1] == 1)
     return x_THE if fits else x_THE.contiguous()

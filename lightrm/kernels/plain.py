@@ -1,4 +1,4 @@
-"""The passes in plain PyTorch, for where no kernel of ours runs: `integer`'s truth, and PyTorch's own routines."""
+"""The passes in plain PyTorch, where no kernel of ours runs: `integer` for int8, PyTorch's routines for floats."""
 
 from lightrm.kernels.integer import (
     add_norm_quantize,

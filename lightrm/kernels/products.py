@@ -1,7 +1,7 @@
-"""The door to matrix products, in float and in whole numbers; `passes` is the door to what lies between them.
+"""The entry to matrix products, of floats and of integers; `passes` is the entry to what happens between them.
 
-Shapes and dtypes are checked here, then one implementation is chosen by `dispatch`. What goes in and comes out is in
-`operands`. Shapes: T tokens, O x I a weight.
+Shapes and dtypes are checked here, then `dispatch` chooses an implementation. `operands` defines inputs and results.
+Shapes: T tokens, O x I a weight.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MOST_INPUTS = (2**31 - 1) // 2**14  # |int8 * int8| is at most 2^14
 
 
 def product(rows: Rows, weight: Held, bias_O: torch.Tensor | None) -> Sums:
-    """rows times a weight, plus bias; bias_O (O,) or None: float32 for int8 rows, else in the dtype of the rows."""
+    """rows times weight plus bias. bias_O: (O,) or None; float32 for int8 rows, otherwise in the dtype of the rows."""
     if rows.scale_T is None:
         return Sums(float_product(rows.values_TI, weight, bias_O))
     integers = check_product(rows, weight, bias_O)
@@ -29,7 +29,7 @@ def product(rows: Rows, weight: Held, bias_O: torch.Tensor | None) -> Sums:
 
 
 def add_product(residual: Residual, rows: Rows, weight: Held, bias_O: torch.Tensor | None) -> None:
-    """As `product`, added to the residual stream; or pending there, where the kernel that multiplies cannot add."""
+    """Add a product to the residual stream, or leave it pending there if the kernel cannot add while it multiplies."""
     x_TO = settled(residual)
     if rows.scale_T is None:
         residual.x_TD = x_TO + float_product(rows.values_TI, weight, bias_O)
@@ -40,12 +40,12 @@ def add_product(residual: Residual, rows: Rows, weight: Held, bias_O: torch.Tens
 
 
 def kernels(device: torch.device) -> Products:
-    """Triton's, or a library's."""
+    """Return the products that a device runs: Triton's or a library's."""
     return dispatch.triton_products(device) or library_products
 
 
 def settled(residual: Residual) -> torch.Tensor:
-    """The stream as a tensor, all added."""
+    """Add what is pending, and return the stream as a tensor."""
     pending = residual.taken()
     if pending is not None:
         check_sums("settled", pending, residual.x_TD.shape)
@@ -76,7 +76,7 @@ def float_product(x_TI: torch.Tensor, weight: Held, bias_O: torch.Tensor | None)
 def part_product(
     x_TI: torch.Tensor, part: Grouped | Tiled | Blockwise, start: int, end: int, bias_O: torch.Tensor | None
 ) -> torch.Tensor:
-    """Channels start..end of a matrix; of one with a kernel of its own, all."""
+    """Multiply by output channels start .. end of one matrix; all of them if the matrix has a kernel of its own."""
     if isinstance(part, Blockwise):
         return blockwise_product(x_TI, part, bias_O)
     if isinstance(part, Tiled):
@@ -91,14 +91,15 @@ def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | N
 
 
 def int8_product(values_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
-    """int8 (T, I) x int8 (O, I) -> int32 (T, O), exact, by a library."""
+    """Multiply int8 (T, I) by int8 (O, I): int32 (T, O), exact, by a library."""
     fits = values_TI.ndim == 2 and values_TI.shape[1] == weight_OI.shape[1] and values_TI.dtype == torch.int8
     check(fits and weight_OI.dtype == torch.int8, "int8_product", values=values_TI, weight=weight_OI)
     return gemm.product(values_TI, weight_OI)
 
 
 def placed(weight: Grouped | Blockwise | Rowwise, device: torch.device) -> Grouped | Tiled | Blockwise | Rowwise:
-    """A file's own values on their device, GPTQ's in the layout of the kernel that will read them there."""
+    """Return a file's own quantized values on a device; GPTQ's in the layout of the kernel that will read them
+    there."""
     there = weight.to(device)
     if isinstance(there, Grouped) and dispatch.triton_products(there.packed.device) is not None:
         return tiled(there) or there
@@ -106,7 +107,7 @@ def placed(weight: Grouped | Blockwise | Rowwise, device: torch.device) -> Group
 
 
 def grouped_product(x_TI: torch.Tensor, weight: Tiled, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """x @ weight.T + bias, (T, I) -> (T, O) in x's dtype: of a layout that Triton alone reads."""
+    """x @ weight.T + bias, (T, I) -> (T, O) in x's dtype, for the layout that only Triton reads."""
     check(x_TI.ndim == 2 and x_TI.shape[1] == weight.shape[1], "grouped_product", x=x_TI, packed=weight.packed)
     triton = dispatch.triton_products(x_TI.device)
     assert triton is not None, "a tiled weight is made where there is Triton"
@@ -114,7 +115,7 @@ def grouped_product(x_TI: torch.Tensor, weight: Tiled, bias_O: torch.Tensor | No
 
 
 def quantize_blockwise(weight_OI: torch.Tensor) -> Blockwise:
-    """Any float dtype (O, I) -> nf4 in blocks of 64 with double quantization, by bitsandbytes."""
+    """Quantize (O, I) of any float dtype to nf4 in blocks of 64 with double quantization, by bitsandbytes."""
     check(weight_OI.ndim == 2, "quantize_blockwise", weight=weight_OI)
     return dispatch.bitsandbytes().quantize_blockwise(weight_OI)
 
@@ -133,7 +134,7 @@ def mixed_product(x_TI: torch.Tensor, weight: Rowwise, bias_O: torch.Tensor | No
 
 
 def check_product(rows: Rows, weight: Held, bias_O: torch.Tensor | None) -> Rowwise | Int4:
-    """The weight, for int8 rows. Raises ValueError."""
+    """Return the weight of a product of int8 rows. Raises ValueError if shapes, dtypes or formats do not fit."""
     values_TI, scale_T = rows
     if isinstance(weight, torch.Tensor | Parts) or scale_T is None:
         raise ValueError(f"product: int8 rows need an int8 or int4 weight, found {type(weight).__name__}")

@@ -1,7 +1,7 @@
-"""What an implementation of the passes, of attention and of the products has: each is a module with these functions.
+"""The functions that a module of passes, of attention or of products must have.
 
-Declared once, for all of them: `dispatch` names the modules, and mypy holds each against its protocol. Shapes as in
-`passes` and `products`, where it is said what each function does; where one changes its input, that is said here.
+Declared once for all implementations: `dispatch` names the modules, and mypy checks each against its protocol. `passes`
+and `products` say what each function does and give its shapes; a function that changes its input is marked here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lightrm.schemes.tiled import Tiled
 
 
 class Passes(Protocol):
-    """Between products, a row read and written once."""
+    """The passes between products; each reads and writes a row once."""
 
     def rms_norm(self, x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float, /) -> torch.Tensor: ...
     def norm_each(self, x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float, /) -> torch.Tensor: ...
@@ -32,20 +32,20 @@ class Passes(Protocol):
     def quantize(self, x_TI: torch.Tensor, /) -> Rows: ...
     def norm_quantize(self, x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None, /) -> Rows: ...
     def add_norm_quantize(self, x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None, /) -> Rows:
-        """x += sums, in place, on the way."""
+        """x += sums in place, then RMSNorm and int8."""
 
     def add_sums(self, x_TD: torch.Tensor, sums: Sums, /) -> None:
         """x += sums, in place."""
 
     def silu_mul_quantize(self, sums: Sums, block: int, /) -> Rows: ...
     def split_heads(self, sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, /) -> Heads:
-        """Float sums may be used up."""
+        """Float sums may be overwritten."""
 
     def widen(self, packed: torch.Tensor, multiplier_OG: torch.Tensor, /) -> torch.Tensor: ...
 
 
 class Attention(Protocol):
-    """Over a pack. paths: of the segments, for the kernel's own tiles."""
+    """Attention over a pack. paths: its segments, as tables for the tiles of this kernel."""
 
     def paths(self, segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None, /) -> Paths: ...
     def attention(
@@ -55,7 +55,7 @@ class Attention(Protocol):
 
 
 class CardAttention(Attention, Protocol):
-    """Whose rows may leave as int8."""
+    """Attention that can also round its rows to int8."""
 
     def attention_quantize(
         self, query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor, paths: Paths,
@@ -64,25 +64,25 @@ class CardAttention(Attention, Protocol):
 
 
 class Products(Protocol):
-    """Of int8 rows, and of float rows with 4-bit weights."""
+    """Products of int8 rows, and of float rows with int4 weights."""
 
     def multiply(self, rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None, /) -> Sums: ...
     def multiply_onto(
         self, x_TO: torch.Tensor, rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None, /
     ) -> Sums | None:
-        """x += product, in place; or the product, which is then still to be added."""
+        """x += product, in place; or return the product, which then must be added by the caller."""
 
     def widened_product(self, x_TI: torch.Tensor, weight: Int4, bias_O: torch.Tensor | None, /) -> torch.Tensor: ...
 
 
 class CardProducts(Products, Protocol):
-    """And of 4-bit weights of other programs' grids, laid out for the kernel."""
+    """Products that also take 4-bit weights in other programs' formats, in this kernel's layout."""
 
     def grouped_product(self, x_TI: torch.Tensor, weight: Tiled, bias_O: torch.Tensor | None, /) -> torch.Tensor: ...
 
 
 class BlockwiseProducts(Protocol):
-    """Of bitsandbytes' formats."""
+    """Products of bitsandbytes' formats."""
 
     def quantize_blockwise(self, weight_OI: torch.Tensor, /) -> Blockwise: ...
 
@@ -93,7 +93,7 @@ class BlockwiseProducts(Protocol):
 
 
 class Rounding(Protocol):
-    """Of columns, one after the other."""
+    """Rounding of columns, one after the other."""
 
     def round_columns(
         self, weight_OI: torch.Tensor, run: range, end: int, step_O: torch.Tensor, factor_II: torch.Tensor,

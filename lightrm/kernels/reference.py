@@ -20,7 +20,7 @@ OUTLIER = 6.0  # magnitude from which LLM.int8 keeps a column of activations in 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467): float32 inside, the input's dtype out.
 
-    A row whose squares overflow would become zeros: it becomes NaN, which shows.
+    If the squares of a row overflow, the row becomes NaN, which is visible; the formula alone would give zeros.
     """
     x = x_TD.float()
     normed = x * shrink(x.square().mean(-1, keepdim=True), eps)
@@ -28,7 +28,7 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> t
 
 
 def shrink(mean: torch.Tensor, eps: float) -> torch.Tensor:
-    """1 / sqrt(mean + eps); NaN, not 0, where the mean is infinite."""
+    """1 / sqrt(mean + eps); NaN instead of 0 if the mean is infinite."""
     return torch.rsqrt(mean + eps) + (mean - mean)
 
 
@@ -40,14 +40,14 @@ def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | N
 
 
 def blockwise_product(x_TI: torch.Tensor, weight: Blockwise, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """A product with the weight widened to x's dtype."""
+    """Multiply by the weight dequantized to x's dtype."""
     return linear(x_TI, weight.rows(0, weight.shape[0]).to(x_TI.dtype), bias_O)
 
 
 def mixed_product(x_TI: torch.Tensor, weight: Rowwise, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """LLM.int8 (arXiv 2208.07339): columns of x with an outlier stay in x's dtype, the others are int8 per row.
+    """LLM.int8 (arXiv 2208.07339): columns of x that hold an outlier stay in x's dtype, the others are int8 per row.
 
-    Which columns those are depends on every row of x: a row's product may move with its neighbours.
+    Which columns these are depends on all rows of x, so a row's result may change with its neighbours.
     """
     half = x_TI.half().float()
     outliers_I = (half.abs() >= OUTLIER).any(0)
@@ -62,7 +62,7 @@ def mixed_product(x_TI: torch.Tensor, weight: Rowwise, bias_O: torch.Tensor | No
 
 
 def rotate(x_THE: torch.Tensor, cos_TE: torch.Tensor, sin_TE: torch.Tensor) -> torch.Tensor:
-    """RoPE, half-split: channel e turns together with channel e + E/2. cos and sin are float32 (T, E/2)."""
+    """RoPE, half-split: channels e and e + E/2 rotate together. cos and sin are float32 (T, E/2)."""
     half = x_THE.shape[-1] // 2
     x = x_THE.float()
     a, b = x[..., :half], x[..., half:]
@@ -71,7 +71,7 @@ def rotate(x_THE: torch.Tensor, cos_TE: torch.Tensor, sin_TE: torch.Tensor) -> t
 
 
 def silu_mul(gate_up_TF2: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up, where the input holds gate and up side by side: (T, 2F) -> (T, F)."""
+    """silu(gate) * up; the input holds gate and up side by side: (T, 2F) -> (T, F)."""
     gate, up = gate_up_TF2.float().chunk(2, dim=-1)
     return (torch.nn.functional.silu(gate) * up).to(gate_up_TF2.dtype)
 
@@ -84,7 +84,7 @@ def attention(
     slopes_H: torch.Tensor | None,
     picked: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """softmax(q k / sqrt(E) + slope * (j - i)) v, per segment over its ancestors and causally over itself: (T, H, E).
+    """softmax(q k / sqrt(E) + slope * (j - i)) v, (T, H, E). A segment sees all of its ancestors, and itself causally.
 
     picked: the queries are those of these tokens only.
     """
@@ -103,8 +103,8 @@ def attention_by_table(
     slopes_H: torch.Tensor,
     picked: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """As Baichuan-13B's published code in half precision: a table of slope * j, rounded to the dtype of the query, is
-    added to scores of that dtype."""
+    """As Baichuan-13B's published code in half precision: a table of slope * j, rounded to the query's dtype, is added
+    to scores of that dtype."""
 
     def biased(score_HQK: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         table_H1K = (slopes_H[:, None, None] * j).to(query_THE.dtype)
@@ -124,7 +124,8 @@ def attended(
     biased: Biased,
     picked: Sequence[int] | None,
 ) -> torch.Tensor:
-    """biased: of scores float32 (H, Q, K), positions of the queries (Q,) and of the keys (K,)."""
+    """Attention with a function that biases the scores. biased: scores float32 (H, Q, K), positions of the queries (Q,)
+    and of the keys (K,) -> scores."""
     repeats = query_THE.shape[1] // key_TJE.shape[1]
     out_THE = torch.empty_like(query_THE)
     for first, end, ranges in views(segments, picked):
@@ -150,11 +151,11 @@ def round_columns(
     factor_II: torch.Tensor,
     bounds: tuple[int, int],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Columns of a run, one after the other, to multiples q of a step; what each lost is taken off those up to `end`.
+    """Round the columns in `run`, one after the other, to multiples q of a step; compensate in the columns up to `end`.
 
         error = (w[:, i] - q * step) / U[i, i];   w[:, j] -= error * U[i, j]   for i < j < end      (arXiv 2210.17323)
 
-    The weight is changed in place; q int8 and the errors float32, (O, K) of K columns.
+    The weight is changed in place. Returns q int8 and the errors float32, both (O, K) for K columns.
     """
     values, errors = [], []
     for i in run:

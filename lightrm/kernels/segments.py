@@ -1,8 +1,8 @@
-"""What each token of a pack sees. A pack is token ids of many sequences end to end, no padding anywhere.
+"""Which tokens each token of a pack sees. A pack holds the ids of many sequences, one after the other, without padding.
 
-It is a forest of segments. A segment is a run of tokens that sees its ancestors in full and itself causally. A plain
-sequence is one segment without a parent; a prompt with n answers is one parent with n children. `engine.packing` makes
-them; attention walks the paths from the roots.
+A pack is a forest of segments. A segment is a run of tokens that sees its ancestors in full and itself causally. A
+plain sequence is one segment without a parent; a prompt with n answers is one parent with n children. `engine.packing`
+makes segments; attention follows the path from each root.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Ranges = list[tuple[int, int]]
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens start..end of a pack, after those of the segments before it; `parent` is the index of the segment it
+    """Tokens start .. end of a pack, after those of all earlier segments. parent: index of the segment that this one
     continues, or ROOT."""
 
     start: int
@@ -26,7 +26,7 @@ class Segment:
 
 
 def key_ranges(segments: Sequence[Segment], index: int) -> Ranges:
-    """Token ranges that segment `index` may see, oldest ancestor first, itself last."""
+    """Return the token ranges that a segment may see: its oldest ancestor first, itself last."""
     ranges = []
     while index != ROOT:
         segment = segments[index]
@@ -38,7 +38,8 @@ def key_ranges(segments: Sequence[Segment], index: int) -> Ranges:
 
 
 def views(segments: Sequence[Segment], picked: Sequence[int] | None = None) -> Iterator[tuple[int, int, Ranges]]:
-    """Query rows start..end and the token ranges that the last of them sees; each row before it sees one token less.
+    """Yield query rows start .. end, and the token ranges that the last of them sees; each row before it sees one token
+    less.
 
     picked: tokens, one query row each, instead of a row for every token. Raises ValueError if one lies in no segment.
     """

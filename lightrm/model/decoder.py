@@ -5,9 +5,9 @@
                      x += down(swiglu(gate_up(norm(x))))
     norm(x) at the last token of each sequence
 
-Each step is a door of `kernels`, which fuses what it can: a norm adds what the step before it left pending, and rounds
-its rows to int8 where the layer that reads them wants so. Only the last token is read, so of the last layer all tokens
-need keys and values, and the last ones the rest.
+Each step calls one function of `kernels`, which fuses what it can: a norm also adds the product that is still pending,
+and rounds its rows to int8 if the next layer reads int8. Only the hidden state of each last token is needed, so the
+last layer computes keys and values of all tokens, and everything else of the last tokens only.
 
 Shapes: T tokens in a pack, S sequences, D width, H query heads, J key/value heads, E head width.
 """
@@ -34,9 +34,10 @@ EMBEDDED = 64  # tokens
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One block's weights; `qkv` is query, key, value rows in this order, `gate_up` gate rows, then up rows.
+    """The weights of one block. `qkv` holds the rows of query, key and value in this order, `gate_up` those of gate and
+    up.
 
-    A norm is None where its weight was folded into the layer that reads it.
+    A norm is None if its weight was folded into the layer that reads it.
     """
 
     attention_norm_D: torch.Tensor | None
@@ -48,7 +49,7 @@ class Layer:
 
 
 class Layers(Protocol):
-    """A list of layers, or what gives them one after the other."""
+    """A list of layers, or an object that makes each layer when it is asked for."""
 
     def __len__(self) -> int: ...
 
@@ -56,7 +57,7 @@ class Layers(Protocol):
 
 
 class Flow:
-    """A pack on its way through the layers."""
+    """One pack on its way through the layers."""
 
     def __init__(self, batch: PackedBatch, decoder: Decoder) -> None:
         self.batch = batch
@@ -72,7 +73,7 @@ class Flow:
 
 
 class Decoder:
-    """A decoder that returns one hidden state a sequence: there is no output layer and no generation."""
+    """A decoder that returns one hidden state per sequence. It has no output layer and generates nothing."""
 
     def __init__(
         self,
@@ -83,7 +84,8 @@ class Decoder:
         dtype: torch.dtype,
         watching: tuple[Callable[[], None], ...] = (),
     ) -> None:
-        """watching: called before the weights are read, in every layer; each raises if they are not what they were."""
+        """watching: functions called before the weights of each layer are read; each raises if the weights' file has
+        changed."""
         self.architecture = architecture
         self.embedding_VD = embedding_VD
         self.layers = layers
@@ -100,7 +102,7 @@ class Decoder:
 
     @property
     def bytes(self) -> int:
-        """Of the weights as held; of layers that are not in a list, none."""
+        """Bytes of the weights in memory. Streamed layers do not count."""
         layers: list[Layer] = self.layers if isinstance(self.layers, list) else []
         vectors = [self.embedding_VD, self.final_norm_D]
         vectors += [norm for layer in layers for norm in (layer.attention_norm_D, layer.mlp_norm_D)]
@@ -109,9 +111,10 @@ class Decoder:
 
     @torch.inference_mode()
     def last_hidden(self, batch: PackedBatch, watch: Watch | None = None) -> torch.Tensor:
-        """Normed hidden state at the end of each sequence, (S, D), in the compute dtype.
+        """Return the normed hidden state of the last token of each sequence, (S, D), in the compute dtype.
 
-        watch: called with a name and the residual stream after each half of each layer, to find where it broke.
+        watch: called with a name and the residual stream after each half of each layer, to find where NaN first
+        appears.
         """
         return self.last_hiddens([batch], watch)[0]
 
@@ -119,7 +122,7 @@ class Decoder:
     def last_hiddens(
         self, batches: Sequence[PackedBatch], watch: Watch | None = None, after: Callable[[], None] | None = None
     ) -> list[torch.Tensor]:
-        """As `last_hidden`, of several packs that go through each layer in turn: a layer is needed once for all.
+        """As `last_hidden`, for several packs. All packs go through a layer before the next layer is asked for.
 
         after: called when a layer is done.
         """
@@ -146,8 +149,11 @@ class Decoder:
             check()
 
     def embedded(self, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """Rows of the table in the compute dtype. A CPU copies only EMBEDDED at a time in the table's own dtype: a
-        copy of all would leave a hole of its size in the memory for each pack of a window."""
+        """Return rows of the embedding table in the compute dtype.
+
+        On a CPU only EMBEDDED tokens at a time are copied in the table's own dtype. A copy of all of them would leave a
+        hole of that size in the memory for each pack of a window.
+        """
         table_VD = self.embedding_VD
         if table_VD.device.type != "cpu" or table_VD.dtype == self.dtype:
             return table_VD[token_ids_T].to(self.dtype)
@@ -160,11 +166,11 @@ class Decoder:
         return None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
 
     def norm(self, residual: Residual, weight_D: torch.Tensor | None, reader: Linear) -> Rows:
-        """As the layer behind it reads its rows."""
+        """Norm the residual stream into rows of the kind that `reader` reads."""
         return passes.norm(residual, weight_D, self.architecture.norm_eps, int8=reader.int8, shift_D=reader.shift_I)
 
     def heads(self, qkv: Linear, norm_D: torch.Tensor | None, residual: Residual, rotation: Rotation) -> Heads:
-        """Query, key and value of all tokens."""
+        """Return query, key and value of all tokens."""
         a = self.architecture
         product = qkv(self.norm(residual, norm_D, qkv))
         return passes.split_heads(product, (a.query_width, a.kv_width), a.head_width, rotation)
@@ -175,13 +181,13 @@ class Decoder:
         layer.output.onto(flow.residual, self.mix(*heads, flow.paths, self.slopes_H, int8=layer.output.int8))
 
     def attention_of_last(self, layer: Layer, flow: Flow) -> None:
-        """The same for the last token of each sequence alone, which is all that the stream holds then."""
+        """As `attention`, for the last token of each sequence only. Afterwards the residual stream holds only these."""
         heads = self.heads_of_last(layer, flow)
         flow.residual = Residual(settled(flow.residual)[flow.batch.last_S])
         layer.output.onto(flow.residual, self.mix(*heads, flow.last_paths, self.slopes_H, int8=layer.output.int8))
 
     def heads_of_last(self, layer: Layer, flow: Flow) -> Heads:
-        """Queries of the last tokens, keys and values of all."""
+        """Return the queries of the last tokens, and the keys and values of all tokens."""
         a, last_S = self.architecture, flow.batch.last_S
         queries = layer.qkv.outputs(0, a.query_width)
         others = layer.qkv.outputs(a.query_width, a.query_width + 2 * a.kv_width)

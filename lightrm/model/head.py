@@ -4,8 +4,8 @@
     k-row linear  (k, D) weight: the mean over its k outputs
     ReLU MLP      linear, ReLU, linear
 
-then the post-step: (x - mean) / std where the checkpoint normalizes its scores, and a sign where a model's output
-grows with harm (a cost). Both are shown in the repr, since they change what a number means.
+Then the post-step: (x - mean) / std if the checkpoint normalizes its scores, and a sign if the model's output grows
+with harm (a cost). The repr shows both, since they change what a number means.
 
 S sequences, D width, K outputs.
 """
@@ -22,7 +22,7 @@ from lightrm.kernels import passes
 
 @dataclass(frozen=True, slots=True)
 class ValueHead:
-    """weights: one (K, D) matrix, or two for an MLP; biases beside them, None where the file has none."""
+    """weights: one (K, D) matrix, or two for an MLP. biases: one for each weight, None if the file has none."""
 
     weights: tuple[torch.Tensor, ...]
     biases: tuple[torch.Tensor | None, ...]
@@ -30,7 +30,7 @@ class ValueHead:
 
     @torch.inference_mode()
     def __call__(self, hidden_SD: torch.Tensor) -> torch.Tensor:
-        """float32 (S,)."""
+        """Return the scores, float32 (S,), of hidden states (S, D)."""
         x = hidden_SD
         for k, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
             x = passes.value_head(x if k == 0 else x.relu(), weight, bias)

@@ -1,4 +1,4 @@
-"""One linear layer: a weight as it is held, with a bias. The products themselves are `kernels.products`.
+"""One linear layer: a weight in any format, with a bias. The products themselves are in `kernels.products`.
 
 T tokens, O x I a weight.
 """
@@ -16,12 +16,13 @@ from lightrm.schemes.grammar import Scheme
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """int8: it reads int8 rows; else float ones, in the compute dtype.
+    """A linear layer.
 
-    bias_O: float32 for int8 rows, else in the compute dtype, or None. block: of the Hadamard transform that its rows
-    have gone through, 1 for none. shift_I: float32 (I,), taken off each normed row before it is rounded to int8, or
-    None; what it is worth, weight @ shift in full precision, is in the bias: what all rows have in common costs neither
-    levels nor the weight's own rounding.
+    int8: whether it reads int8 rows; otherwise it reads floats in the compute dtype. bias_O: float32 for int8 rows,
+    otherwise in the compute dtype, or None. block: size of the Hadamard transform that its rows have gone through, 1
+    for none. shift_I: float32 (I,) or None. It is subtracted from each normed row before the row is rounded to int8,
+    and weight @ shift is added to the bias in full precision. So what all rows have in common uses up no int8 levels,
+    and the error of the weight does not act on it.
     """
 
     weight: Held
@@ -34,7 +35,7 @@ class Linear:
         return products.product(rows, self.weight, self.bias_O)
 
     def rows(self, x_TI: torch.Tensor) -> Rows:
-        """A float input as this layer reads it."""
+        """Convert a float input to rows of the kind that this layer reads."""
         return passes.quantize(x_TI) if self.int8 else Rows(x_TI)
 
     def onto(self, residual: Residual, rows: Rows) -> None:
@@ -42,8 +43,8 @@ class Linear:
         products.add_product(residual, rows, self.weight, self.bias_O)
 
     def outputs(self, start: int, end: int) -> Linear | None:
-        """Output channels start..end as a layer of their own that holds no copy; None where the weight's format cannot
-        tell them apart."""
+        """Return output channels start .. end as a layer that shares this one's memory; None if the weight's format
+        cannot be divided so."""
         weight = outputs(self.weight, start, end)
         bias_O = None if self.bias_O is None else self.bias_O[start:end]
         return None if weight is None else replace(self, weight=weight, bias_O=bias_O)
@@ -56,7 +57,7 @@ class Linear:
 def linear_for(
     scheme: Scheme, weight: Held, bias_O: torch.Tensor | None, block: int = 1, shift_I: torch.Tensor | None = None
 ) -> Linear:
-    """A held weight with its bias and its shift, if any, as the layer that the scheme runs."""
+    """Make the layer that runs a weight, its bias and its shift under a scheme."""
     if scheme.integer:
         return Linear(weight, bias_O, True, block, shift_I)
     assert shift_I is None, "only int8 rows are shifted"

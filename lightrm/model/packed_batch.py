@@ -1,4 +1,4 @@
-"""PackedBatch: the tokens that go through a model together, of many sequences, end to end.
+"""PackedBatch: the tokens of many sequences that go through the model together.
 
 T tokens in a pack, S sequences.
 """
@@ -14,7 +14,7 @@ from lightrm.kernels.segments import Segment
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """token_ids_T and position_ids_T int64 (T,); last_S int64 (S,): where each sequence ends."""
+    """token_ids_T and position_ids_T: int64 (T,). last_S: int64 (S,), the index of each sequence's last token."""
 
     token_ids_T: torch.Tensor
     position_ids_T: torch.Tensor

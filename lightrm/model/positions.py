@@ -13,7 +13,7 @@ from lightrm.architecture import Rope
 
 
 def inverse_frequencies(rope: Rope, head_width: int) -> torch.Tensor:
-    """Rotation speed of each pair of channels, float32 (E/2,), radians a position."""
+    """Return the rotation of each pair of channels in radians per position, float32 (E/2,)."""
     exponent = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
     frequency = 1.0 / rope.theta**exponent
     if rope.kind == "linear":
@@ -32,16 +32,16 @@ def inverse_frequencies(rope: Rope, head_width: int) -> torch.Tensor:
 
 
 def rope_tables(frequency: torch.Tensor, position_ids_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """cos and sin for these positions, each float32 (T, E/2)."""
+    """Return cos and sin of the rotation at each position, both float32 (T, E/2)."""
     angle = position_ids_T.to(torch.float32)[:, None] * frequency[None, :]
     return angle.cos(), angle.sin()
 
 
 def alibi_slopes(heads: int) -> torch.Tensor:
-    """ALiBi's slope of each head, float32 (H,).
+    """Return ALiBi's slope of each head, float32 (H,).
 
-    For a power of two n the slopes are 2^(-8k/n), k = 1..n. For other counts, as in BLOOM and Baichuan-13B:
-    those of the next smaller power of two, then every other one of the next larger.
+    For a power of two n the slopes are 2^(-8k/n), k = 1..n. For other counts, as in BLOOM and Baichuan-13B: those of
+    the next smaller power of two, then every other one of the next larger.
     """
     smaller = 2 ** math.floor(math.log2(heads))
     slopes = [2 ** (-8 * k / smaller) for k in range(1, smaller + 1)]

@@ -1,1 +1,2 @@
-"""Quantization as arithmetic: what a scheme's name means, and how numbers become integers. No kernels, no modules."""
+"""Quantization as arithmetic: what the name of a scheme means, and how numbers become integers. No kernels, no
+modules."""

@@ -1,9 +1,9 @@
-"""bitsandbytes' 4-bit grid: sixteen levels, and a largest magnitude for each run of numbers (arXiv 2305.14314).
+"""bitsandbytes' 4-bit format: sixteen levels, and one scale for each block of consecutive numbers (arXiv 2305.14314).
 
     weight[n] = level[q[n]] * maximum[n / block]      n counts an O x I weight row by row; rounded to the file's dtype
 
-The kinds "nf4" and "fp4" differ in their levels. Two numbers lie in a byte, the first in its high half. Under double
-quantization the maxima are 8 bits each themselves:
+The kinds "nf4" and "fp4" differ in their levels. A byte holds two numbers, the first in its high half. With double
+quantization the scales (each the largest magnitude of its block) are themselves stored in 8 bits:
 
     maximum[b] = table[code[b]] * outer[b / outer block] + offset
 """
@@ -17,7 +17,7 @@ import torch
 
 @dataclass(frozen=True, slots=True)
 class Nested:
-    """Double quantization: table float32 (256,), outer float32, one for each `block` maxima."""
+    """Double quantization of the scales. table: float32 (256,); outer: float32, one for each `block` scales."""
 
     table: torch.Tensor
     outer: torch.Tensor
@@ -27,8 +27,11 @@ class Nested:
 
 @dataclass(frozen=True, slots=True)
 class Blockwise:
-    """packed uint8 (O * I / 2,), maximum float32 (blocks,) or its uint8 codes where `nested` says how to read them,
-    level float32 (16,); dtype: that the weight stands in."""
+    """A weight in this format.
+
+    packed: uint8 (O * I / 2,). maximum: float32 (blocks,), or uint8 codes (blocks,) if `nested` is given. level:
+    float32 (16,). dtype: of the dequantized weight.
+    """
 
     packed: torch.Tensor
     maximum: torch.Tensor
@@ -56,7 +59,7 @@ class Blockwise:
         return replace(self, packed=packed, maximum=maximum, level=level, nested=nested)
 
     def maxima(self, start: int, end: int) -> torch.Tensor:
-        """float32, of blocks start .. end."""
+        """Return the scales of blocks start .. end, float32."""
         codes = self.maximum[start:end]
         if self.nested is None:
             return codes
@@ -64,7 +67,7 @@ class Blockwise:
         return self.nested.table[codes.long()] * outer + self.nested.offset
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Output channels start .. end as floats, (end - start, I)."""
+        """Return output channels start .. end dequantized, (end - start, I), in `dtype`."""
         first, last = start * self.shape[1], end * self.shape[1]
         halves = self.packed[first // 2 : (last + 1) // 2]
         q = torch.stack([halves >> 4, halves & 15], 1).view(-1)[first % 2 :][: last - first]

@@ -1,14 +1,14 @@
-"""The grammar of schemes: one string, one parser.
+"""The names of schemes, and the one parser for them.
 
     fp32 bf16 fp16     weights as they are
     w8a8               int8 weights per output channel, int8 activations per token, int32 accumulation
-    w4a8[-gN]          int4 weights with an integer multiplier for each group of N inputs, widened to int8; as w8a8
-    w4a16[-gN]         int4 weights of the same kind, or a GPTQ file's own, with 16-bit activations
+    w4a8[-gN]          int4 weights with an integer multiplier for each group of N inputs, widened to int8; then as w8a8
+    w4a16[-gN]         int4 weights of the same kind, or those of a GPTQ file, with 16-bit activations
     nf4                bitsandbytes' 4-bit floats with double quantization, 16-bit activations
-    bnb-int8           bitsandbytes' LLM.int8: int8 weights, int8 activations but for outlier columns
+    bnb-int8           bitsandbytes' LLM.int8: int8 weights and activations, outlier columns in float
 
-The last two are there for their files, and to be measured against: bitsandbytes runs them as it does elsewhere. N is
-128 if it is not given; 64 and 32 cost more memory and err less.
+nf4 and bnb-int8 are there to load such files and to compare with; bitsandbytes itself runs them. N is 128 by default;
+64 and 32 need more memory and have a smaller error.
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ PATTERN = re.compile(r"(w4a8|w4a16)(?:-g(\d+))?")
 
 @dataclass(frozen=True, slots=True)
 class Scheme:
-    """weights: how they are stored; integer: whether activations are int8; dtype: of everything that stays in float;
-    group: inputs that share a multiplier, 0 where there are no groups; reason: why it was chosen."""
+    """How weights and activations are stored.
+
+    weights: how weights are stored; integer: whether activations are int8; dtype: of everything that stays in float;
+    group: number of inputs that share a multiplier, 0 without groups; reason: why this scheme was chosen, for the repr.
+    """
 
     name: str
     weights: Weights
@@ -49,14 +52,14 @@ class Scheme:
 
     @property
     def path(self) -> Path:
-        """Which kernels it takes."""
+        """Which set of kernels runs the scheme."""
         if self.name in BITSANDBYTES:
             return "bitsandbytes"
         return "integer" if self.integer else "float"
 
     @property
     def folds(self) -> bool:
-        """Whether norms and rotations are folded into its weights."""
+        """Whether norms and rotations are folded into the weights."""
         return self.weights != "float" and self.name not in BITSANDBYTES
 
     def __str__(self) -> str:
@@ -64,7 +67,7 @@ class Scheme:
 
 
 def parse_scheme(text: str, device: torch.device, reason: str = "asked for") -> Scheme:
-    """Raises SchemeError on an unknown scheme, or one that this device should not run."""
+    """Return the scheme of a name. Raises SchemeError on an unknown name, and on fp16 for a CPU."""
     half = torch.float16 if device.type == "cuda" else torch.bfloat16
     if text in DTYPES:
         if text == "fp16" and device.type == "cpu":

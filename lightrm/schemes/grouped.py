@@ -1,11 +1,11 @@
-"""The grid of GPTQ files (arXiv 2210.17323; the format is auto-gptq's): float scales and zero points for each group.
+"""The format of GPTQ files (arXiv 2210.17323, as auto-gptq stores it): a float scale and a zero point for each group.
 
     weight[o, i] = scale[g(i), o] * (q[i, o] - zero[g(i), o])      rounded to the dtype of the scales
 
-q and the zero points are unsigned, 4 or 8 bits each, 32 / bits of them in an int32 word, lowest bits first: q along I,
-zero points along O. g(i) is i / group size, or, under activation order, anything.
+q and the zero points are unsigned integers of 4 or 8 bits, packed into int32 words with the lowest bits first: q along
+I, zero points along O. g(i) is i / group size, or any assignment if the file uses activation order.
 
-Read are all of these grids; made here is one, the one that every tool and kernel takes: 4 bits, symmetric (zero point
+lightrm reads all of these. It writes one of them, which every tool and kernel supports: 4 bits, symmetric (zero point
 8, values -8 .. 7), float16 scales, groups in order.
 """
 
@@ -25,7 +25,7 @@ LEAST = 2.0**-14  # the smallest normal float16
 
 @dataclass(frozen=True, slots=True)
 class Grouped:
-    """packed int32 (I * bits / 32, O), zero int16 (G, O), scale (G, O), group int64 (I,)."""
+    """A weight in this format: packed int32 (I * bits / 32, O), zero int16 (G, O), scale (G, O), group int64 (I,)."""
 
     packed: torch.Tensor
     zero_GO: torch.Tensor
@@ -54,7 +54,7 @@ class Grouped:
         return Grouped(packed, zero_GO, scale_GO, self.group_I.to(device), self.bits)
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Output channels start .. end as floats in the dtype of the scales, (end - start, I)."""
+        """Return output channels start .. end dequantized, (end - start, I), in the dtype of the scales."""
         values_OI = unpack(self.packed[:, start:end].T, self.bits)
         offset_OI = values_OI - self.zero_GO[:, start:end].T[:, self.group_I]
         # In float32 and rounded once: what a product in half precision gives, without half-precision arithmetic.
@@ -63,8 +63,10 @@ class Grouped:
 
 
 def best_step(weight_NK: torch.Tensor) -> torch.Tensor:
-    """The step of N groups of K inputs each, float16 (N,): of the one that clips nothing and some a little smaller,
-    the one with the least squared error."""
+    """Return the step of each of N groups of K inputs, float16 (N,).
+
+    Tries the step that clips nothing and some slightly smaller ones, and takes the one with the least squared error.
+    """
     weight_NK = weight_NK.float()
     reach = torch.maximum(weight_NK.amax(1) / HIGH, weight_NK.amin(1) / LOW)
     least = torch.full_like(reach, float("inf"))
@@ -79,7 +81,7 @@ def best_step(weight_NK: torch.Tensor) -> torch.Tensor:
 
 
 def quantize(weight_OI: torch.Tensor, group: int) -> Grouped:
-    """Round to nearest, 4 bits, symmetric. The group divides I."""
+    """Round a weight to the nearest values in 4 bits, symmetric. group must divide I."""
     return joined([quantize_rows(rows, group) for rows in weight_OI.split(ROWS)])
 
 
@@ -92,7 +94,7 @@ def quantize_rows(weight_OI: torch.Tensor, group: int) -> Grouped:
 
 
 def pack(q_OI: torch.Tensor, step_OG: torch.Tensor) -> Grouped:
-    """int8 in -8 .. 7 (O, I) and float16 steps (O, G), groups in order; 8 divides I."""
+    """Pack values in -8 .. 7, int8 (O, I), with float16 steps (O, G). Groups are in order; I is a multiple of 8."""
     (outputs, inputs), groups = q_OI.shape, step_OG.shape[1]
     unsigned = (q_OI + MIDDLE).to(torch.int32).view(outputs, -1, WORD // 4)
     packed = torch.zeros(unsigned.shape[:2], dtype=torch.int32, device=q_OI.device)
@@ -104,7 +106,7 @@ def pack(q_OI: torch.Tensor, step_OG: torch.Tensor) -> Grouped:
 
 
 def joined(parts: list[Grouped]) -> Grouped:
-    """Matrices of the same groups, one below the other."""
+    """Stack matrices with the same groups along the output channels."""
     if len(parts) == 1:
         return parts[0]
     packed, zero_GO, scale_GO = (
@@ -114,13 +116,13 @@ def joined(parts: list[Grouped]) -> Grouped:
 
 
 def columns(weight: Grouped, start: int, end: int) -> Grouped:
-    """Output channels start .. end, packed as they are."""
+    """Return output channels start .. end, still packed."""
     packed, zero_GO, scale_GO = (t[:, start:end] for t in (weight.packed, weight.zero_GO, weight.scale_GO))
     return Grouped(packed, zero_GO, scale_GO, weight.group_I, weight.bits)
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
-    """int32 words (N, W) -> the values they hold, int32 (N, W * 32 / bits), lowest bits first."""
+    """Return the values in int32 words (N, W) as int32 (N, W * 32 / bits), lowest bits first."""
     shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=words.device)
     values: torch.Tensor = (words.to(torch.int32)[:, :, None] >> shifts) & (2**bits - 1)
     return values.flatten(1)

@@ -1,12 +1,13 @@
-"""Rotations that spread outliers: block Hadamard matrices (as in QuaRot, arXiv 2404.00456, without its random signs,
-which made no difference to scores).
+"""Rotations that spread outliers over channels: block Hadamard matrices, as in QuaRot (arXiv 2404.00456), but without
+its random signs, which made no difference to scores.
 
     hadamard(x, B) = x (H_B (x) I_m)     width = B m, H_B Sylvester's matrix over sqrt(B)
     spread(x)      = x (H_B (x) C_m)     B the largest power of two in the width, C_m Hartley's matrix
 
-Channel b * m + j mixes with the B channels of equal j: the transform runs over whole rows of neighbours, which
-vectorizes without shuffles. `hadamard` is what a kernel can afford at run time; `spread` mixes every channel with
-every other, and is for weights. The matrices are symmetric, orthogonal, and so their own inverses.
+Channel b * m + j is mixed with the B channels of the same j, so the transform works on whole rows of neighbouring
+channels and vectorizes without shuffles. `hadamard` is cheap enough for a kernel at run time. `spread` mixes every
+channel with every other one and is used on weights. Both matrices are symmetric and orthogonal, hence their own
+inverses.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 
 
 def block_of(width: int, most: int | None = None) -> int:
-    """The largest power of two that divides the width, at most `most` (itself a power of two)."""
+    """Return the largest power of two that divides the width, at most `most` (itself a power of two)."""
     block = width & -width
     return block if most is None else min(block, most)
 
@@ -37,7 +38,8 @@ def hartley(size: int) -> torch.Tensor:
 
 
 def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
-    """Along the last axis, float32; as two small matrix products, since H_ab = H_a (x) H_b."""
+    """Apply the block Hadamard transform along the last axis, float32. Uses two small products, since H_ab = H_a (x)
+    H_b."""
     width = x.shape[-1]
     first = 2 ** (block.bit_length() // 2)
     parts = x.float().reshape(-1, first, block // first, width // block)
@@ -47,7 +49,7 @@ def hadamard(x: torch.Tensor, block: int) -> torch.Tensor:
 
 
 def spread(x: torch.Tensor) -> torch.Tensor:
-    """Along the last axis, float32."""
+    """Mix all channels along the last axis, float32."""
     block = block_of(x.shape[-1])
     turned, rest = hadamard(x, block), x.shape[-1] // block
     return turned if rest == 1 else (turned.reshape(-1, rest) @ hartley(rest).to(x.device)).reshape(x.shape)

@@ -1,23 +1,24 @@
-"""int4 in two levels: a float scale for each output channel, a small integer multiplier for each group of inputs.
+"""int4 weights with two levels of scales: a float scale per output channel, an integer multiplier per group of inputs.
 
     weight[o, i] ~ scale[o] * multiplier[o, g(i)] * q[o, i]      q in -8 .. 7, |multiplier| in 1 .. 15
 
-multiplier * q lies in -120 .. 120, so a group widens to int8 exactly, and the integer product of w8a8 follows with
-scale[o] alone (two-level integer scales as in QServe, arXiv 2405.04532, here symmetric). The multiplier has a sign:
--8 reaches further than 7, and the sign puts it on the side of the group's larger extreme.
+multiplier * q lies in -120 .. 120, so a group widens to int8 exactly, and the integer product is that of w8a8 with
+scale[o] alone (two-level integer scales as in QServe, arXiv 2405.04532, here symmetric). The multiplier has a sign
+because -8 reaches further than 7: the sign puts -8 on the side of the group's larger extreme.
 
-One layout on disk, in memory and for every kernel, (O, I) -> uint8 (O, I / 2). A row is cut into blocks of 128 inputs
-(or the largest power of two below that divides I), whatever the groups are; 64 bytes hold a block:
+There is one layout (O, I) -> uint8 (O, I / 2), on disk, in memory and for every kernel. A row is cut into blocks of 128
+inputs, or of the largest smaller power of two that divides I. This does not depend on the groups. 64 bytes hold a
+block:
 
     byte        0       1       2    ...   63          16 neighbouring bytes are one load, and
     low half    n[0]    n[1]    n[2] ...   n[63]       widen to 16 neighbouring inputs from the low halves
     high half   n[64]   n[65]   n[66] ...  n[127]      and 16 from the high ones: no shuffle in either
 
-n is a nibble without a sign: n = q + 8 under a positive multiplier, 7 - q under a negative one, so that
+n is an unsigned nibble: n = q + 8 if the multiplier is positive, n = 7 - q if it is negative, so that
 
     multiplier * q = |multiplier| * n - offset,     offset = |multiplier| * (8 or 7)
 
-Four bytes of n times |multiplier| stay four bytes in one 32-bit multiplication, which is how a GPU widens them.
+Four bytes of n times |multiplier| stay within four bytes, so a GPU widens them with one 32-bit multiplication.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ ROWS = 64  # channels rounded at once: they stay in cache
 
 @dataclass(frozen=True, slots=True)
 class Int4:
-    """packed uint8 (O, I / 2), multiplier int8 (O, I / group), scale float32 (O,)."""
+    """A weight in this format: packed uint8 (O, I / 2), multiplier int8 (O, I / group), scale float32 (O,)."""
 
     packed: torch.Tensor
     multiplier_OG: torch.Tensor
@@ -49,11 +50,11 @@ class Int4:
         return 2 * self.packed.shape[1] // self.multiplier_OG.shape[1]
 
     def outputs(self, start: int, end: int) -> Int4:
-        """Output channels start .. end, no copy."""
+        """Return output channels start .. end without a copy."""
         return Int4(self.packed[start:end], self.multiplier_OG[start:end], self.scale_O[start:end])
 
     def float(self) -> torch.Tensor:
-        """What it stands for, float32 (O, I)."""
+        """Return the dequantized weight, float32 (O, I)."""
         return widen(self.packed, self.multiplier_OG).float() * self.scale_O[:, None]
 
     @property
@@ -62,7 +63,7 @@ class Int4:
 
 
 def group_for(width: int, asked: int) -> int:
-    """The largest power of two up to `asked` that divides the width. Raises SchemeError if it would be tiny."""
+    """Return the largest power of two up to `asked` that divides the width. Raises SchemeError if it is below 8."""
     group = asked
     while width % group:
         group //= 2
@@ -72,14 +73,15 @@ def group_for(width: int, asked: int) -> int:
 
 
 def channel_scale(weight_OI: torch.Tensor) -> torch.Tensor:
-    """float32 (O,): the largest weight of a channel is LOW times the largest multiplier."""
+    """Return the scale of each channel, float32 (O,): LOW times the largest multiplier is the channel's largest
+    weight."""
     return weight_OI.float().abs().amax(1).clamp(min=TINY) / (MOST * -LOW)
 
 
 def best_multiplier(weight_NK: torch.Tensor, scale_N: torch.Tensor) -> torch.Tensor:
-    """The multiplier of N groups of K inputs each, under the scale of the group's channel: int8 (N,).
+    """Return the multiplier of each of N groups of K inputs, given the scale of its channel: int8 (N,).
 
-    Tried are the smallest that clips nothing and the two below it, which clip a little and round finer.
+    Tries the smallest multiplier that clips nothing and the two below it, which clip a little and round finer.
     """
     low, high = weight_NK.amin(1), weight_NK.amax(1)
     sign = torch.where(high > -low, -1.0, 1.0)
@@ -96,7 +98,7 @@ def best_multiplier(weight_NK: torch.Tensor, scale_N: torch.Tensor) -> torch.Ten
 
 
 def quantize(weight_OI: torch.Tensor, group: int) -> Int4:
-    """Round to nearest. The group divides I."""
+    """Round a weight to the nearest values. group must divide I."""
     parts = [quantize_rows(rows, group) for rows in weight_OI.split(ROWS)]
     return Int4(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
@@ -113,36 +115,36 @@ def quantize_rows(weight_OI: torch.Tensor, group: int) -> tuple[torch.Tensor, to
 
 
 def block_of(inputs: int) -> int:
-    """Inputs whose nibbles share bytes: a row's layout does not depend on its groups."""
+    """Return the number of inputs in a block of the layout."""
     return min(inputs & -inputs, LARGEST_BLOCK)
 
 
 def pack(q_OI: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
-    """int8 in -8 .. 7 (O, I) -> uint8 (O, I / 2), in the layout that the module describes."""
+    """Pack values in -8 .. 7, int8 (O, I), into uint8 (O, I / 2), in the layout that the module describes."""
     negative = multiplier_OG.repeat_interleave(q_OI.shape[1] // multiplier_OG.shape[1], 1) < 0
     return pack_nibbles(torch.where(negative, HIGH - q_OI, q_OI - LOW).to(torch.uint8))
 
 
 def pack_nibbles(nibble_OI: torch.Tensor) -> torch.Tensor:
-    """uint8 in 0 .. 15 (O, I) -> uint8 (O, I / 2)."""
+    """Pack nibbles in 0 .. 15, uint8 (O, I), into uint8 (O, I / 2)."""
     outputs, inputs = nibble_OI.shape
     halves = nibble_OI.view(outputs, -1, 2, block_of(inputs) // 2)
     return (halves[:, :, 0] | halves[:, :, 1] << 4).reshape(outputs, inputs // 2)
 
 
 def nibbles(packed: torch.Tensor) -> torch.Tensor:
-    """n of every input, uint8 (O, I)."""
+    """Return n of every input, uint8 (O, I)."""
     bytes_ = packed.view(len(packed), -1, 1, block_of(2 * packed.shape[1]) // 2)
     return torch.cat([bytes_ & 15, bytes_ >> 4], 2).view(len(packed), -1)
 
 
 def offsets(multiplier_OG: torch.Tensor) -> torch.Tensor:
-    """What |multiplier| * n lies above multiplier * q, int8 (O, G)."""
+    """Return |multiplier| * n - multiplier * q for each group, int8 (O, G)."""
     return multiplier_OG.abs() * (-LOW - (multiplier_OG < 0).to(torch.int8))
 
 
 def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
-    """multiplier * q, int8 (O, I): the weight without its channel's scale."""
+    """Return multiplier * q, int8 (O, I): the weight without the scale of its channel."""
     group = 2 * packed.shape[1] // multiplier_OG.shape[1]
     spread, offset = (x.repeat_interleave(group, 1) for x in (multiplier_OG.abs(), offsets(multiplier_OG)))
     return (nibbles(packed).short() * spread - offset).to(torch.int8)

@@ -1,9 +1,9 @@
-"""int8: symmetric, one float scale a row. Of weights, a row is an output channel; of activations, a token.
+"""int8, symmetric, with one float scale per row. A row is an output channel of a weight, or a token of activations.
 
     scale = max |x| / 127        q = round(x / scale), half to even        x ~ q * scale
 
-A row of zeros has scale TINY / 127 and stays zeros. NaN or Inf in a row makes its scale NaN or Inf: what is multiplied
-by it shows, and is never a plausible number.
+A row of zeros gets the scale TINY / 127 and stays zero. If a row holds NaN or Inf, its scale is NaN or Inf, so that
+every product with it is visibly wrong and never a plausible number.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ TINY = 1e-30  # keeps 127 / peak finite in float32
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(R, C) of any float dtype -> int8 (R, C) and the float32 scale of each row (R,)."""
+    """Quantize (R, C) of any float dtype. Returns int8 (R, C) and the scale of each row, float32 (R,)."""
     x = x.float()
     peak = x.abs().amax(-1).clamp(min=TINY)
     factor = torch.full_like(peak, LEVELS) / peak  # LEVELS / peak would be the reciprocal times LEVELS, one bit off
@@ -26,7 +26,7 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def dequantize_rows(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """float32 (R, C)."""
+    """Return float32 (R, C)."""
     return values.float() * scale[:, None]
 
 
@@ -53,15 +53,15 @@ class Rowwise:
         return Rowwise(self.values_OI.to(device), self.scale_O.to(device))
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Output channels start .. end as floats, (end - start, I)."""
+        """Return output channels start .. end dequantized, float32 (end - start, I)."""
         return self.outputs(start, end).float()
 
     def outputs(self, start: int, end: int) -> Rowwise:
-        """Output channels start .. end, no copy."""
+        """Return output channels start .. end without a copy."""
         return Rowwise(self.values_OI[start:end], self.scale_O[start:end])
 
     def float(self) -> torch.Tensor:
-        """What it stands for, float32 (O, I)."""
+        """Return the dequantized weight, float32 (O, I)."""
         return dequantize_rows(self.values_OI, self.scale_O)
 
     @property

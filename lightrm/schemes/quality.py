@@ -1,4 +1,4 @@
-"""How much of a tensor survived quantization."""
+"""How close a quantized tensor is to the original."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def ratio_db(signal: float, noise: float) -> float:
 
 
 def energies(exact: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
-    """Sums of squares of a tensor and of its error, in float64."""
+    """Return the sum of squares of a tensor and that of its error, in float64."""
     exact = exact.double()
     return float(exact.square().sum()), float((found.double() - exact).square_().sum())
 

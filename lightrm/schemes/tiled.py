@@ -1,9 +1,9 @@
-"""int4 on a float grid, laid out for a kernel: the nibbles of any 4-bit grid where `schemes.int4` has them.
+"""The 4-bit formats in the layout of one kernel: nibbles packed as in `schemes.int4`, with float levels.
 
     weight[o, i] = level[o, g] * (n[o, i] - zero[o, g]) * scale[o],   g = i / group      rounded to the level's dtype
 
-Made once, at load: of GPTQ's grid, its inputs put in the order of their groups (activation order shuffles them), or of
-`schemes.int4`. Inputs that were moved are listed in `order_I`; the rows of x are gathered the same way.
+Made once, at load, from a GPTQ weight or from `schemes.int4`. Activation order shuffles the inputs of GPTQ's groups;
+here the inputs are sorted by group. `order_I` lists their original places, and the rows of x are gathered the same way.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class Tiled:
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Output channels start .. end as floats in the dtype of the levels, (end - start, I), in the file's order."""
+        """Return output channels start .. end dequantized, (end - start, I), in the dtype of the levels, inputs in file
+        order."""
         outputs = slice(start, end)
         group = self.shape[1] // self.zero_OG.shape[1]
         zero, level = (x[outputs].float().repeat_interleave(group, 1) for x in (self.zero_OG, self.level_OG))
@@ -58,7 +59,8 @@ class Tiled:
 
 
 def tiled(weight: Grouped) -> Tiled | None:
-    """GPTQ's grid; None where the kernel cannot take it: 8 bits, groups of unequal size, an odd number of inputs."""
+    """Convert a GPTQ weight. Returns None for what the kernel does not support: 8 bits, groups of different sizes, and
+    inputs that no block of 32 divides."""
     (_, inputs), groups = weight.shape, len(weight.scale_GO)
     counts = torch.bincount(weight.group_I, minlength=groups)
     if weight.bits != BITS or block_of(inputs) < SMALLEST_BLOCK or bool((counts != inputs // groups).any()):
@@ -72,7 +74,8 @@ def tiled(weight: Grouped) -> Tiled | None:
 
 
 def tiled_int4(weight: Int4, dtype: torch.dtype) -> Tiled | None:
-    """The grid of `schemes.int4`, whose multipliers are exact in every float dtype; None as in `tiled`."""
+    """Convert a weight of `schemes.int4`, whose multipliers are exact in every float dtype. Returns None as `tiled`
+    does."""
     if block_of(2 * weight.packed.shape[1]) < SMALLEST_BLOCK:
         return None
     negative = weight.multiplier_OG < 0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from lightrm.errors import TemplateError
 from lightrm.text.cutting import check_sides, cut_end, cut_start
 from lightrm.text.piece_tokenizers import Vocabulary
-from lightrm.text.templates import Ending, Piece, Special, Template, Text, Turn
+from lightrm.text.templates import BOS, EOS, Ending, Piece, Special, Template, Text, Turn
 
 Ids = list[int]
 Runs = list[Ids]  # the ids of each piece
@@ -56,7 +56,7 @@ class PieceTexts:
         """Return the pieces before the answer, with BOS where the template or else the tokenizer files ask for it."""
         adds = self.adds_bos if template.bos is None else template.bos
         pieces = template.before(turns)
-        return [Special("bos"), *pieces] if adds else pieces
+        return [BOS, *pieces] if adds else pieces
 
     def answer(self, template: Template, response: str) -> list[Piece]:
         """Return the pieces of the answer and what closes it."""
@@ -69,8 +69,8 @@ class PieceTexts:
         if isinstance(last, Special) and self.spell(last) == self.eos:
             return answer
         if isinstance(last, Text) and self.ending == "openrlhf":
-            return [*answer[:-1], replace(last, text=last.text.rstrip("\n") + " "), Special("eos")]
-        return [*answer, Special("eos")]
+            return [*answer[:-1], replace(last, text=last.text.rstrip("\n") + " "), EOS]
+        return [*answer, EOS]
 
     def ids_of(self, piece: Piece, first: bool, known: dict[tuple[Piece, bool], Ids]) -> Ids:
         """Return the ids of one piece, from `known` if it was tokenized before."""

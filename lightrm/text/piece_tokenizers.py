@@ -21,8 +21,6 @@ from lightrm.text.guard import pattern_of, steers
 from lightrm.text.tokenizer_limits import told
 
 USER_DEFINED, CONTROL = 4, 3  # SentencePiece.Type in sentencepiece_model.proto
-# A second normalizer_spec (field 3) with add_dummy_prefix (field 3) = false: protobuf merges it into the first.
-NO_DUMMY_PREFIX = bytes([3 << 3 | 2, 2, 3 << 3, 0])
 
 
 class Vocabulary(Protocol):
@@ -46,9 +44,12 @@ class SentencePieceVocabulary:
     """A `tokenizer.model`. `added` are the tokens that JSON files beside it add, with their ids."""
 
     def __init__(self, model: bytes, added: dict[str, int], parse_specials: bool) -> None:
-        model = model if parse_specials else disarm(model)
-        self.processor = load_processor(model)
-        self.glued = load_processor(model + NO_DUMMY_PREFIX)
+        proto = model_proto(model)
+        if not parse_specials:
+            disarm(proto)
+        self.processor = load_processor(proto)
+        proto.normalizer_spec.add_dummy_prefix = False
+        self.glued = load_processor(proto)
         self.added = added
         self.live = re.compile(f"({pattern_of(added).pattern})") if parse_specials and added else None
 
@@ -139,21 +140,20 @@ def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]
     return dict(copy)
 
 
-def load_processor(model: bytes) -> sentencepiece.SentencePieceProcessor:
+def load_processor(proto: Any) -> sentencepiece.SentencePieceProcessor:
+    """Raises TokenizerError."""
     try:
-        return sentencepiece.SentencePieceProcessor(model_proto=model)
+        return sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
     except Exception as error:  # the binding raises RuntimeError, OSError or TypeError by version
-        raise TokenizerError(f"tokenizer.model is not a sentencepiece model ({len(model)} bytes): {error}") from error
+        raise TokenizerError(f"tokenizer.model is not a sentencepiece model: {error}") from error
 
 
-def disarm(model: bytes) -> bytes:
-    """The same sentencepiece model with its user-defined marks retyped as control pieces, which keep their ids and are
-    never matched inside a text."""
-    proto = model_proto(model)
+def disarm(proto: Any) -> None:
+    """Retype the user-defined marks of a sentencepiece model as control pieces. These keep their ids, and no text
+    matches them."""
     for piece in proto.pieces:
         if piece.type == USER_DEFINED and steers(piece.piece, special=False):
             piece.type = CONTROL
-    return bytes(proto.SerializeToString())
 
 
 def marks_of(model: bytes) -> set[str]:

@@ -83,7 +83,6 @@ class PlainText:
     cut: Cut = "prompt start"
     max_length: int | None = None
     whole: bool = True
-    verified: bool = True
 
     def __str__(self) -> str:
         return self.name
@@ -101,6 +100,7 @@ class Template:
     opening, user, assistant, closing: pieces with the slot `{}`; `user` ends where the answer begins.
     bos: put BOS first; None does what the tokenizer files say.
     joined: which adjacent texts are tokenized as one string: `all`, those of the `prompt` only, or `none`.
+    verified: whether published scores or ids confirm it; the others follow the trainer's code.
     cut: where an overlong text is shortened. `response end` keeps EOS; `prompt start` keeps BOS and the whole
     end; `each side` cuts prompt and answer at half of `max_length` each, EOS counted with the answer.
     """
@@ -119,7 +119,7 @@ class Template:
     verified: bool = True
 
     def __str__(self) -> str:
-        return self.name
+        return self.name if self.verified else f"{self.name}, unverified"
 
     def before(self, turns: Sequence[Turn]) -> list[Piece]:
         """Return the pieces before the answer. Raises TemplateError on what a turn holds and this form has no place

@@ -1,4 +1,4 @@
-"""Kernels for CPUs, compiled by numba: `cpu_passes` is the door, the others are its loops.
+"""Kernels for CPUs, compiled by numba: `cpu_passes` and `cpu_attention` are called, the others hold the loops.
 
-Tensors in, tensors out; twins of `kernels.reference` and `kernels.integer`.
+Tensors in, tensors out; fast versions of `kernels.reference` and `kernels.integer`.
 """

@@ -1,11 +1,11 @@
 # mypy: ignore-errors
-"""Packed causal attention on a CPU in float32 (online softmax, arXiv 2205.14135), compiled by numba: twin of
-`reference.attention`, over the same tables as Triton's (`kernels.paths`).
+"""Packed causal attention on a CPU in float32 (online softmax, arXiv 2205.14135), compiled by numba. Fast version of
+`reference.attention`, with the same tables as Triton's (`kernels.paths`).
 
-A task is a tile of queries of one segment, and a head. Scores lie with keys as rows and queries as lanes, so the
-softmax goes down the rows, a query in a lane, and nothing is summed across lanes. Keys come in blocks of KEYS
-positions, counted along the path: a query's result is the same to the last bit whether its prompt is shared or not,
-and whoever its neighbours are.
+A task is one head of a tile of queries of one segment. Scores are stored with keys as rows and queries as SIMD lanes:
+softmax runs down the rows with one query per lane, and nothing is summed across lanes. Keys come in blocks of KEYS
+positions, counted along the path. So a query's result is the same, bit for bit, whether its prompt is shared or not,
+and whatever else is in the pack.
 
 E head width, H query heads, J key/value heads, T tokens, Q queries of a tile.
 """
@@ -25,7 +25,8 @@ NEVER = np.finfo(np.float32).min  # not -inf: a score that overflowed is no hidd
 
 @njit(**PLAIN)
 def soften(score_KQ, total_Q, most_Q, shrink_Q, keys):
-    """Scores become weights; the running maximum and total follow, `shrink` is what earlier sums are multiplied by."""
+    """Turn scores into weights and update the running maximum and total. shrink: what earlier sums must be multiplied
+    by."""
     used = most_Q.shape[0]
     for i in range(used):
         shrink_Q[i] = most_Q[i]
@@ -56,7 +57,7 @@ def shrink(out_QE, shrink_Q):
 
 @njit(**PLAIN)
 def lean(score_KQ, slope, ahead, keys):
-    """ALiBi: slope * (key position - query position); `ahead` is that difference for the first key and query."""
+    """Add ALiBi: slope * (key position - query position). ahead: that difference for the first key and query."""
     for k in range(keys):
         row = score_KQ[k]
         for i in range(row.shape[0]):
@@ -76,7 +77,7 @@ SCORE, SCORE_NARROW, MIX = tile(ROWS, LANES, onto=False), tile(ROWS, VECTOR, ont
 
 @njit(**PLAIN)
 def fetch(x_TE, table, start, stop, block_KE):
-    """Rows of positions start..stop of a path, range by range."""
+    """Copy the rows of positions start .. stop of a path, range by range."""
     depth, width = (table.shape[0] - HEADER) // 2, x_TE.shape[1]
     for d in range(depth):
         begins, shift = table[HEADER + 2 * d], table[HEADER + 2 * d + 1]
@@ -88,7 +89,7 @@ def fetch(x_TE, table, start, stop, block_KE):
 
 @njit(**PLAIN)
 def score(key_KE, query_EQ, score_KQ, keys):
-    """score (keys, Q) = key @ query, in whole tiles: what lies beyond keys is computed too, and nobody reads it."""
+    """score (keys, Q) = key @ query, in whole tiles. Rows beyond `keys` are computed too and never read."""
     key, query, out = key_KE.ctypes.data, query_EQ.ctypes.data, score_KQ.ctypes.data
     row, (width, used) = key_KE.shape[1], query_EQ.shape
     whole = used - used % LANES
@@ -104,7 +105,7 @@ def score(key_KE, query_EQ, score_KQ, keys):
 
 @njit(**PLAIN)
 def mix(weight_KQ, value_KE, out_QE, keys):
-    """out (Q, E) += weight.T @ value; E in whole LANES."""
+    """out (Q, E) += weight.T @ value. E is a multiple of LANES."""
     weight, value, out = weight_KQ.ctypes.data, value_KE.ctypes.data, out_QE.ctypes.data
     used, width = out_QE.shape
     for e in range(0, width, LANES):

@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""Columns of a weight rounded one after the other on a CPU, compiled by numba: twin of `reference.round_columns`.
+"""Rounding of a weight's columns, one after the other, on a CPU, compiled by numba: fast `reference.round_columns`.
 
-A row is rounded by one thread and stays in its cache while it is. Nothing is fused or reordered: the result is the
-twin's to the last bit.
+One thread rounds a row, which stays in the thread's cache meanwhile. Nothing is fused or reordered, so the result
+equals that of the reference bit for bit.
 """
 
 from __future__ import annotations

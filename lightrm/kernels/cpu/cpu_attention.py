@@ -1,5 +1,7 @@
-"""Packed causal attention in float32 on a CPU: tensors in, tensors out, numba's code between. Twin of
-`reference.attention`."""
+"""Packed causal attention in float32 on a CPU: tensors in, tensors out, around the code that numba compiles.
+
+Fast version of `reference.attention`.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The integer path's passes and the rounding of columns on a CPU: tensors in, tensors out, numba's code between.
+"""The passes of the integer path and the rounding of columns on a CPU: tensors in, tensors out, around numba's code.
 
-Twins of `integer` and of `reference.round_columns`. Passes of float rows are PyTorch's (`library`).
+Fast versions of `integer` and of `reference.round_columns`. Passes over float rows are PyTorch's (`library`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ONE_AT_A_TIME = threading.Lock()  # not every threading layer of numba bears two
 
 
 def launch(kernel: Loop, *arguments: Any) -> None:
-    """Run a kernel on as many threads as PyTorch uses; tensors are lent, never copied."""
+    """Run a kernel on as many threads as PyTorch uses. It works on the tensors' own memory."""
     lent = [a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
     if forks.alone():
         kernel.by_one(*lent)
@@ -58,7 +58,7 @@ def quantize(x_TI: torch.Tensor) -> Rows:
 
 
 def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
-    """Of key and value, all rows of a head lie together, as attention wants them."""
+    """Return heads of key and value with all rows of a head in adjacent memory, as attention reads them."""
     if sums.row_scale_T is None:
         return integer.split_heads(sums, widths, head_width, rotation)
     tokens, shared = len(sums.acc_TO), widths[1] // head_width
@@ -95,7 +95,7 @@ def silu_mul_quantize(sums: Sums, block: int) -> Rows:
 
 
 def scaled(sums: Sums) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """int32 sums with all that they wait for; the compiled code always adds a bias."""
+    """Return int32 sums with their scales and a bias; the compiled code always adds a bias."""
     acc_TO, row_scale_T, scale_O, bias_O = sums
     assert row_scale_T is not None
     assert scale_O is not None

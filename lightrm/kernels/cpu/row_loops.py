@@ -1,12 +1,12 @@
 # mypy: ignore-errors
-"""The passes between the integer products on a CPU, compiled by numba: each reads and writes a row once.
+"""The passes between integer products on a CPU, compiled by numba: each reads and writes a row once.
 
-Threads share the rows; a row is computed by one thread in one order, so its result does not depend on the others.
-A row's largest magnitude is found on the bits of its floats, as integers: that vectorizes, and NaN, whose bits are
-larger than those of every number, is found too. Compiled code is kept beside this file for the next process.
+Threads divide the rows among them. One thread computes a row in a fixed order, so its result does not depend on other
+rows. The largest magnitude of a row is found on the bits of its floats, as integers: that vectorizes, and it finds NaN
+too, whose bits are larger than those of any number. Compiled code is cached beside this file for the next process.
 
-The truth is in `kernels.integer`, the typed door in `cpu_passes`.
-T tokens, D width, F feed-forward width, E head width.
+The truth is in `kernels.integer`; `cpu_passes` is the typed interface. T tokens, D width, F feed-forward width, E head
+width.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ SUMS = EXACT | {"fastmath": {"contract", "reassoc"}}
 
 @dataclass(frozen=True, slots=True)
 class Loop:
-    """A loop over rows, compiled twice: shared by numba's threads, and as a plain loop where there are none (`forks`).
-    What is done to a row is the same code in both."""
+    """A loop over rows, compiled twice: for numba's threads, and as a plain loop for a process with one thread
+    (`forks`).
+
+    Both use the same code for a row.
+    """
 
     by_many: Callable[..., None]
     by_one: Callable[..., None]
@@ -54,7 +57,7 @@ ABSOLUTE = np.int32(0x7FFFFFFF)
 
 @njit(**PLAIN)
 def exponential(x):
-    """e^x = 2^n 2^f, n whole, |f| <= 1/2: Taylor to the seventh power, error below 1e-8."""
+    """e^x = 2^n 2^f with n whole and |f| <= 1/2: a Taylor polynomial of degree seven, error below 1e-8."""
     z = min(max(x, -FAR), FAR) * LOG2_E
     whole = (z + ROUNDER) - ROUNDER
     f = z - whole
@@ -104,7 +107,8 @@ def moved(out, x, factor, shift):
 
 @njit(**PLAIN)
 def norm_quantize_row(x_D, eps, shift_D, values_D):
-    """shift_D: taken off the normed row; of width 0 where there is none, and the norm goes into the scale alone."""
+    """shift_D: subtracted from the normed row; of width 0 if there is none, in which case the norm goes into the
+    scale."""
     mean = sum_of_squares(x_D) / float32(x_D.shape[0])
     root = np.sqrt(mean + eps) + (mean - mean)  # NaN where the squares overflow: the row would be scaled to zeros
     if shift_D.shape[0] == 0:
@@ -148,7 +152,7 @@ def turn(a, b, cos, sin):
 
 @njit(**PLAIN)
 def split_row(out_E, acc_E, row_scale, scale_E, bias_E, cos_E, sin_E):
-    """One head of one token; turned where there is something to turn by."""
+    """Scale one head of one token, and rotate it if there is a rotation."""
     dequantize(out_E, acc_E, row_scale, scale_E, bias_E)
     half = cos_E.shape[0]
     turn(out_E[:half], out_E[half : 2 * half], cos_E, sin_E)
@@ -212,7 +216,7 @@ def two_butterflies(a, b, c, d):
 
 @njit(**PLAIN)
 def hadamard(x, block):
-    """Unscaled, in place; two levels at a time where there are two left."""
+    """Unscaled Hadamard transform in place, two levels at a time."""
     step = x.shape[0] // block
     while 4 * step <= x.shape[0]:
         for k in range(0, x.shape[0], 4 * step):
@@ -249,11 +253,11 @@ def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, value
 
 @cache
 def widen_rows(half: int, run: int) -> Loop:
-    """The kernel that widens int4 in blocks of 2 * half, where `run` neighbours of a half share a multiplier.
+    """Return the kernel that widens int4 in blocks of 2 * half, where `run` neighbours of a half share a multiplier.
 
-    packed (O, B, half / run, run), out (O, B, 2, half / run, run), multiplier (O, G). Trip counts known to the compiler
-    make it ten times faster. numba finds what it compiled in an earlier process by the values that a function closes
-    over: numbers only, for a function that is closed over is another one each time.
+    packed (O, B, half / run, run), out (O, B, 2, half / run, run), multiplier (O, G). Trip counts that the compiler
+    knows make it ten times faster. numba finds the code that an earlier process compiled by the values that a function
+    closes over. These must be numbers only: a function among them would be a new value in each process.
     """
     runs = half // run
 

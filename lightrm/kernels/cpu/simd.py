@@ -1,10 +1,11 @@
 # mypy: ignore-errors
-"""One tile of a float32 product, held in a CPU's vector registers: what LLVM does not make of loops by itself.
+"""One tile of a float32 product, held in the vector registers of a CPU: LLVM does not produce this from loops by
+itself.
 
     C (rows, lanes) = [C +] A (rows, depth) @ B (depth, lanes)
 
-Each number is one chain of fused multiply-adds along the depth, so it does not depend on the tile that it was computed
-in. Written in LLVM's own language, for which numba has a door.
+Each number is one chain of fused multiply-adds along the depth, so it does not depend on the tile that it is in.
+Written in LLVM's own language, through numba's `intrinsic`.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ FLOAT, WORD, SHORT, BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(32), 4
 
 
 def tile(rows: int, lanes: int, onto: bool) -> Callable[..., None]:
-    """A compiled tile, called with (A, B, C, a_row, a_step, b_step, c_row, depth): three addresses; the floats from one
-    row of A to the next, from one step of A's depth to the next, from one row of B and of C to the next; the depth, at
-    least 1. onto: add to C instead of replacing it.
+    """Return a compiled tile, called with (A, B, C, a_row, a_step, b_step, c_row, depth).
+
+    A, B, C: addresses. a_row, a_step: floats from one row of A to the next, and from one step of its depth to the next.
+    b_step, c_row: floats from one row of B, and of C, to the next. depth: at least 1. onto: add to C instead of
+    replacing.
     """
     vector = ir.VectorType(FLOAT, lanes)
 
@@ -36,7 +39,7 @@ def tile(rows: int, lanes: int, onto: bool) -> Callable[..., None]:
         a, b, c, a_row, a_step, b_step, c_row, depth = arguments
 
         def moved(address, count, by=1):
-            """An address plus count * by floats."""
+            """Return address + count * by floats."""
             by = ir.Constant(WORD, by) if isinstance(by, int) else by
             count = ir.Constant(WORD, count) if isinstance(count, int) else count
             return builder.add(address, builder.mul(builder.mul(count, by), ir.Constant(WORD, BYTES)))
@@ -48,7 +51,7 @@ def tile(rows: int, lanes: int, onto: bool) -> Callable[..., None]:
             return builder.load(pointer(address, kind), align=BYTES)
 
         def spread(scalar):
-            """A number in every lane."""
+            """Return a vector with a number in every lane."""
             nothing = ir.Constant(vector, ir.Undefined)
             first = builder.insert_element(nothing, scalar, ir.Constant(SHORT, 0))
             return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(SHORT, lanes), [0] * lanes))

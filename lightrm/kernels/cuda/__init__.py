@@ -1,4 +1,5 @@
-"""Kernels for NVIDIA's cards: `cuda_passes` and `cuda_products` launch Triton's kernels, one family a file.
+"""Kernels for NVIDIA cards: `cuda_passes`, `cuda_attention` and `cuda_products` launch the Triton kernels of
+`triton_*`.
 
-All of them run in Triton's interpreter too, where their twins prove them, and compile without a card.
+All kernels also run in Triton's interpreter, where tests compare them with the references, and compile without a card.
 """

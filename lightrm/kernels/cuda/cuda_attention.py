@@ -1,6 +1,7 @@
-"""Packed attention on a card: tensors in, tensors out. Twin of `reference.attention`; runs in Triton's interpreter too.
+"""Packed attention on a card: tensors in, tensors out. Fast version of `reference.attention`; runs in Triton's
+interpreter.
 
-T tokens, H query heads, J key/value heads, E a head's width.
+T tokens, H query heads, J key/value heads, E head width.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def attention_quantize(
     paths: Paths,
     slopes_H: torch.Tensor | None,
 ) -> Rows:
-    """Whose rows leave as int8."""
+    """Attention whose rows are rounded to int8."""
     return Rows(*attend(query_THE, key_TJE, value_TJE, paths, slopes_H, quantized=True)[1:])
 
 
@@ -47,7 +48,7 @@ def attend(
     slopes_H: torch.Tensor | None,
     quantized: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Attention over a pack, (T, H, E), and if quantized also int8 rows (T, H * E) with their scale (T,)."""
+    """Return attention over a pack, (T, H, E), and if quantized also int8 rows (T, H * E) with their scale (T,)."""
     query_THE, key_TJE, value_TJE = map(heads_side_by_side, (query_THE, key_TJE, value_TJE))
     tokens, heads, width = query_THE.shape
     out_THE = query_THE.new_empty(tokens, heads, width)

@@ -1,7 +1,6 @@
-"""The passes between products on a card: tensors in, tensors out. Twins of `integer` and `reference`.
+"""The passes between products on a card: tensors in, tensors out. Fast versions of `integer` and `reference`.
 
-As `cuda_products`, all of it runs in Triton's interpreter too. T tokens, D width, F feed-forward width, S sequences,
-K outputs of a head.
+All of it runs in Triton's interpreter too. T tokens, D width, F feed-forward width, S sequences, K outputs of a head.
 """
 
 from __future__ import annotations
@@ -38,9 +37,10 @@ def norm(
     shift_D: torch.Tensor | None = None,
     quantized: bool = False,
 ) -> Pair:
-    """`triton_rows.norm_row` over rows of x; the result, and the scale of each row if it is quantized.
+    """Run `triton_rows.norm_row` over rows of x. Returns the result, and the scale of each row if it is quantized.
 
-    eps: None leaves the norm out. added: to x, in place, first. shift_D: taken off the normed row, of quantized ones.
+    eps: None skips the norm. added: a product, added to x in place first. shift_D: subtracted from the normed row, if
+    that is quantized.
     """
     if added is not None:
         check_in_place(x_TD)
@@ -89,7 +89,7 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> t
 
 
 def norm_each(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """A program a row: each is what it would be alone."""
+    """Run one program per row: a row's result does not depend on the others."""
     return rms_norm(x_SD, weight_D, eps)
 
 
@@ -106,12 +106,13 @@ def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:
 
 
 def add_norm_quantize(x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
-    """x += product, in place, then as norm_quantize."""
+    """x += product in place, then as norm_quantize."""
     return Rows(*norm(x_TD, eps, added=sums, shift_D=shift_D, quantized=True))
 
 
 def gate(sums: Sums, block: int, quantized: bool) -> Pair:
-    """`triton_rows.gate_row` over the rows of a product; the result, and the scale of each row if it is quantized."""
+    """Run `triton_rows.gate_row` over the rows of a product. Returns the result, and the scale of each row if
+    quantized."""
     row_scale_T, scale_F2, bias_F2 = sums.row_scale_T, sums.scale_O, sums.bias_O
     product_TF2 = whole_rows(sums.acc_TO)
     tokens, width = len(product_TF2), product_TF2.shape[1] // 2
@@ -159,7 +160,7 @@ def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: 
 def split(
     sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Query, key and value, as columns of one tensor; dtype: of scaled sums. Floats are turned where they lie."""
+    """Return query, key and value as columns of one tensor. dtype: of scaled sums. Floats are rotated in place."""
     acc_TO, row_scale_T, scale_O, bias_O = sums
     scaled = row_scale_T is not None
     if bias_O is None and scale_O is not None:  # the kernel adds one to all that are scaled
@@ -199,7 +200,7 @@ def split(
 
 
 def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
-    """int4 in groups -> int8 (O, I), the channel's scale left out."""
+    """Widen int4 in groups to int8 (O, I), without the channel's scale."""
     packed, multiplier_OG = packed.contiguous(), multiplier_OG.contiguous()
     outputs, inputs = len(packed), 2 * packed.shape[1]
     out_OI = packed.new_empty(outputs, inputs, dtype=torch.int8)
@@ -225,7 +226,7 @@ def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
 def value_head(
     x_TD: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None, rows_S: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """float32 (S, K): rows_S of x, or all, times each row of the head."""
+    """Multiply each row of the head with rows_S of x, or with all rows: float32 (S, K)."""
     rows_S = torch.arange(len(x_TD), device=x_TD.device) if rows_S is None else rows_S
     x_TD, weight_KD = whole_rows(x_TD), weight_KD.contiguous()
     out_SK = x_TD.new_empty(len(rows_S), len(weight_KD), dtype=torch.float32)

@@ -1,7 +1,8 @@
-"""Products on a card: tensors in, tensors out, grids and tiles between. Triton's kernels are in `triton_*`.
+"""Products on a card: tensors in, tensors out, with the choice of grids and tiles. The Triton kernels are in
+`triton_*`.
 
 Runs on CUDA cards, and on a CPU in Triton's interpreter (TRITON_INTERPRET=1 before the first import), where tests
-prove it against `integer` and `reference`. T tokens, O x I a weight.
+compare it with `integer` and `reference`. T tokens, O x I a weight.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ def product(
     dtype: torch.dtype,
     residual_TO: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """values * row_scale times weight, plus bias, as dtype (T, O); or added to the residual, in place."""
+    """values * row_scale times weight, plus bias: (T, O) in `dtype`, or added to the residual in place."""
     if isinstance(weight, Int4) and block_of(values_TI.shape[1]) < 2 * SMALLEST_HALF:  # a tiny model's odd width
         weight = Rowwise(cuda_passes.widen(weight.packed, weight.multiplier_OG), weight.scale_O)
     if residual_TO is not None:
@@ -94,7 +95,7 @@ def product(
 
 
 def grouped_product(x_TI: torch.Tensor, weight: Tiled, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """x @ weight.T + bias on the grid of GPTQ files, (T, I) -> (T, O) in x's dtype."""
+    """x @ weight.T + bias for weights from GPTQ files, (T, I) -> (T, O) in x's dtype."""
     x_TI = whole_rows(x_TI if weight.order_I is None else x_TI[:, weight.order_I])
     (tokens, inputs), outputs = x_TI.shape, len(weight.packed)
     tile = tile_for("grouped", capability(x_TI.device), tokens)

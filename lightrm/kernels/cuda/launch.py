@@ -1,7 +1,7 @@
-"""What every launch of a Triton kernel needs: the right device, whole rows, sizes that are powers of two.
+"""What every launch of a Triton kernel needs: the right device, contiguous rows, sizes that are powers of two.
 
-Every launch sets enable_fp_fusion=False: a product and a sum that a compiler joins round once instead of twice, by its
-mood and version, and a row of int8 would then differ from its twin where a number lies between two levels.
+Every launch sets enable_fp_fusion=False. A fused multiply-add rounds once instead of twice, and whether the compiler
+fuses depends on its version; an int8 row would then differ from the reference where a number lies between two levels.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ INTERPRETED = bool(knobs.runtime.interpret)
 
 
 def on(device: torch.device) -> AbstractContextManager[Any]:
-    """Triton launches on the current device, whatever its tensors lie on."""
+    """Make a device the current one: Triton launches there, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def whole_rows(x: torch.Tensor) -> torch.Tensor:
-    """A row's numbers side by side; rows may lie apart."""
+    """Return x with each row contiguous; rows may lie apart."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def vector(x: torch.Tensor) -> torch.Tensor:
-    """A vector's numbers side by side."""
+    """Return x contiguous."""
     return x if x.stride(0) == 1 or len(x) == 1 else x.contiguous()
 
 
 def check_in_place(x_TD: torch.Tensor) -> None:
-    """Raises ValueError if a kernel could not write into it where it lies."""
+    """Raise ValueError if a kernel could not write to this tensor in place."""
     if x_TD.stride(-1) != 1 and x_TD.shape[-1] != 1:
         raise ValueError(f"a tensor that is added to in place needs its rows whole, found strides {x_TD.stride()}")
 
 
 def power(width: int) -> int:
-    """The least power of two that holds it."""
+    """Return the smallest power of two that is not below a width."""
     return 1 << (width - 1).bit_length()
 
 
@@ -49,10 +49,10 @@ def pieces(whole: int, piece: int) -> int:
 
 
 def warps_for(block: int) -> int:
-    """For a program that holds a row of `block` numbers: some 32 of them a thread."""
+    """Return the warps of a program that holds a row of `block` numbers: about 32 numbers per thread."""
     return min(16, max(1, block // 1024))
 
 
 def precision(dtype: torch.dtype) -> str:
-    """float32 tensors are multiplied as float32, not as tf32."""
+    """Return Triton's precision for a dtype: float32 is multiplied as float32, not as tf32."""
     return "ieee" if dtype == torch.float32 else "tf32"

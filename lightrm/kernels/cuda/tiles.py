@@ -1,11 +1,11 @@
 """Tile sizes, from a table by compute capability and problem size. Nothing is tuned at run time.
 
-Chosen by what the compiler makes of them, which `tests/test_compiled_kernels.py` reads again: registers without spills,
-the tensor cores' integer instruction in the main loop, and on the cards of 8.6, 8.9 and 12.0, which have 100 KB a
-processor, shared memory for two programs at once. On 9.0 a program is two warp groups.
+They are chosen by what the compiler makes of them, which `tests/test_compiled_kernels.py` checks: no spilled registers,
+the integer instruction of the tensor cores in the main loop, and on cards of capability 8.6, 8.9 and 12.0, which have
+100 KB of shared memory per multiprocessor, room for two programs at once. On 9.0 a program is two warp groups.
 
-A tile decides which processor computes what, and nothing else: integer sums are the same under all of them, and float
-sums run in one order.
+A tile only decides which multiprocessor computes what: integer sums are the same for all tiles, and float sums run in
+one order.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Kind = Literal["int8", "int4", "grouped"]
 
 
 class Tile(NamedTuple):
-    """rows x outputs of a program; it reads 2 * half inputs at a time, unless the weight's layout says otherwise."""
+    """rows x outputs of a program. It reads 2 * half inputs at a time, unless the layout of the weight demands another
+    number."""
 
     rows: int
     outputs: int
@@ -56,15 +57,15 @@ SMALL_SHARED = (86, 89, 120)
 
 
 def keys_for(card: int, head_width: int) -> int:
-    """Keys that attention reads at a time: with wide heads, 64 of them spill, but on 9.0."""
+    """Return how many keys attention reads at a time. With wide heads 64 keys spill registers, except on 9.0."""
     return 64 if head_width <= 64 or (card >= 90 and card not in SMALL_SHARED) else 32
 
 
 @cache
 def capability(device: torch.device) -> int:
-    """10 * major + minor; in the interpreter, which has no device, that of the oldest card in the table.
+    """Return 10 * major + minor; in the interpreter, which has no device, that of the oldest card in the table.
 
-    AMD's cards, which PyTorch calls cuda too, have 0: the kernels hold instructions of NVIDIA's.
+    AMD cards, which PyTorch also calls cuda, get 0: the kernels contain instructions of NVIDIA's.
     """
     if device.type != "cuda":
         return COMPILED_FOR[0]
@@ -75,7 +76,8 @@ def capability(device: torch.device) -> int:
 
 
 def tile_for(kind: Kind, card: int, rows: int) -> Tile:
-    """The tile of a product of so many rows; a card that is not in the table takes the entry below it."""
+    """Return the tile of a product with so many rows. A card that is not in the table uses the entry of the next older
+    one."""
     known = 86 if card in SMALL_SHARED else max(key for key in TILES[kind] if key <= max(card, COMPILED_FOR[0]))
     few, some, many = TILES[kind][known]
     return few if rows <= FEW else some if rows <= SOME else many

@@ -1,15 +1,15 @@
 # mypy: ignore-errors
 """Packed causal attention (online softmax, arXiv 2205.14135) over paths of token ranges.
 
-A tile is some queries of one segment. Its keys are the positions 0 .. end of a path: the ranges of its ancestors, then
-its own. `tables` row of a tile, int32:
+A tile is some queries of one segment. Its keys are positions 0 .. end of a path: the ranges of its ancestors, then its
+own. The row of a tile in `tables`, int32:
 
     0 first query row   1 queries   2 position of the first query on its path   3 unused
     4 + 2 d             position where range d of the path begins
     5 + 2 d             token of a position p in range d, minus p
 
-Keys go by blocks of KEYS positions, counted along the path: a query's sums are the same whether its prompt is shared
-or not, and whoever its neighbours are. Softmax in float32. E head width, H query heads, J key/value heads.
+Keys come in blocks of KEYS positions, counted along the path. So the sums of a query are the same whether its prompt is
+shared or not, and whatever else is in the pack. Softmax in float32. E head width, H query heads, J key/value heads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def attend(
     scale, SLOPED: tl.constexpr, MASKED: tl.constexpr, DEPTH: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One block of keys: scores, then the running maximum, total and sums."""
+    """Process one block of keys: compute scores, then update the running maximum, total and sums."""
     position = start + tl.arange(0, KEYS)
     e = tl.arange(0, WIDTH)
     if MASKED:  # positions past the end read the first token and count for nothing
@@ -89,8 +89,8 @@ def attention_tile(
 ):
     """Grid (tiles, H). SHARED_BY query heads read one key/value head; scale is 1 / sqrt(E).
 
-    QUANTIZED: the last head of a tile to arrive turns the tile's rows of `out`, whole now, into int8 `values` with
-    `value_scale`; `arrived` is int32 zeros (tiles,).
+    QUANTIZED: the program that finishes a tile's last head rounds the complete rows of `out` to int8 `values` with
+    `value_scale`. arrived: int32 zeros (tiles,), counts finished heads.
     """
     tile, head, heads = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     table = tables + tile.to(tl.int64) * table_width
@@ -129,7 +129,8 @@ def attention_tile(
 
 @triton.jit
 def quantize_tile(out, values, value_scale, row, here, stride, STEP: tl.constexpr):
-    """int8 rows of the tile, as `schemes.int8` has them. Other processors wrote it: read past this one's own cache."""
+    """Round the tile's rows to int8, as in `schemes.int8`. Other multiprocessors wrote them, so this one's cache is
+    bypassed."""
     e = tl.arange(0, STEP)
     at = row[:, None] * stride + e[None, :]
     bits = tl.zeros((row.shape[0],), tl.int32)

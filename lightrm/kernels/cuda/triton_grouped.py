@@ -1,11 +1,11 @@
 # mypy: ignore-errors
-"""w4a16: float rows times an int4 weight of another program's grid, widened in registers.
+"""w4a16: float rows times a 4-bit weight of another program's format, widened in registers.
 
     out[m, n] = (sum_k x[m, k] * w[n, k]) * scale[n] + bias[n],     w = level[g(k), n] * (nibble[n, k] - zero[g(k), n])
 
-w is rounded to the dtype of its levels, as the format has it, then to that of x. The nibbles lie as in `schemes.int4`,
-inputs already in the order of their groups. The inner dimension goes by blocks of 2 * HALF inputs in two products, as
-in `triton_products`, always in the same order: a row's result does not depend on its neighbours.
+w is rounded to the dtype of its levels, as the format defines it, then to that of x. Nibbles are packed as in
+`schemes.int4`, with the inputs sorted by group. The inner dimension runs in blocks of 2 * HALF inputs as two products,
+as in `triton_products`, always in the same order: a row's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ THOUSAND = tl.constexpr(0x6400)  # the bits of 1024 in float16, where the last t
 
 @triton.jit
 def level(nibble, zero, scale):
-    """scale * (nibble - zero), rounded once: 1024 + nibble is put together from bits, cheaper than a conversion."""
+    """scale * (nibble - zero), rounded once. 1024 + nibble is assembled from bits, which is cheaper than a
+    conversion."""
     lifted = (nibble.to(tl.int16) | THOUSAND).to(tl.float16, bitcast=True)
     steps = lifted - (zero.to(tl.float16) + 1024)
     if scale.dtype == tl.float16:

@@ -1,14 +1,14 @@
 # mypy: ignore-errors
-"""Integer products: int8 rows times an int8 or int4 weight, int32 sums, scales and more applied on the way out.
+"""Integer products: int8 rows times an int8 or int4 weight, int32 sums, and scales and bias applied before the store.
 
     out[m, n] = (sum_k x[m, k] * weight[n, k]) * row_scale[m] * scale[n] + bias[n]     (+ out[m, n], for the residual)
 
-The weight is the left operand: on Hopper that side may come from registers, which is where int4 is widened. The inner
-dimension goes by blocks of 2 * HALF inputs in two products. That is the layout of `schemes.int4`, where the low halves
-of a block's bytes are its first inputs and the high halves the last; and on 8.x cards two products keep Triton from
-carrying bytes around the loop one by one, which would cost more than the product.
+The weight is the left operand: on Hopper that operand may come from registers, where int4 is widened. The inner
+dimension runs in blocks of 2 * HALF inputs, as two products. This is the layout of `schemes.int4`, where the low halves
+of a block's bytes are its first inputs and the high halves its last ones. On 8.x cards, two products also keep Triton
+from moving bytes through the loop one by one, which would cost more than the product.
 
-The order of summing does not matter: integers. M rows, N out features, K in features.
+Integer sums do not depend on their order. M rows, N out features, K in features.
 """
 
 from __future__ import annotations
@@ -42,9 +42,10 @@ EMULATED = tl.constexpr(INTERPRETED)
 
 @triton.jit
 def place(M, N, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BAND: tl.constexpr):
-    """Rows m and out features n of this program's tile, and those to read: past the edge the first, to be dropped.
+    """Return rows m and out features n of this program's tile, and those to read. Past the edge, the first one is read
+    and its result dropped.
 
-    Tiles go in bands of BAND tile rows, down the band before across: neighbours in time share what L2 holds.
+    Tiles are ordered in bands of BAND tile rows, down each band first, so that programs close in time share data in L2.
     """
     tile = tl.program_id(0)
     band = BAND * tl.cdiv(N, OUTPUTS)
@@ -57,10 +58,10 @@ def place(M, N, ROWS: tl.constexpr, OUTPUTS: tl.constexpr, BAND: tl.constexpr):
 
 @triton.jit
 def dot(a, b, sums, PRECISION: tl.constexpr):
-    """A product in float.
+    """A float product.
 
-    The interpreter's is numpy's, whose order of summing is no card's, and which takes the bits of bfloat16 for
-    integers: there it sums in float64, so that a test sees the kernel's own roundings.
+    The interpreter's product is numpy's, which sums in another order than a card and reads bfloat16 as integers. There
+    the sum runs in float64, so that a test sees only the kernel's own rounding.
     """
     if EMULATED:
         left, right = a.to(tl.float32).to(tl.float64), b.to(tl.float32).to(tl.float64)
@@ -72,7 +73,8 @@ def dot(a, b, sums, PRECISION: tl.constexpr):
 
 @triton.jit
 def group_values(pointer, start, GROUP: tl.constexpr, HALF: tl.constexpr):
-    """What the groups of inputs start .. start + HALF hold, pointer (N,): (N, HALF), or (N, 1) where it is one."""
+    """Return the values of the groups of inputs start .. start + HALF: (N, HALF), or (N, 1) if there is only one
+    group."""
     if GROUP % HALF == 0:
         values = tl.load(pointer[:, None] + start // GROUP)
     elif HALF % GROUP == 0:
@@ -87,13 +89,13 @@ def group_values(pointer, start, GROUP: tl.constexpr, HALF: tl.constexpr):
 
 @triton.jit
 def less_of(multiplier):
-    """What |multiplier| * n lies above multiplier * q: see `schemes.int4`."""
+    """|multiplier| * n - multiplier * q: see `schemes.int4`."""
     return (tl.abs(multiplier) * (8 - (multiplier < 0).to(tl.int8))).to(tl.int8)
 
 
 @triton.jit
 def widened(bytes_, low, high):
-    """A block's first and last inputs as int8, from its bytes and the multipliers of either half."""
+    """Return the first and the last inputs of a block as int8, from its bytes and the multipliers of both halves."""
     times_low, less_low = tl.abs(low).to(tl.int8), less_of(low)
     times_high, less_high = tl.abs(high).to(tl.int8), less_of(high)
     if not EMULATED:
@@ -143,7 +145,8 @@ def integer_product(
     HALF: tl.constexpr,
     BAND: tl.constexpr,
 ):
-    """INT4: weight is uint8 (N, K / 2), multiplier (N, K / GROUP); else int8 (N, K). WHOLE: 2 HALF divides K."""
+    """INT4: weight is uint8 (N, K / 2) and multiplier (N, K / GROUP); otherwise weight is int8 (N, K). WHOLE: 2 HALF
+    divides K."""
     m, n, m_read, n_read = place(M, N, ROWS, OUTPUTS, BAND)
     k = tl.arange(0, HALF)
     x_at = x + m_read.to(tl.int64)[None, :] * x_stride + k[:, None]

@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""The passes between products, most of them a program a row, each reading and writing the row once.
+"""The passes between products, most of them one program per row, each reading and writing the row once.
 
-A row that a product left as int32 sums (SCALED) stands for `sums * row_scale * scale + bias`; one that it left as
-floats for itself. Rows leave as int8 with a scale (`schemes.int8`) or as floats. The twins are in `kernels.integer`
+A row that a product left as int32 sums (SCALED) stands for `sums * row_scale * scale + bias`; a row of floats stands
+for itself. Results are int8 rows with a scale (`schemes.int8`) or floats. The slow versions are in `kernels.integer`
 and `kernels.reference`. T tokens, D width, F feed-forward width, E head width.
 """
 
@@ -19,7 +19,8 @@ ROUNDER = tl.constexpr(1.5 * 2**23)  # adding and taking away rounds to a whole 
 
 @triton.jit
 def peak_of(x):
-    """Largest magnitude, at least TINY. On the bits, as whole numbers: NaN is larger than every number there."""
+    """Return the largest magnitude, at least TINY. Compares the bits as integers, in which NaN is larger than every
+    number."""
     bits = tl.abs(x).to(tl.int32, bitcast=True)
     peak = tl.max(tl.ravel(bits), 0).to(tl.float32, bitcast=True)
     return tl.where(peak < TINY_F, TINY_F, peak)
@@ -55,9 +56,9 @@ def norm_row(
     SHIFTED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """x += product where ADDED, then RMSNorm where NORMED, then int8 or a float. GATHERED: row rows[t] of x.
+    """x += product if ADDED, then RMSNorm if NORMED, then int8 or float. GATHERED: reads row rows[t] of x.
 
-    SHIFTED: a vector is taken off the normed row before it is rounded to int8.
+    SHIFTED: a vector is subtracted from the normed row before it is rounded to int8.
     """
     t = tl.program_id(0).to(tl.int64)
     source = tl.load(rows + t).to(tl.int64) if GATHERED else t
@@ -115,10 +116,10 @@ def gate_row(
     LEVEL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """silu(gate) * up, the Hadamard transform in blocks of 2^LEVEL, then int8 or a float.
+    """silu(gate) * up, the Hadamard transform in blocks of 2^LEVEL, then int8 or float.
 
-    A row of F is read as 2^LEVEL rows of F / 2^LEVEL, padded to BLOCK: column by column, the transform of
-    `schemes.hadamard`. spread is 1 / sqrt(2^LEVEL).
+    A row of F numbers is read as 2^LEVEL rows of F / 2^LEVEL, padded to BLOCK: column by column, this is the transform
+    of `schemes.hadamard`. spread is 1 / sqrt(2^LEVEL).
     """
     t = tl.program_id(0).to(tl.int64)
     ROWS: tl.constexpr = 2**LEVEL
@@ -165,9 +166,10 @@ def head_row(
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """The heads of a fused qkv product as floats, the first `turned` of them (query, key) under RoPE (half-split).
+    """Return the heads of a fused qkv product as floats, the first `turned` of them (query, key) under RoPE
+    (half-split).
 
-    `out` may be the product itself: an element is read and written by one program. cos and sin float32 (T, width / 2).
+    `out` may be the product itself, since one program reads and writes an element. cos and sin: float32 (T, width / 2).
     """
     t = tl.program_id(0).to(tl.int64)
     half = width // 2
@@ -195,7 +197,7 @@ def widen_rows(
     packed, multiplier, out, N, K,
     ROWS: tl.constexpr, BLOCK: tl.constexpr, GROUP: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """int4 in the layout of `schemes.int4` -> int8, BLOCK bytes of ROWS rows at a time."""
+    """Widen int4 in the layout of `schemes.int4` to int8, BLOCK bytes of ROWS rows at a time."""
     n = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)[:, None]
     byte = (tl.program_id(1) * BLOCK + tl.arange(0, BLOCK))[None, :]
     inside = (n < N) & (byte < K // 2)
@@ -211,7 +213,7 @@ def widen_rows(
 
 @triton.jit
 def value_row(x, rows, weight, bias, out, D, x_stride, BIASED: tl.constexpr, BLOCK: tl.constexpr):
-    """The value head: row rows[s] of x times each row of weight (K, D), float32, (S, K)."""
+    """The value head: row rows[s] of x times each row of weight (K, D), float32 (S, K)."""
     s, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
     d = tl.arange(0, BLOCK)
     inside = d < D
