@@ -1,4 +1,4 @@
-"""A conversation to token ids: template, tokenizer, and that what a user wrote never becomes a special token.
+"""From a conversation to token ids: templates, tokenizers, and the rule that user text never acts as a special token.
 
-Knows no weights and no files but those of a tokenizer.
+Knows no weights, and no files but those of a tokenizer.
 """

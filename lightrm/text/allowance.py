@@ -1,8 +1,9 @@
-"""What one rendering of a stranger's template may take: steps, seconds, characters, and what all values are worth.
+"""Limits for one rendering of a stranger's chat template: steps, seconds, characters, and the size of all values
+together.
 
-What would make a value too long is refused before it is made, and so is more than one rendering can need of all values
-together. A part that a value holds twice counts twice: to compare or to hash such a value takes that long, in one step
-that nothing ends.
+A value that would become too long is refused before it is made. So is a rendering whose values together exceed what any
+rendering can need. If a value holds the same part twice, the part counts twice: comparing or hashing such a value takes
+that long, in a single step that cannot be interrupted.
 """
 
 from __future__ import annotations
@@ -16,28 +17,28 @@ from typing import Any, NoReturn
 import jinja2
 
 MOST_STEPS = 1_000_000  # rounds of loops and calls of one rendering
-SECONDS = 5.0  # of one rendering: for steps that are slow
+SECONDS = 5.0  # of one rendering, in case steps are slow
 LONGEST = 1 << 24  # characters of a value
 ITEM = 16  # characters that an item of a list counts as
-WRITTEN = 1 << 26  # characters that all outputs of one rendering have together
-MADE = 1 << 28  # characters and items of all values that one rendering makes, whether it drops them or not
-LARGEST = 1 << 16  # of a number that is a length
-BITS = 4096  # of a number
+WRITTEN = 1 << 26  # characters of all outputs of one rendering together
+MADE = 1 << 28  # characters and items of all values that one rendering makes, also of those it drops
+LARGEST = 1 << 16  # the largest number that may be a length
+BITS = 4096  # the most that a number may have
 LENGTHS = frozenset((
     "center", "ljust", "rjust", "zfill", "expandtabs", "indent", "wordwrap", "truncate", "batch", "slice",
     "round", "generate_lorem_ipsum",
 ))  # fmt: skip
 MULTIPLIED = ("replace", "join", "translate", "wordwrap")
-SPREAD = ("indent", "expandtabs")  # what they are given comes once a line, or once a tab
+SPREAD = ("indent", "expandtabs")  # their argument is repeated for each line, or each tab
 WIDE = re.compile(r"%[-+ #0]*(\*|\d*\.\*|\d{6,}|\d*\.\d{6,})|\{[^}]*:[^}]*(\d{6,}|\{)")
 
 
 class Allowance:
-    """What a rendering may still take."""
+    """What a rendering may still use."""
 
     def __init__(self) -> None:
         self.steps, self.written, self.made = MOST_STEPS, WRITTEN, MADE
-        self.weights: dict[int, tuple[Any, int]] = {}  # by id, with the value: an id may come again
+        self.weights: dict[int, tuple[Any, int]] = {}  # by id, with the value, since an id may be reused
         self.until = time.monotonic() + SECONDS
 
     def step(self) -> None:
@@ -63,7 +64,7 @@ ALLOWANCE: ContextVar[Allowance] = ContextVar("allowance")
 
 
 def check_call(function: Any, args: tuple[Any, ...], options: Mapping[str, Any]) -> None:
-    """Numbers that are lengths, and texts that multiply each other."""
+    """Check arguments that are lengths, and texts that multiply each other."""
     name = getattr(function, "__name__", "").removeprefix("do_")
     owner = getattr(getattr(function, "__wrapped__", function), "__self__", None)  # Jinja wraps str.format
     values = [owner, *args, *options.values()]
@@ -78,11 +79,11 @@ def check_call(function: Any, args: tuple[Any, ...], options: Mapping[str, Any])
         check_length(together(values))
     if name in ("format", "format_map"):
         text = owner if isinstance(owner, str) else next((value for value in args if isinstance(value, str)), "")
-        check_format(text, values)  # the format alone: what it is given is the caller's text, whatever it looks like
+        check_format(text, values)  # only the format: its arguments are the caller's text
 
 
 def check_format(text: str, values: Any) -> None:
-    """Widths, and values that are named more than once."""
+    """Check widths in a format string, and values that it names more than once."""
     if WIDE.search(text):
         refuse("a format has a width of its arguments, or of more than five digits")
     check_length(sum(map(int, re.findall(r"[0-9]{1,5}", text))))
@@ -96,14 +97,15 @@ def check_length(size: int) -> None:
 
 
 def length(value: Any) -> int:
-    """Characters, or items as characters, without what the items hold."""
+    """Return the number of characters of a value. An item counts as ITEM characters, whatever it holds."""
     if isinstance(value, list | tuple):
         return len(value) * ITEM
     return len(value) if isinstance(value, str | bytes) else 1
 
 
 def weight(value: Any) -> int:
-    """Characters of a value written out, about. A part that is held twice is written twice, and looked at once."""
+    """Return about how many characters a value has when it is written out, with parts that occur twice counted
+    twice."""
     if isinstance(value, str | bytes):
         return len(value)
     if isinstance(value, int):
@@ -111,7 +113,7 @@ def weight(value: Any) -> int:
     if not isinstance(value, list | tuple | Mapping | KeysView | ValuesView | ItemsView):
         return 1
     known = ALLOWANCE.get().weights
-    if id(value) not in known:  # nothing that a template has is ever changed
+    if id(value) not in known:  # values in a template never change
         ALLOWANCE.get().step()
         parts = [part for pair in value.items() for part in pair] if isinstance(value, Mapping) else list(value)
         check_length(len(parts) * ITEM)
@@ -120,25 +122,25 @@ def weight(value: Any) -> int:
 
 
 def together(values: Any) -> int:
-    """The weight of the values of a call."""
+    """Return the weight of all arguments of a call."""
     return sum(map(weight, values)) if isinstance(values, list | tuple) else weight(values)
 
 
 def refuse(message: str) -> NoReturn:
-    """`raise_exception`, too."""
+    """Raise TemplateError with a message. Templates call it as `raise_exception`."""
     raise jinja2.TemplateError(message)
 
 
 def made(value: Any) -> Any:
-    """Every value that an operation, a call, a filter or a literal makes passes here, as it is."""
+    """Count a value that an operation, call, filter or literal made, and return it unchanged."""
     ALLOWANCE.get().make(length(value))
     check_length(weight(value))
     return value
 
 
 def measured(value: Any) -> Any:
-    """Every output of a template passes here, as it is."""
-    allowance = ALLOWANCE.get(None)  # None: a constant, while compiling
+    """Count an output of a template, and return it unchanged."""
+    allowance = ALLOWANCE.get(None)  # None while a template is compiled, for its constants
     if allowance is not None:
         allowance.write(weight(value))
     return value

@@ -1,9 +1,10 @@
 """The checkpoint's own chat template: Jinja text written by a stranger, run in a sandbox as transformers runs it.
 
-The template sees the conversation unchanged. Where a text of the caller spells a special token, the template is
-rendered a second time with stand-ins of the same length in these places: where they come out is what the caller wrote.
+The template sees the conversation unchanged. If the caller's text spells a special token, the template is rendered a
+second time with stand-ins of the same length in place of these spellings. Where stand-ins appear in the second
+rendering, the first one holds the caller's text.
 
-Templates that ask for today's date get DATE on any day, or scores would change over night.
+A template that asks for today's date always gets DATE; otherwise scores would change from day to day.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from lightrm.text.guard import Span
 from lightrm.text.sandbox import render, template_of
 from lightrm.text.templates import Cut, Ending, Rendered, Turn
 
-DATE = datetime(2024, 7, 26)  # what Llama 3's own template writes where it is told no date
+DATE = datetime(2024, 7, 26)  # the date that Llama 3's own template uses by default
 CLOCK = "strftime_now"
-STAND_INS = [chr(code) for code in range(0x10600, 0x10737)]  # Linear A: letters that print, and have no case
-THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # one field under three names
+STAND_INS = [chr(code) for code in range(0x10600, 0x10737)]  # Linear A: printable letters without case
+THOUGHTS = ("reasoning_content", "thinking", "reasoning")  # three names of one field
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """source: the Jinja text, which brings its own BOS. context: the tokenizer's special tokens by name."""
+    """source: the Jinja text, which writes BOS itself. context: the tokenizer's special tokens by name."""
 
     source: str
     context: Mapping[str, str]
@@ -43,7 +44,7 @@ class ChatTemplate:
 
     @property
     def dated(self) -> bool:
-        """Whether the text asks for a date."""
+        """Whether the template asks for a date."""
         return CLOCK in self.source
 
     def __str__(self) -> str:
@@ -52,9 +53,9 @@ class ChatTemplate:
     def render(self, turns: Sequence[Turn], responses: Sequence[str], specials: re.Pattern[str]) -> list[Rendered]:
         """Return the text of a conversation with each answer, and where the caller spelled special tokens in it.
 
-        Each answer is rendered with the whole conversation, for a template may do anything with it; that takes about
-        a fiftieth of the time that the tokenizer needs. Raises TemplateError where the template refuses the
-        conversation, fails, or does not come to an end.
+        Each answer is rendered with the whole conversation, since a template may treat an answer in any way. That takes
+        about a fiftieth of the time that the tokenizer needs. Raises TemplateError if the template refuses the
+        conversation, fails, or does not end.
         """
         prompt = [plain(turn) for turn in turns]
         spells = any(specials.search(written) for written in strings(prompt))
@@ -71,7 +72,8 @@ class ChatTemplate:
         return render(compiled(self.source), {"messages": messages, **context})
 
     def written(self, messages: Sequence[dict[str, Any]], text: str, specials: re.Pattern[str]) -> tuple[Span, ...]:
-        """Spans of `text` that spell what the caller spelled. Raises TemplateError where that cannot be told."""
+        """Return the spans of `text` in which the caller spelled special tokens. Raises TemplateError if they cannot be
+        found."""
         seen = {*text, *self.source, *"".join(strings(messages))}
         stand_in = next((character for character in STAND_INS if character not in seen), None)
         if stand_in is None:
@@ -84,7 +86,7 @@ class ChatTemplate:
         spans = tuple(match.span() for match in re.finditer(f"{stand_in}+", other))
         if len(other) == len(text) and all(a in (b, stand_in) for a, b in zip(other, text, strict=True)):
             return spans
-        # The template looks at what the caller spelled: it may have taken all of it away.
+        # The template depends on what the caller spelled. If it removed all of it, no span is the caller's.
         if Counter(specials.findall(text)) == Counter(specials.findall(other)):
             return ()
         held = sorted({found for written in strings(messages) for found in specials.findall(written)})
@@ -95,14 +97,15 @@ class ChatTemplate:
 
 
 def plain(turn: Mapping[str, Any]) -> dict[str, Any]:
-    """A message as transformers hands it on: no field that is None, a model's reasoning under each of its names."""
+    """Return a message as transformers gives it to a template: without fields that are None, and with a model's
+    reasoning under each of its three names."""
     message = {name: value for name, value in turn.items() if value is not None}
     thought = next((message[name] for name in THOUGHTS if name in message), None)
     return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
 
 
 def strings(value: Any) -> list[str]:
-    """Every text in a message's values but its role, which is one of a few."""
+    """Return every text in the values of a message, except its role."""
     if isinstance(value, str):
         return [value]
     if isinstance(value, Mapping):
@@ -113,7 +116,7 @@ def strings(value: Any) -> list[str]:
 
 
 def with_strings(value: Any, change: Callable[[str], str]) -> Any:
-    """The same value with each text of `strings` changed."""
+    """Return the same value with each text that `strings` finds changed."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -125,7 +128,8 @@ def with_strings(value: Any, change: Callable[[str], str]) -> Any:
 
 @lru_cache(maxsize=8)
 def compiled(source: str) -> jinja2.Template:
-    """Compiled once: a batch renders thousands of conversations. Raises TemplateError if it does not compile."""
+    """Compile a template, once: a batch renders thousands of conversations. Raises TemplateError if it does not
+    compile."""
     return template_of(source, {CLOCK: DATE.strftime})
 
 

@@ -1,8 +1,8 @@
-"""The checkpoint's own tokenizer, read by transformers: token for token what `AutoTokenizer` gives of a whole text.
+"""The checkpoint's own tokenizer, read by transformers: the ids of a text are exactly those of `AutoTokenizer`.
 
-transformers decides which class a folder has, what its flags mean and which tokens are added where; it is imported
-here and only when such a text is read. `trust_remote_code` is always False. A folder whose tokenizer class is code of
-its own is read as a tokenizer.json where it has one; else `OwnCodeError` says so, and the caller has rules for those.
+transformers decides which class a folder has, what its flags mean, and which tokens are added where. It is imported
+only when such a text is read. `trust_remote_code` is always False. If a folder's tokenizer class is code of its own,
+its tokenizer.json is read instead; if it has none, OwnCodeError is raised, and `slow_tokenizer` reads the text.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from lightrm.text.shared_start import Dividers, ids_of_all
 from lightrm.text.tokenizer_files import DESCRIBED, MODEL
 from lightrm.text.tokenizer_limits import check_description, told
 
-STRANGE = "\U000ffff0 \U0003134a \ua66e"  # a vocabulary that has an unknown token makes it of one of these
+STRANGE = "\U000ffff0 \U0003134a \ua66e"  # at least one of these becomes the unknown token, if there is one
 
 UNUSABLE = "the tokenizer files in {} cannot be used"
 
 
 class OwnCodeError(TokenizerError):
-    """The folder's tokenizer class is code of its own, which is not run."""
+    """The folder's tokenizer class is code of its own, which lightrm does not run."""
 
 
 class CheckpointTokenizer:
-    """A tokenizer that knows what a caller wrote. Safe to use from several threads."""
+    """A tokenizer that keeps special tokens in the caller's text from acting. Safe to use from several threads."""
 
     def __init__(self, tokenizer: Any, folder: Path, parse_specials: bool) -> None:
         self.tokenizer, self.folder, self.parse_specials = tokenizer, folder, parse_specials
@@ -47,11 +47,11 @@ class CheckpointTokenizer:
         }
         added = [token for token in tokenizer.added_tokens_decoder.values() if steers(token.content, token.special)]
         steering |= {token.content for token in added}
-        if not (folder / DESCRIBED).is_file() and (folder / MODEL).is_file():  # it may match them and not list them
+        if not (folder / DESCRIBED).is_file() and (folder / MODEL).is_file():  # it may match these without listing them
             steering |= marks_of((folder / MODEL).read_bytes())
-        if getattr(tokenizer, "split_special_tokens", False):  # special tokens are text, the template's too
+        if getattr(tokenizer, "split_special_tokens", False):  # special tokens are text, even the template's
             steering = {name for name in steering & vocabulary.keys() if vocabulary[name] in self.plain(name, False)}
-        steering.add(str(getattr(tokenizer, "fill_token", "")))  # CodeLlama's class acts on it by itself
+        steering.add(str(getattr(tokenizer, "fill_token", "")))  # CodeLlama's class gives it a meaning of its own
         self.steering = {name: int(vocabulary[name]) for name in steering & vocabulary.keys()}
         self.pattern = pattern_of(self.steering)
         unknown = {vocabulary.get(str(tokenizer.unk_token)), *self.plain(STRANGE, False)}
@@ -60,26 +60,26 @@ class CheckpointTokenizer:
 
     @cached_property
     def context(self) -> dict[str, str]:
-        """What a chat template sees of the tokenizer: every named token that is set, by its name."""
+        """The special tokens that a chat template sees: every named token that is set, by its name."""
         return {name: str(token) for name, token in self.tokenizer.special_tokens_map.items() if isinstance(token, str)}
 
     @property
     def bos(self) -> str:
-        """Empty if there is none."""
+        """The spelling of BOS, empty if there is none."""
         return str(self.tokenizer.bos_token or "")
 
     @property
     def eos(self) -> str:
-        """Empty if there is none."""
+        """The spelling of EOS, empty if there is none."""
         return str(self.tokenizer.eos_token or "")
 
     @property
     def backend(self) -> Any:
-        """The tokenizers library's object; None for one written in Python."""
+        """The object of the tokenizers library; None for a tokenizer written in Python."""
         return self.tokenizer.backend_tokenizer if self.tokenizer.is_fast else None
 
     def description(self) -> bytes:
-        """The tokenizer as the tokenizers library writes it. Raises TokenizerError for one written in Python."""
+        """Return the tokenizer as a tokenizer.json. Raises TokenizerError for one written in Python."""
         if self.backend is None:
             raise TokenizerError(f"{self.folder}: the class {type(self.tokenizer).__name__} is not read here")
         return str(self.backend.to_str()).encode()
@@ -87,8 +87,8 @@ class CheckpointTokenizer:
     def encode_all(self, texts: Sequence[str], *, whole: bool, written: Sequence[Sequence[Span]]) -> list[list[int]]:
         """Return the ids of each text. whole: with what the tokenizer itself puts around a text (BOS, EOS).
 
-        written: for each text the spans that a caller wrote; special tokens spelled there are text. Raises
-        TokenizerError where the tokenizer cannot do so.
+        written: for each text the spans that the caller wrote; special tokens spelled there are plain text. Raises
+        TokenizerError if the tokenizer cannot read them as plain text.
         """
         ids = self.plain_all(texts, whole)
         if self.parse_specials:
@@ -96,7 +96,8 @@ class CheckpointTokenizer:
         return [self.checked(*one, whole) for one in zip(texts, ids, written, strict=True)]
 
     def checked(self, text: str, ids: list[int], written: Sequence[Span], whole: bool) -> list[int]:
-        """Return the ids of a text if no special token in them is the caller's; else new ids, in which none is."""
+        """Return `ids` if no special token in them comes from the caller's text, otherwise new ids in which none
+        does."""
         meant = [match.span() for match in self.pattern.finditer(text)]
         kept = [span for span in meant if not overlaps(*span, written)]
         bare, full = self.around if whole else ((), ())
@@ -116,7 +117,7 @@ class CheckpointTokenizer:
         return list(found["input_ids"])
 
     def plain_all(self, texts: Sequence[str], whole: bool) -> list[list[int]]:
-        """Return `plain` of each text; a start that all of them share is tokenized once."""
+        """Return `plain` of each text. What all texts begin with is tokenized once."""
         closing = self.closing if whole else 0
         if self.backend is None or closing is None:
             return [self.plain(text, whole) for text in texts]
@@ -124,23 +125,24 @@ class CheckpointTokenizer:
 
     @cached_property
     def dividers(self) -> Dividers:
+        """The special tokens at which a text can be divided: those that are matched before normalization."""
         added = self.backend.get_added_tokens_decoder().values()
         names = {token.content for token in added if not token.normalized} & self.steering.keys()
         longest = max((len(token.content) for token in added), default=0)
         return Dividers({name: self.steering[name] for name in names}, longest)
 
     def count(self, ids: Sequence[int]) -> int:
-        """How many tokens that steer; the unknown token is made of text, too, and not counted."""
+        """Return the number of steering tokens. The unknown token does not count, since plain text makes it too."""
         return sum(i in self.counted for i in ids)
 
     @cached_property
     def around(self) -> tuple[list[int], list[int]]:
-        """Ids of a text alone, and with what the tokenizer itself puts around any text."""
+        """The ids of a text alone, and of the same text with what the tokenizer itself puts around any text."""
         return self.plain("a", False), self.plain("a", True)
 
     @cached_property
     def closing(self) -> int | None:
-        """How many ids the tokenizer itself puts behind a text; None if they cannot be told from the text's."""
+        """The number of ids that the tokenizer itself puts behind a text; None if it cannot be determined."""
         bare, full = self.around
         at = next((k for k in range(len(full)) if full[k : k + len(bare)] == bare), None)
         return None if at is None else len(full) - at - len(bare)
@@ -154,18 +156,19 @@ class CheckpointTokenizer:
         return full[: end - len(bare)] + ids + full[end:]
 
     def guarded(self, text: str, kept: Sequence[Span]) -> list[int]:
+        """Return ids in which only the special tokens at the spans `kept` act."""
         if self.backend is None:
             return self.apart(text, kept)
         with self.lock, told(UNUSABLE.format(self.folder)):
             kept = made_at(self.backend, text, kept, self.steering)
             alphabet = unused(text, len(self.steering))
-            if alphabet not in self.aliases:  # of the rare ones the last is kept: a caller's text chooses them
+            if alphabet not in self.aliases:  # keep one unusual alphabet only: a caller's text chooses it
                 usual = {first: second for first, second in self.aliases.items() if first == PRIVATE.start}
                 self.aliases = usual | {alphabet: aliased(self.backend, self.steering, alphabet)}
             return self.aliases[alphabet].encode(text, kept)
 
     def apart(self, text: str, kept: Sequence[Span]) -> list[int]:
-        """For tokenizers written in Python: texts between the tokens that are meant, one by one."""
+        """As `guarded`, for tokenizers written in Python: the texts between the special tokens are read one by one."""
         ids, at = [], 0
         for start, end in [*kept, (len(text), len(text))]:
             if text[at:start]:
@@ -179,7 +182,7 @@ class CheckpointTokenizer:
 
 
 def open_tokenizer(folder: Path, parse_specials: bool) -> CheckpointTokenizer:
-    """Raises TokenizerError, or OwnCodeError where the class is code of the folder."""
+    """Read a folder's tokenizer. Raises TokenizerError, or OwnCodeError if the class is code of the folder."""
     if (folder / DESCRIBED).is_file():
         check_description(folder / DESCRIBED)
     try:
@@ -213,7 +216,7 @@ def read(folder: Path) -> Any:
 
 
 def damaged(folder: Path) -> str | None:
-    """The vocabulary file that cannot be read, to name it; None if each can be read by itself."""
+    """Return the name of the vocabulary file that cannot be read; None if each of them can be read by itself."""
     readers = (DESCRIBED, tokenizers.Tokenizer.from_file), (MODEL, sentencepiece.SentencePieceProcessor)
     for name, reader in readers:
         if (folder / name).is_file():
@@ -227,7 +230,7 @@ def damaged(folder: Path) -> str | None:
 
 @contextmanager
 def quiet(transformers: Any) -> Iterator[None]:
-    """transformers prints what it makes of a config; nobody asked it to."""
+    """Suppress what transformers prints about configs."""
     logging = transformers.utils.logging
     before = logging.get_verbosity()
     logging.set_verbosity_error()

@@ -1,7 +1,7 @@
-"""What the caller passed, checked: a prompt as a string or turns, and responses, as lists or what people hold them in.
+"""The caller's prompts and responses, checked. Texts may be strings or turns; lists may be of any kind.
 
-Lists may be tuples, generators, numpy arrays, columns of pandas, polars and pyarrow: whatever gives its items in order.
-None of those libraries is imported.
+A list may be a tuple, a generator, a numpy array, or a column of pandas, polars or pyarrow: anything that yields its
+items in order. None of those libraries is imported.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from lightrm.errors import InputError
 from lightrm.text.templates import READ_ELSEWHERE, Turn
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
-ASKS = ("user", "tool")  # what an answer may follow
-CALLS = ("tool_calls", "function_call")  # an assistant's turn with one of these may say nothing
+ASKS = ("user", "tool")  # roles that an answer may follow
+CALLS = ("tool_calls", "function_call")  # an assistant turn with one of these needs no content
 Prompt = str | Iterable[Mapping[str, Any]]
 Response = str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 Responses = Iterable[Response]
 
 
 def turns_of(prompt: Prompt) -> list[Turn]:
-    """A string is one user turn. Of a turn, "content" may be a list of text parts; other keys that are not None are
-    kept, for the checkpoint's own chat template.
+    """Return a prompt as turns. A string is one user turn. The "content" of a turn may be a list of text parts. Other
+    keys that are not None are kept for the checkpoint's own chat template.
 
-    Raises InputError on anything that is not a conversation which an answer can follow.
+    Raises InputError unless an answer can follow the conversation.
     """
     if isinstance(prompt, str):
         return [{"role": "user", "content": text_of(prompt, "prompt")}]
@@ -50,9 +50,9 @@ def turn_of(turn: Any, what: str) -> Turn:
 
 
 def content_of(content: Any, what: str) -> str:
-    """A string, or the text of a list of {"type": "text", "text": ...} parts, with nothing between them.
+    """Return a string, or the joined texts of a list of {"type": "text", "text": ...} parts.
 
-    Raises InputError on a part of another type, by name.
+    Raises InputError, which names the type, if a part is not text.
     """
     if content is None or isinstance(content, str | bytes | Mapping) or not isinstance(content, Iterable):
         return text_of(content, what)
@@ -67,7 +67,10 @@ def content_of(content: Any, what: str) -> str:
 
 
 def responses_of(responses: Responses) -> list[str]:
-    """A response is a string, an assistant's turn, or a list of one such turn. Raises InputError on anything else."""
+    """Return responses as strings. A response is a string, an assistant turn, or a list of one such turn.
+
+    Raises InputError on anything else.
+    """
     if isinstance(responses, str | bytes):
         raise InputError("responses must be a list of strings, found one string: write [response]")
     given = items(responses, "responses must be a list of strings")
@@ -91,12 +94,14 @@ def response_of(response: Response, what: str) -> str:
 
 
 def items(value: Any, expected: str) -> list[Any]:
-    """The items of whatever gives them in order. Raises InputError, which begins as `expected` does, on what does not:
-    a single text, a mapping, a set, a table."""
+    """Return the items of anything that yields them in order.
+
+    Raises InputError, whose message begins with `expected`, for a single text, a mapping, a set or a table.
+    """
     table = hasattr(value, "columns") or hasattr(value, "column_names")
     if isinstance(value, str | bytes | Mapping | Set) or table or getattr(value, "ndim", 1) == 0:
         raise InputError(f"{expected}, found {kind(value)}")
-    if hasattr(value, "to_pylist"):  # pyarrow, whose own items are no strings
+    if hasattr(value, "to_pylist"):  # pyarrow, whose own items are not strings
         value = value.to_pylist()
     if not isinstance(value, Iterable):
         raise InputError(f"{expected}, found {kind(value)}")
@@ -104,7 +109,7 @@ def items(value: Any, expected: str) -> list[Any]:
 
 
 def plain(value: Any) -> Any:
-    """What a turn holds beside its text, as the lists and dictionaries that a template expects."""
+    """Return what a turn holds beside its text as the lists and dictionaries that a template expects."""
     if isinstance(value, Mapping):
         return {key: plain(inner) for key, inner in value.items()}
     if hasattr(value, "tolist"):  # numpy
@@ -113,7 +118,8 @@ def plain(value: Any) -> Any:
 
 
 def text_of(value: object, what: str) -> str:
-    """Raises InputError on a non-string, and on lone surrogates, which no encoding of text has."""
+    """Return a string. Raises InputError on anything else, and on lone surrogates, which no text encoding can
+    express."""
     if not isinstance(value, str):
         raise InputError(f"{what} must be a string, found {kind(value)}")
     try:

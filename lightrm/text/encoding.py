@@ -1,10 +1,10 @@
-"""Text -> token ids: which tokenizer reads a text, which BOS and EOS it gets, and what is cut when it is too long.
+"""Text -> token ids: which tokenizer reads a text, which BOS and EOS it gets, and what is cut if it is too long.
 
-There are two ways. Where the checkpoint's own template decides, or none, the text goes whole through the checkpoint's
-own tokenizer, as transformers reads it (`checkpoint_tokenizer`). A frozen template repeats a trainer that tokenized
-its pieces one by one: they go through the bare vocabulary (`piece_texts`). For these, special_tokens_map.json is asked
-first, then tokenizer_config.json, then the vocabulary itself: published reward models disagree with their own
-vocabulary (Ziya's BOS is `</s>`), and the map is what their tokenizers obeyed.
+There are two ways. With the checkpoint's own template, or none, the whole text goes through the checkpoint's own
+tokenizer, as in transformers (`checkpoint_tokenizer`). A frozen template repeats a trainer that tokenized pieces of
+text one by one, so the pieces go through the bare vocabulary (`piece_texts`). For these, the names of special tokens
+come from special_tokens_map.json, then tokenizer_config.json, then the vocabulary itself: some published reward models
+contradict their own vocabulary (Ziya's BOS is `</s>`), and their trainers' tokenizers followed the map.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Tokens:
             self.bos, self.eos = self.opened.bos, self.opened.eos
 
     def read_model(self) -> tuple[SentencePieceVocabulary, str, str]:
-        """Return a tokenizer.model, its BOS and its EOS."""
+        """Read a tokenizer.model. Returns its vocabulary, its BOS and its EOS."""
         files, content = self.files, (self.files.folder / MODEL).read_bytes()
         model = SentencePieceVocabulary(content, files.added, self.parse_specials)
         bos, eos = (files.named(role) or model.own(role) for role in ("bos", "eos"))
@@ -68,18 +68,19 @@ class Tokens:
 
     @cached_property
     def described(self) -> JsonVocabulary:
-        """The vocabulary of what transformers opened: large ones take seconds, and whole texts need none."""
+        """The vocabulary of the tokenizer that transformers opened. A large one takes seconds; whole texts do not need
+        it."""
         assert self.opened is not None
         return JsonVocabulary(self.opened.description(), self.parse_specials)
 
     @property
     def vocabulary(self) -> Vocabulary:
-        """Of pieces, for frozen templates."""
+        """The vocabulary that pieces of text go through."""
         return self.described if self.model is None else self.model
 
     @property
     def adds_bos(self) -> bool:
-        """Whether a text in pieces gets BOS where its template does not say."""
+        """Whether a text in pieces gets BOS if its template does not say."""
         if self.model is None:
             return self.described.adds_first
         # The one slow class that adds BOS unasked.
@@ -88,12 +89,12 @@ class Tokens:
 
     @cached_property
     def pieces(self) -> PieceTexts:
-        """Reads the texts of frozen templates."""
+        """The reader of frozen templates."""
         return PieceTexts(self.vocabulary, self.bos, self.eos, self.adds_bos, self.ending)
 
     @cached_property
     def own(self) -> CheckpointTokenizer | SlowTokenizer:
-        """Reads whole texts."""
+        """The reader of whole texts."""
         if self.opened is not None:
             return self.opened
         try:
@@ -103,11 +104,12 @@ class Tokens:
             return SlowTokenizer(self.files, self.model, self.bos, self.eos, self.adds_bos)
 
     def prepare(self, template: AnyTemplate) -> None:
-        """Open what the texts of a template go through. Raises TokenizerError if it cannot be read."""
+        """Open the tokenizer that the texts of a template need. Raises TokenizerError if it cannot be read."""
         _ = self.vocabulary if isinstance(template, Template) else self.own
 
     def own_template(self) -> ChatTemplate:
-        """Raises TemplateError if the checkpoint carries no chat template, or one that is no Jinja."""
+        """Return the checkpoint's chat template. Raises TemplateError if it has none, or one that is not valid
+        Jinja."""
         return chat_template(self.files.chat_source(), self.own.context)
 
     @property
@@ -116,7 +118,7 @@ class Tokens:
         return self.vocabulary.size
 
     def piece(self, token_id: int) -> str:
-        """The piece behind an id, as the vocabulary spells it."""
+        """Return the piece of an id, as the vocabulary spells it."""
         return self.vocabulary.piece(token_id)
 
     def encode(
@@ -124,8 +126,8 @@ class Tokens:
     ) -> list[Encoded]:
         """Return the ids of one conversation with each of its answers, at most `limit` tokens each.
 
-        Raises TooLongError when tokens would be cut and `strict` is set, TemplateError or TokenizerError where the
-        template or the tokenizer cannot take the text.
+        Raises TooLongError if tokens would be cut and `strict` is set, TemplateError if the template cannot express the
+        conversation, TokenizerError if the tokenizer cannot read the text.
         """
         if not responses:
             return []
@@ -163,7 +165,8 @@ class Tokens:
         return [(ids, self.kept(template, ids, room)) for ids in every]
 
     def closed(self, template: WholeTemplate, rendered: Rendered) -> Rendered:
-        """Return a text as its trainer closes it. An EOS that the caller spelled is text and closes nothing."""
+        """Return a text with the ending that its trainer adds. An EOS that the caller spelled is text, and does not
+        count."""
         ending = self.ending_of(template)
         text = rendered.text.rstrip("\n") if ending == "openrlhf" else rendered.text
         spans = () if self.parse_specials else rendered.written
@@ -191,7 +194,7 @@ class Tokens:
 
     @cached_property
     def steering(self) -> re.Pattern[str]:
-        """Matches the tokens that steer the model and that a caller may not write; nothing if they may act."""
+        """Matches the special tokens that a caller may not write; nothing with parse_specials."""
         return NOTHING if self.parse_specials else self.own.pattern
 
 

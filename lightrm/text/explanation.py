@@ -1,4 +1,4 @@
-"""What was scored: the text, ids and pieces behind one score, as text and as a line of a notebook."""
+"""The text, ids and pieces behind one score, to print or to show in a notebook."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What was scored: the whole text after templating, the ids and pieces that remained of it, how many tokens were
-    cut, and the score."""
+    """text: the whole text after templating. token_ids, pieces: those that remained of it. cut: how many more were cut
+    off. template: its name. score: raw."""
 
     text: str
     token_ids: list[int]

@@ -1,10 +1,10 @@
-"""What a caller wrote never acts as a special token: which tokens steer a model, and a tokenizer that tells the
-template's from the caller's.
+"""User text never acts as a special token: which tokens steer a model, and a tokenizer that lets only the template's
+act.
 
-A text is tokenized whole, so that everything in it comes out as the library would have it. Where the caller's own
-words spell a token that steers the model, a second tokenizer is used, the same in all but one thing: there each such
-token is spelled by one private-use character, its alias. The template's tokens are written by their aliases; what the
-caller wrote matches nothing and is text.
+A text is tokenized whole, so that everything in it is read as the library reads it. If the caller's words spell a token
+that steers the model, a second tokenizer is used. It is the same except that each such token is spelled by one
+private-use character, its alias. The template's tokens are written as aliases; what the caller wrote then matches no
+special token and is read as text.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from lightrm.errors import TokenizerError
 Span = tuple[int, int]  # characters start to end of a text
 PRIVATE = range(0xF0000, 0xFFFFE)  # characters that no vocabulary has
 OPENING, CLOSING = "<[{◁＜「【", ">]}▷＞」】"
-# What a model writes in its own answer when it reasons.
+# Marks that a model writes around its reasoning, in its own answer.
 THOUGHT = re.compile(r"[<\[{◁]/?(\w+:)?think(ing)?[>\]}▷]", re.IGNORECASE)
-# HTML's own elements are words of a vocabulary, not marks; `<s>` is no such element here.
+# HTML elements are ordinary words of a vocabulary. `<s>` is missing on purpose: it is BOS.
 ELEMENTS = (
     "a|abbr|article|aside|b|base|big|blockquote|body|br|button|caption|center|cite|code|col|dd|del|details|"
     "div|dl|dt|em|figcaption|figure|font|footer|form|h[1-6]|head|header|hr|html|i|img|input|ins|kbd|label|li|"
@@ -37,8 +37,9 @@ TAG = re.compile(rf"</?({ELEMENTS})\s*/?>", re.IGNORECASE)
 
 
 def steers(spelling: str, special: bool) -> bool:
-    """Whether a token of this spelling steers a model: all that are marked special, and every mark in brackets, however
-    the vocabulary lists it. Spaces, digits, words, HTML tags and the marks of a model's own reasoning are text."""
+    """Whether a token of this spelling steers a model: every token marked as special, and every mark in brackets,
+    however the vocabulary lists it. Spaces, digits, words, HTML tags and the marks of a model's own reasoning are text.
+    """
     if not spelling.strip() or THOUGHT.fullmatch(spelling):
         return False
     if special:
@@ -49,19 +50,20 @@ def steers(spelling: str, special: bool) -> bool:
 
 
 def pattern_of(spellings: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of the spellings, the longest first; nothing where there are none."""
+    """Return a pattern that matches any of the spellings, the longest first; nothing if there are none."""
     longest_first = sorted({s for s in spellings if s}, key=lambda s: (-len(s), s))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 def overlaps(start: int, end: int, spans: Sequence[Span]) -> bool:
-    """Whether a span has a character of one of the spans, which are in order and apart."""
+    """Whether start .. end has a character in common with one of the spans, which are in order and do not overlap."""
     before = bisect_left(spans, end, key=itemgetter(0))  # these start before it ends
     return before > 0 and start < spans[before - 1][1]
 
 
 def made_at(backend: tokenizers.Tokenizer, text: str, spans: Sequence[Span], ids: Mapping[str, int]) -> list[Span]:
-    """Those spans where the tokenizer makes the token that stands there. It may not: `single_word`, `normalized`."""
+    """Return the spans where the tokenizer really makes the token that is spelled there. With the flags `single_word`
+    and `normalized` it may not."""
     found = backend.encode(text, add_special_tokens=False)
     by_place = {k: i for i, (a, b) in zip(found.ids, found.offsets, strict=True) for k in range(a, b)}
     return [(a, b) for a, b in spans if any(by_place.get(k, -1) == ids.get(text[a:b]) for k in range(a, b))]
@@ -69,7 +71,8 @@ def made_at(backend: tokenizers.Tokenizer, text: str, spans: Sequence[Span], ids
 
 @dataclass(frozen=True, slots=True)
 class Aliased:
-    """tokenizer: the second one; alias: of each spelling; ids: of the aliases there; back: the first one's."""
+    """tokenizer: the second tokenizer. alias: of each spelling. ids: of the aliases in it. back: its ids -> the first
+    one's."""
 
     tokenizer: tokenizers.Tokenizer
     alias: Mapping[str, str]
@@ -77,16 +80,18 @@ class Aliased:
     back: Mapping[int, int]
 
     def encode(self, text: str, matches: Sequence[Span]) -> list[int]:
-        """Ids of a text in which the tokens at `matches`, in order, are meant and no others."""
+        """Return the ids of a text in which the special tokens at `matches` act, and no others. matches: in order."""
         while True:
             written, places = self.written(text, matches)
             made = set(made_at(self.tokenizer, written, places, self.ids))
             if len(made) == len(places):
                 return [self.back.get(i, i) for i in self.tokenizer.encode(written, add_special_tokens=False).ids]
-            matches = [match for match, place in zip(matches, places, strict=True) if place in made]  # the rest is text
+            matches = [
+                match for match, place in zip(matches, places, strict=True) if place in made
+            ]  # the others are text
 
     def written(self, text: str, matches: Sequence[Span]) -> tuple[str, list[Span]]:
-        """The text with aliases at `matches`, and where they stand."""
+        """Return the text with aliases at `matches`, and the spans of the aliases."""
         parts: list[str] = []
         places: list[Span] = []
         at = length = 0
@@ -99,7 +104,8 @@ class Aliased:
 
 
 def unused(text: str, count: int) -> int:
-    """The first of `count` private-use characters in a row of which the text holds none. Raises TokenizerError."""
+    """Return the first of `count` consecutive private-use characters that the text does not hold. Raises
+    TokenizerError."""
     held = sorted({ord(character) for character in text if ord(character) in PRIVATE})
     start = PRIVATE.start
     for code in [*held, PRIVATE.stop]:
@@ -110,15 +116,15 @@ def unused(text: str, count: int) -> int:
 
 
 def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], alphabet: int) -> Aliased:
-    """The second tokenizer of one. spellings: the tokens that steer, with their ids; alphabet: the first alias.
+    """Make the second tokenizer of a tokenizer. spellings: steering tokens with their ids; alphabet: the first alias.
 
-    Raises TokenizerError.
+    Raises TokenizerError if the library refuses it.
     """
     alias = {spelling: chr(alphabet + k) for k, spelling in enumerate(sorted(spellings))}
     description = json.loads(backend.to_str())
     description["post_processor"] = None
     for token in description["added_tokens"]:
-        if backend.encode_special_tokens:  # it splits what was ever special, and describes what is special now
+        if backend.encode_special_tokens:  # it splits all that was ever special, and lists what is special now
             made = backend.encode(token["content"], add_special_tokens=False).ids
             token["special"] = token["special"] or token["id"] not in made
         if (name := alias.get(token["content"])) is not None:
@@ -139,7 +145,8 @@ def aliased(backend: tokenizers.Tokenizer, spellings: Mapping[str, int], alphabe
 
 
 def rename(model: dict[str, Any], alias: Mapping[str, str]) -> None:
-    """A model's own pieces by their aliases, so that it cannot make them of text either. BPE's merges into them go."""
+    """Replace a model's own pieces by their aliases, so that it cannot make them from text either. BPE merges that
+    would make them are removed."""
     vocabulary = model.get("vocab")
     if isinstance(vocabulary, dict):
         model["vocab"] = {alias.get(piece, piece): i for piece, i in vocabulary.items()}

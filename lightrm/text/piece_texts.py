@@ -82,7 +82,7 @@ class PieceTexts:
         return self.vocabulary.encode(piece.text, first=first, glued=piece.glued) if piece.text else []
 
     def special(self, piece: Special) -> Ids:
-        """Raises TemplateError if the vocabulary has no such token."""
+        """Return the id of a special token. Raises TemplateError if the vocabulary does not have it."""
         token_id = self.vocabulary.id_of(self.spell(piece))
         if token_id is None:
             raise TemplateError(

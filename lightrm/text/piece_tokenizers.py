@@ -1,8 +1,8 @@
-"""Text pieces <-> ids: the two kinds of tokenizer files, behind one small protocol.
+"""Pieces of text <-> ids: the two kinds of tokenizer files, behind one small protocol.
 
-Text that a user wrote must never become a special token. A sentencepiece model matches its user-defined pieces
-(`<reserved_102>`) inside any text, and a tokenizer.json matches its added tokens (`<|im_end|>`): both are disarmed
-here by default. `parse_specials=True` leaves them live, as Hugging Face's tokenizers do.
+A user's text must never become a special token. A sentencepiece model matches its user-defined pieces
+(`<reserved_102>`) inside any text, and a tokenizer.json matches its added tokens (`<|im_end|>`). By default both are
+turned off here. With `parse_specials=True` they act, as in Hugging Face's tokenizers.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ USER_DEFINED, CONTROL = 4, 3  # SentencePiece.Type in sentencepiece_model.proto
 
 
 class Vocabulary(Protocol):
-    """What the layers above need of a tokenizer."""
+    """What frozen templates need of a tokenizer."""
 
     @property
     def size(self) -> int:
         """Number of ids, added tokens included."""
 
     def encode(self, text: str, *, first: bool, glued: bool) -> list[int]:
-        """Ids of a run of text. `first`: it opens the sequence; `glued`: no space mark is put before it."""
+        """Return the ids of a run of text. first: it opens the sequence; glued: no space mark is put before it."""
 
     def id_of(self, piece: str) -> int | None:
-        """Id of one exact piece or special token, None if there is none."""
+        """Return the id of one exact piece or special token, None if there is none."""
 
     def piece(self, token_id: int) -> str:
-        """The piece behind an id, as the vocabulary spells it."""
+        """Return the piece of an id, as the vocabulary spells it."""
 
 
 class SentencePieceVocabulary:
-    """A `tokenizer.model`. `added` are the tokens that JSON files beside it add, with their ids."""
+    """A `tokenizer.model`. added: tokens that JSON files beside it add, with their ids."""
 
     def __init__(self, model: bytes, added: dict[str, int], parse_specials: bool) -> None:
         proto = model_proto(model)
@@ -78,13 +78,13 @@ class SentencePieceVocabulary:
         return next((text for text, i in self.added.items() if i == token_id), f"<{token_id}>")
 
     def own(self, role: str) -> str:
-        """The model's own BOS or EOS; empty if it has none."""
+        """Return the model's own BOS or EOS; empty if it has none."""
         token_id = self.processor.bos_id() if role == "bos" else self.processor.eos_id()
         return self.piece(token_id) if token_id >= 0 else ""
 
 
 class JsonVocabulary:
-    """A `tokenizer.json`, through the tokenizers library."""
+    """A `tokenizer.json`, read by the tokenizers library."""
 
     def __init__(self, content: bytes, parse_specials: bool) -> None:
         with told("tokenizer.json cannot be read"):
@@ -124,9 +124,9 @@ class JsonVocabulary:
 
 
 def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]
-    """The same tokenizer for a run of text that does not open the sequence.
+    """Return the same tokenizer for a run of text that does not open the sequence.
 
-    Metaspace with prepend_scheme `first` marks a space only at the very start; a later run encoded on its own
+    Metaspace with prepend_scheme `first` adds a space mark only at the very start. A later run that is encoded alone
     would get one that the whole text does not have.
     """
     copy = json.loads(json.dumps(description))
@@ -157,7 +157,7 @@ def disarm(proto: Any) -> None:
 
 
 def marks_of(model: bytes) -> set[str]:
-    """The control and user-defined pieces of a sentencepiece model that steer."""
+    """Return the control and user-defined pieces of a sentencepiece model that steer a model."""
     listed = (piece.piece for piece in model_proto(model).pieces if piece.type in (USER_DEFINED, CONTROL))
     return {piece for piece in listed if steers(piece, special=False)}
 

@@ -1,7 +1,8 @@
-"""Jinja for strangers' chat templates: what transformers gives them, no way out, and an end in time.
+"""Jinja for strangers' chat templates: what transformers offers them, no access to Python, and an end in time.
 
-A sandbox keeps a template from Python's insides. It does not keep it from running for ever or from filling the memory.
-So loops, calls and filters are counted here, and each value that is made is measured: see `allowance`.
+Jinja's sandbox keeps a template from reaching Python's internals. It does not stop a template that runs forever or
+fills the memory. So loops, calls and filters are counted here, and each value that is made is measured: see
+`allowance`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from lightrm.text.allowance import (
     weight,
 )
 
-# Filters that hand their values on; all others may write them out as text.
+# Filters that return the values themselves; all others may turn them into text.
 PICKING = frozenset((
     "length", "count", "first", "last", "list", "default", "d", "map", "select", "reject", "selectattr", "rejectattr",
     "items", "reverse", "batch", "slice", "random",
@@ -45,7 +46,7 @@ PICKING = frozenset((
 
 
 class Counted:
-    """The items of a loop, each a step."""
+    """The items of a loop; each counts as a step."""
 
     def __init__(self, items: Iterable[Any]) -> None:
         self.items = items
@@ -61,8 +62,8 @@ class Counted:
 
 
 class Counting(NodeTransformer):
-    """Loops over counted items; `a ~ b` checked as `a + b` is, slices, and what lists of values hold. A template cannot
-    write these names."""
+    """Rewrites a template: loops run over counted items, `a ~ b` is checked as `a + b` is, and slices and literals are
+    measured. A template cannot write the names that this uses."""
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         self.generic_visit(node)
@@ -79,7 +80,7 @@ class Counting(NodeTransformer):
 
     def visit_List(self, node: nodes.List | nodes.Tuple | nodes.Dict) -> nodes.Node:
         self.generic_visit(node)
-        named = isinstance(node, nodes.Tuple) and node.ctx != "load"  # the names that a loop or a set gives
+        named = isinstance(node, nodes.Tuple) and node.ctx != "load"  # the targets of a loop or a set
         return node if named or constant(node) else checked_value(node)
 
     visit_Tuple = visit_Dict = visit_List
@@ -98,7 +99,7 @@ def constant(node: nodes.Expr) -> bool:
 
 
 class Generation(Extension):
-    """{% generation %}: marks what a model wrote, for training. It renders its body."""
+    """{% generation %}, which marks for training what a model wrote. It renders its body."""
 
     tags = frozenset({"generation"})  # type: ignore[assignment]
 
@@ -112,9 +113,9 @@ class Generation(Extension):
 
 
 class Fields(Namespace):
-    """`namespace` without names that begin with an underscore."""
+    """`namespace`, without names that begin with an underscore."""
 
-    def __init__(*args: Any, **fields: Any) -> None:  # a field may be called self
+    def __init__(*args: Any, **fields: Any) -> None:  # a field may be named self
         values = dict(*args[1:], **fields)
         for name in values:
             check_name(name)
@@ -126,7 +127,7 @@ class Fields(Namespace):
 
 
 class Dictionary:
-    """`dict`: called, or `fromkeys`, and nothing else of the class."""
+    """`dict`: the call and `fromkeys`, and nothing else of the class."""
 
     def __call__(self, *args: Any, **fields: Any) -> dict[Any, Any]:
         return dict(*args, **fields)
@@ -141,7 +142,7 @@ def check_name(name: object) -> None:
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
-    """Counts calls, and checks what an operation or a call would make."""
+    """A sandbox that counts calls, and checks what an operation or a call would make."""
 
     intercepted_binops = frozenset({"+", "*", "**", "%"})
 
@@ -162,7 +163,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Any, __function: Any, *args: Any, **options: Any) -> Any:  # noqa: N805
         ALLOWANCE.get().step()
         check_call(__function, args, options)
-        check_length(together((*args, *options.values())))  # a macro has them as one tuple
+        check_length(together((*args, *options.values())))  # a macro gets them as one tuple
         return made(super().call(__context, __function, *args, **options))
 
 
@@ -170,7 +171,7 @@ def to_json(
     value: object, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
     sort_keys: bool = False,
 ) -> str:  # fmt: skip
-    """Jinja's own filter escapes HTML; chat templates mean plain JSON."""
+    """`tojson` without the escapes for HTML of Jinja's own filter: chat templates expect plain JSON."""
     if isinstance(indent, int) and indent > LARGEST:
         refuse(f"tojson is given an indent above {LARGEST}")
     encoder = json.JSONEncoder(
@@ -179,7 +180,7 @@ def to_json(
     check_length(weight(value))
     parts: list[str] = []
     size = 0
-    for part in encoder.iterencode(value):  # bit by bit: an indent comes once a line, and more in what is nested
+    for part in encoder.iterencode(value):  # piece by piece: indents can make the text much longer
         ALLOWANCE.get().tick()
         size += len(part)
         check_length(size)
@@ -196,12 +197,12 @@ def joined(values: list[Any]) -> str:
 
 
 def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter that is a step, and whose arguments are checked first."""
+    """Wrap a filter: a use counts as a step, and its arguments are checked first."""
 
     @wraps(function)
     def called(*args: Any, **options: Any) -> Any:
         ALLOWANCE.get().step()
-        if name == "join":  # what is made one by one is not measured before
+        if name == "join":  # a generator's items were not measured yet
             args = tuple(list(map(made, value)) if isinstance(value, Iterator) else value for value in args)
         check_call(function, args, options)
         if name not in PICKING:
@@ -212,7 +213,8 @@ def checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def template_of(source: str, names: Mapping[str, Any]) -> jinja2.Template:
-    """A template with transformers' names and those given. Raises TemplateError if the text is no Jinja."""
+    """Compile a template with transformers' names and the given ones. Raises TemplateError if the text is not valid
+    Jinja."""
     environment = Sandbox(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], finalize=measured
     )  # fmt: skip
@@ -230,11 +232,11 @@ def template_of(source: str, names: Mapping[str, Any]) -> jinja2.Template:
 
 
 def render(template: jinja2.Template, context: Mapping[str, Any]) -> str:
-    """Raises TemplateError, whatever the template raises."""
+    """Render a template. Raises TemplateError, whatever the template raises."""
     before = ALLOWANCE.set(Allowance())
     try:
         return template.render(context)
-    except Exception as error:  # a stranger's code: any kind
+    except Exception as error:  # a stranger's code may raise anything
         kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
         raise TemplateError(f"the checkpoint's chat template refuses this conversation: {kind}{error}") from error
     finally:

@@ -1,9 +1,9 @@
 """Texts that begin alike, such as one prompt with many answers: what they share is tokenized once.
 
-In general the ids of a text are not the ids of its parts. There is one safe place to divide a text: a special token
-that is matched before normalization. The tokenizers library splits the text there first and tokenizes each part by
-itself; beside its own characters, a part's ids depend only on whether it opens the text. So the rest of a text is
-tokenized from such a special token on, which then opens it.
+In general the ids of a text are not the ids of its parts put together. There is one safe place to divide a text: a
+special token that is matched before normalization. The tokenizers library divides the text there first, then tokenizes
+each part by itself. Apart from its own characters, the ids of a part depend only on whether it opens the text. So the
+second part of a text is tokenized together with the special token before it, which then opens it.
 """
 
 from __future__ import annotations
@@ -15,19 +15,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Dividers:
-    """The special tokens of a tokenizer at which it divides a text.
+    """The special tokens at which a tokenizer divides a text.
 
-    ids: of each such token, by its spelling; longest: characters of the longest token that it matches in a text.
+    ids: the id of each, by its spelling; longest: number of characters of the longest token that is matched in a text.
     """
 
     ids: Mapping[str, int]
     longest: int
 
     def last(self, shared: str, pattern: re.Pattern[str]) -> re.Match[str] | None:
-        """Return the last divider of the start that some texts share, or None.
+        """Return the last divider in the common start of some texts, or None.
 
-        pattern: matches special tokens. A token that begins before the divider could still swallow it if the texts
-        differ soon behind it, and a `single_word` token looks at the next character: so some distance is kept.
+        pattern: matches special tokens. The texts differ after `shared`. A longer token that begins before the divider
+        could contain it in one of them, and a `single_word` token depends on the next character. So a divider too close
+        to the end is not used.
         """
         matches = (m for m in pattern.finditer(shared) if m[0] in self.ids)
         return max((m for m in matches if m.start() + self.longest < len(shared)), key=re.Match.start, default=None)
@@ -43,8 +44,9 @@ def ids_of_all(
 ) -> list[list[int]]:
     """Return the ids of each text, equal to `tokenize(text, whole)`.
 
-    tokenize: a text, and whether BOS and EOS are put around it -> its ids; closing: how many ids the tokenizer puts
-    behind a whole text. That a text can be divided is checked on the first: its ids must end in those of its rest.
+    tokenize: a text, and whether BOS and EOS are put around it -> its ids. closing: how many ids the tokenizer puts
+    behind a whole text. The first text is tokenized both ways: its ids must end in the ids of its second part, or
+    nothing is shared.
     """
     first = tokenize(texts[0], whole)
     divider = dividers.last(shared_start(texts), pattern) if len(texts) > 1 else None

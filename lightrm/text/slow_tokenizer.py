@@ -1,6 +1,6 @@
 """A whole text through tokenizer.model alone, as Hugging Face's slow tokenizers of 2023 read it.
 
-Only for folders whose tokenizer class is code of their own, which lightrm does not run. It has the attributes of
+Used only for folders whose tokenizer class is code of their own, which lightrm does not run. It has those attributes of
 `checkpoint_tokenizer.CheckpointTokenizer` that whole texts need.
 """
 
@@ -19,7 +19,7 @@ from lightrm.text.tokenizer_files import MODEL, TokenizerFiles
 
 @dataclass(frozen=True)
 class SlowTokenizer:
-    """adds_bos: whether a whole text gets BOS."""
+    """bos, eos: their spelling, empty if there is none. adds_bos: whether a whole text gets BOS."""
 
     files: TokenizerFiles
     vocabulary: SentencePieceVocabulary
@@ -68,7 +68,7 @@ class SlowTokenizer:
         return self.vocabulary.encode(text, first=False, glued=False) if text else []
 
     def special(self, spelling: str) -> list[int]:
-        """Raises TemplateError if the vocabulary has no such token."""
+        """Return the id of a special token. Raises TemplateError if the vocabulary does not have it."""
         token_id = self.vocabulary.id_of(spelling)
         if token_id is None:
             raise TemplateError(f"the text needs the special token {spelling!r}, which this vocabulary does not have")

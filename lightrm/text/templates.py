@@ -1,9 +1,9 @@
-"""Conversation -> pieces of text: one frozen template a model family, stating where its form comes from.
+"""Conversation -> pieces of text: one frozen template for each model family, with the source of its form.
 
-A template yields a list of runs of text and of named special tokens. What a user wrote only ever lands in a `Text`;
-special tokens come from the template alone. Slots are replaced, never formatted, so braces in a prompt are text.
+A template yields a list of runs of text and of named special tokens. A user's words only ever go into a `Text`; special
+tokens come from the template alone. Slots are replaced, never formatted, so braces in a prompt are text.
 
-BOS and EOS stand for whatever the checkpoint's tokenizer files call so.
+BOS and EOS stand for the tokens that the checkpoint's tokenizer files name so.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from lightrm.errors import TemplateError
 
 # {"role": "system" | "user" | "assistant" | "tool", "content": text}, and fields that a chat template may read.
 Turn = dict[str, Any]
-# What chat templates read of a turn beside its role and content, and the forms of this file have no place for.
+# Fields of a turn that a chat template may read, and that the templates of this file cannot express.
 READ_ELSEWHERE = (
     "name", "tool_calls", "function_call", "tool_call_id", "reasoning_content", "reasoning", "thinking",
 )  # fmt: skip
@@ -25,7 +25,7 @@ READ_ELSEWHERE = (
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A run of text. `glued`: continues the token before it, without a tokenizer's leading space mark."""
+    """A run of text. glued: it continues the token before it, without the leading space mark of a tokenizer."""
 
     text: str
     glued: bool = False
@@ -33,7 +33,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Special:
-    """One special token, by its exact spelling, or the role `bos` / `eos`."""
+    """One special token, by its exact spelling, or by the role `bos` or `eos`."""
 
     name: str
 
@@ -42,21 +42,22 @@ Piece = Text | Special
 BOS, EOS = Special("bos"), Special("eos")
 Cut = Literal["response end", "prompt start", "each side"]
 Joined = Literal["all", "prompt", "none"]
-# What a trainer puts at the end of a text, whatever the template: nothing; EOS where it does not end so (TRL, of plain
-# text); no line breaks, a space and EOS where it does not end so (OpenRLHF).
+# What a trainer does to the end of a text, whatever the template. none: nothing. eos: adds EOS unless it is there (TRL,
+# for plain text). openrlhf: strips line breaks, then adds a space and EOS unless EOS is there (OpenRLHF).
 Ending = Literal["none", "eos", "openrlhf"]
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A text to be tokenized whole. written: spans in which what spells a special token is the caller's."""
+    """A text to be tokenized whole. written: spans in which the spelling of a special token is the caller's."""
 
     text: str
     written: tuple[tuple[int, int], ...]
 
 
 class WholeTemplate(Protocol):
-    """A template whose text the checkpoint's own tokenizer gets whole. whole: with the BOS and EOS that it adds."""
+    """A template whose whole text goes through the checkpoint's own tokenizer. whole: with the BOS and EOS that this
+    adds."""
 
     @property
     def name(self) -> str: ...
@@ -97,12 +98,11 @@ class PlainText:
 class Template:
     """A frozen template.
 
-    opening, user, assistant, closing: pieces with the slot `{}`; `user` ends where the answer begins.
-    bos: put BOS first; None does what the tokenizer files say.
-    joined: which adjacent texts are tokenized as one string: `all`, those of the `prompt` only, or `none`.
-    verified: whether published scores or ids confirm it; the others follow the trainer's code.
-    cut: where an overlong text is shortened. `response end` keeps EOS; `prompt start` keeps BOS and the whole
-    end; `each side` cuts prompt and answer at half of `max_length` each, EOS counted with the answer.
+    opening, user, assistant, closing: pieces with the slot `{}`; the answer begins where `user` ends. bos: put BOS
+    first; None does what the tokenizer files say. joined: which adjacent texts are tokenized as one string: `all`,
+    those of the `prompt` only, or `none`. cut: where a text that is too long is shortened. `response end` keeps EOS;
+    `prompt start` keeps BOS and the whole end; `each side` cuts prompt and answer to half of `max_length` each, EOS
+    counted with the answer. verified: whether published scores or ids confirm it; the others follow the trainer's code.
     """
 
     name: str
@@ -122,12 +122,12 @@ class Template:
         return self.name if self.verified else f"{self.name}, unverified"
 
     def before(self, turns: Sequence[Turn]) -> list[Piece]:
-        """Return the pieces before the answer. Raises TemplateError on what a turn holds and this form has no place
-        for."""
+        """Return the pieces before the answer. Raises TemplateError if a turn holds something that the template cannot
+        express."""
         check_said(self.name, turns)
         system, turns = split_system(turns)
         slot = any("{}" in piece.text for piece in self.opening if isinstance(piece, Text))
-        if system is not None and not slot:  # a template without a place for it: it opens the first user turn
+        if system is not None and not slot:  # no place for a system text: it opens the first user turn
             if turns[0]["role"] != "user":
                 raise TemplateError(f"template {self.name!r}: a system turn must be followed by a user turn")
             first = {"role": "user", "content": f"{system}\n{turns[0]['content']}"}
@@ -150,7 +150,7 @@ class Template:
 
 
 def check_said(name: str, turns: Sequence[Turn]) -> None:
-    """Raises TemplateError if a turn says more than its content, which would be lost."""
+    """Raise TemplateError if a turn holds more than its content, which would be lost."""
     for turn in turns:
         for field in READ_ELSEWHERE:
             if field in turn:
@@ -162,7 +162,7 @@ def fill(pieces: Sequence[Piece], content: str) -> list[Piece]:
 
 
 def split_system(turns: Sequence[Turn]) -> tuple[str | None, list[Turn]]:
-    """The leading system text, if any, and the other turns."""
+    """Return the text of a leading system turn, or None, and the other turns."""
     if turns and turns[0]["role"] == "system":
         rest = list(turns[1:])
         if not rest:
@@ -181,9 +181,9 @@ def efficient_tuning(
     name: str, dates: str, *, system_break: str = "\n", whole_prompt: bool = False, bos: bool | None = False,
     closing: tuple[Piece, ...] = (EOS,),
 ) -> Template:  # fmt: skip
-    """LLaMA-Efficient-Tuning's default template; single-turn ids follow the code of those dates.
+    """LLaMA-Efficient-Tuning's default template. The ids of a single turn follow its code of those dates.
 
-    Its answers are always tokenized apart from the prompt. Later turns are joined by a line break: a guess.
+    Answers are always tokenized apart from the prompt. That later turns are joined by a line break is a guess.
     """
     opening: tuple[Piece, ...] = (Text("{}" + system_break),) if whole_prompt else (Text("{}"), Text(system_break))
     if not system_break:
@@ -208,7 +208,7 @@ USER_MARK, ASSISTANT_MARK = Special("<reserved_102>"), Special("<reserved_103>")
 
 
 def baichuan(name: str, dates: str, *, bos: bool = False, closing: tuple[Piece, ...] = (EOS,)) -> Template:
-    """LLaMA-Efficient-Tuning's template for Baichuan chat models, pieces tokenized one by one."""
+    """LLaMA-Efficient-Tuning's template for Baichuan chat models, whose pieces are tokenized one by one."""
     return Template(
         name=name,
         source=f"LLaMA-Efficient-Tuning, template `baichuan`, {dates}",
@@ -286,7 +286,7 @@ AnyTemplate = Template | WholeTemplate
 
 
 def find_template(name: str) -> AnyTemplate:
-    """Raises TemplateError, listing the names, if there is none of this name."""
+    """Return the template of a name. Raises TemplateError, which lists the names, if there is none."""
     if name not in TEMPLATES:
         raise TemplateError(
             f"no template {name!r}; there are {', '.join(TEMPLATES)}, and 'chat' for the checkpoint's own"

@@ -1,4 +1,4 @@
-"""The files of a tokenizer beside its vocabulary: special tokens by name, added tokens, chat templates, the limit."""
+"""The files beside a vocabulary: names of special tokens, added tokens, chat templates, the length limit."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from lightrm.files import read_json
 
 SANE_LENGTH = 1 << 20  # transformers writes 1e30 for "no limit"
 DESCRIBED, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
-# What transformers reads besides, for tokenizers of other kinds.
+# Files of other kinds of tokenizers, which transformers reads.
 OTHERS = ("vocab.json", "vocab.txt", "tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFiles:
-    """What lies in a folder. added: tokens that JSON files add to a tokenizer.model, with their ids."""
+    """What a folder holds. added: tokens that JSON files add to a tokenizer.model, with their ids."""
 
     folder: Path
     config: dict[str, Any]
@@ -27,11 +27,12 @@ class TokenizerFiles:
 
     @property
     def described(self) -> bool:
-        """Whether there is more than a tokenizer.model: JSON, or another form that transformers reads."""
+        """Whether there is more than a tokenizer.model: a tokenizer.json, or another form that transformers reads."""
         return not (self.folder / MODEL).is_file() or (self.folder / DESCRIBED).is_file()
 
     def named(self, role: str) -> str:
-        """The spelling of a special token: the map is asked first; empty if unset."""
+        """Return the spelling of a special token, empty if unset. special_tokens_map.json comes before
+        tokenizer_config.json."""
         return special_name(self.special_map, role) or special_name(self.config, role)
 
     @property
@@ -40,7 +41,8 @@ class TokenizerFiles:
         return longest if isinstance(longest, int) and 0 < longest < SANE_LENGTH else None
 
     def chat_source(self) -> str:
-        """The Jinja text of the chat template, the default one of several. Raises TemplateError if there is none."""
+        """Return the Jinja text of the chat template; of several, the one called default. Raises TemplateError if there
+        is none."""
         if not self.chat_sources:
             raise TemplateError("the checkpoint has no chat template: pass template=... by name")
         if "default" not in self.chat_sources:
@@ -52,7 +54,7 @@ class TokenizerFiles:
 
 
 def read_files(folder: Path) -> TokenizerFiles:
-    """Raises TokenizerError if there is no tokenizer, or a file cannot be read."""
+    """Read a folder's files. Raises TokenizerError if there is no tokenizer, or a file cannot be read."""
     if not has_tokenizer(folder):
         raise TokenizerError(
             f"{folder} has neither {DESCRIBED} nor {MODEL}: `score_ids` still works; "
@@ -70,12 +72,12 @@ def has_tokenizer(folder: Path) -> bool:
 
 
 def settings(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, an empty one where there is no file. Raises TokenizerError."""
+    """Return the object in a JSON file, or an empty one if there is no such file. Raises TokenizerError."""
     return read_json(path, TokenizerError) if path.is_file() else {}
 
 
 def special_name(config: dict[str, Any], role: str) -> str:
-    """A string, or an object with `content`; empty if unset."""
+    """Return the spelling of a token, given as a string or as an object with `content`; empty if unset."""
     value = config.get(f"{role}_token")
     if isinstance(value, dict):
         value = value.get("content")
@@ -92,7 +94,7 @@ def added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, int]:
 
 
 def read_chat_sources(folder: Path, config: dict[str, Any]) -> dict[str, str]:
-    """Jinja texts by name. Files of their own replace what tokenizer_config.json says."""
+    """Return Jinja texts by name. Files of their own replace those in tokenizer_config.json."""
     found = {}
     single = folder / "chat_template.jinja"
     for path in [*sorted((folder / "additional_chat_templates").glob("*.jinja")), single]:

@@ -1,8 +1,8 @@
-"""What a stranger's tokenizer.json may ask of the tokenizers library, which does whatever it is asked.
+"""Limits for a stranger's tokenizer.json: the tokenizers library does whatever the file says.
 
-A text grows on its way: a normalizer that doubles it, sixty times in a row, takes all memory, and so does a byte-level
-step after a byte-level step. So every step's growth is bounded by what it can do to a text at most, and their product
-by what the largest published ones come to.
+A text grows on its way: a normalizer that doubles it sixty times takes all memory, and so do several byte-level steps
+in a row. So the growth that each step can cause is bounded, and the product of all steps by what the largest published
+tokenizers need.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from lightrm.errors import TokenizerError
 from lightrm.files import read_json
 
 MOST_STEPS = 64  # of a normalizer, or of a pre-tokenizer; published ones have up to eight
-MOST_GROWTH = 4096  # characters made of one; ALBERT's normalizer comes to 1296 by these rules
+MOST_GROWTH = 4096  # characters made from one; ALBERT's normalizer has 1296 by these rules
 MOST_AROUND = 64  # tokens put around a text; published ones have up to four
-# Characters that one can become at most.
+# How many characters a step can make from one, at most.
 GROWTH = {"NFKC": 18, "NFKD": 18, "NFC": 3, "NFD": 4, "Precompiled": 18, "Lowercase": 2, "BertNormalizer": 4,
           "ByteLevel": 4}  # fmt: skip
 KINDS = (("normalizer", "normalizers"), ("pre_tokenizer", "pretokenizers"))
 
 
 def check_description(path: Path) -> None:
-    """Raises TokenizerError, which names file and field, on a tokenizer.json that is damaged or asks too much."""
+    """Raise TokenizerError, which names file and field, for a tokenizer.json that is damaged or exceeds a limit."""
     description = read_json(path, TokenizerError)
     growth = 1.0
     for field, inner in KINDS:
@@ -53,7 +53,8 @@ def check_description(path: Path) -> None:
 
 @contextmanager
 def told(what: str) -> Iterator[None]:
-    """Whatever the library raises as a TokenizerError: bare Exceptions, and Rust's panics, which are none."""
+    """Turn whatever the library raises into a TokenizerError: bare Exceptions, and Rust's panics, which are not
+    Exceptions."""
     try:
         yield
     except BaseException as error:
@@ -66,7 +67,7 @@ def told(what: str) -> Iterator[None]:
 
 
 def steps_of(step: Any, inner: str) -> Iterator[dict[str, Any]]:
-    """The steps of a component, sequences inside sequences one after the other."""
+    """Yield the steps of a component; those of nested sequences one after the other."""
     if isinstance(step, dict):
         parts = step.get(inner)
         if step.get("type") == "Sequence" and isinstance(parts, list):
@@ -79,7 +80,7 @@ def steps_of(step: Any, inner: str) -> Iterator[dict[str, Any]]:
 def growth_of(step: dict[str, Any]) -> float:
     kind = step.get("type")
     if kind == "Prepend":
-        return float(1 + len(str(step.get("prepend", ""))) // 64)  # once a text: only a long one counts
+        return float(1 + len(str(step.get("prepend", ""))) // 64)  # added once per text: only a long one matters
     if kind != "Replace":
         return float(GROWTH.get(str(kind), 1))
     content, pattern = len(str(step.get("content", ""))), step.get("pattern")
@@ -90,7 +91,7 @@ def growth_of(step: dict[str, Any]) -> float:
 
 
 def ids_of(step: dict[str, Any]) -> int:
-    """Tokens that a step of a post-processor adds to one text."""
+    """Return how many tokens a step of a post-processor adds to a text."""
     single, known = step.get("single"), step.get("special_tokens")
     if not isinstance(single, list) or not isinstance(known, dict):
         return 0
