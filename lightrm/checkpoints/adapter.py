@@ -2,15 +2,15 @@
 
     merged = base + scale * B @ A,   scale = alpha / r, or alpha / sqrt(r) for rank-stabilized LoRA
 
-(arXiv 2106.09685, 2312.03732), in float32, one tensor at a time while loading. Other tensors of the adapter file
-(a trained `score` head, biases, some rows of an embedding) replace the base's. Weight-decomposed LoRA (use_dora, arXiv
-2402.09353) gives each row of the merged weight a length of its own. Two ways of initialization take their first factors
-off the base, when training starts and again when peft loads the adapter, so they are taken off here too:
+(arXiv 2106.09685, 2312.03732), in float32, one tensor at a time while loading. Other tensors of the adapter file (a
+trained `score` head, biases, some rows of an embedding) replace those of the base. Weight-decomposed LoRA (use_dora,
+arXiv 2402.09353) gives each row of the merged weight its own length. Two initializations subtract their first factors
+from the base weight, when training starts and again when peft loads the adapter, so lightrm subtracts them too:
 
     pissa    the first r singular triples of the base (arXiv 2404.02948)
     olora    scale * Q_r @ R_r of its QR decomposition (arXiv 2406.01775)
 
-What the settings beside them say is in `adapter_config`.
+`adapter_config` reads the settings.
 """
 
 from __future__ import annotations
@@ -50,13 +50,13 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """replaced: base name -> name in the adapter file of a tensor it carries whole.
+    """An adapter, read.
 
-    The rest goes by the name of the tensor that is changed, in the base or, where it is replaced, in the adapter file.
-    pairs: names of its A (r, I) and B (O, r), with their scale; shifts: of a bias, the one that is added with its
-    scale; rows: that are replaced, which and by what; lengths: of the rows, where DoRA gives them; transposed:
-    embeddings, whose pairs lie the other way round. taken_off: what initialization took off the base, if anything;
-    base, revision: where the base model was.
+    replaced: base name -> name in the adapter file, for each tensor that the adapter replaces. The keys of the others
+    are names of changed tensors: in the base or, for a replaced tensor, in the adapter file. pairs: names of A (r, I)
+    and B (O, r), with their scale. shifts: biases that are added, with their scale. rows: indices and values of
+    replaced rows. lengths: DoRA's lengths of rows. transposed: embeddings, whose pairs are stored transposed.
+    taken_off: the initialization whose factors are subtracted, if any. base, revision: where the base model was.
     """
 
     source: TensorSource
@@ -72,7 +72,7 @@ class Adapter:
     revision: str | None = None
 
     def merge(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """The merged value of one tensor, float32 where it was touched."""
+        """Return one tensor with the adapter merged; float32 if the adapter changes it."""
         if name in self.shifts:
             shift = self.source.read(self.shifts[name]).float()
             if shift.shape != tensor.shape:
@@ -114,7 +114,7 @@ class Adapter:
 
 
 def first_factors(weight_OI: torch.Tensor, rank: int, kind: str, scale: float) -> torch.Tensor:
-    """What the initialization took off a base weight, (O, I) float32.
+    """Return what the initialization subtracted from a base weight, float32 (O, I).
 
     The singular vectors come from the smaller Gram matrix in float64: a full decomposition of a layer takes minutes.
     """
@@ -136,7 +136,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def read_adapter(folder: Path) -> Adapter:
-    """Raises CheckpointError, UnsupportedModelError or TensorMismatchError."""
+    """Read an adapter. Raises CheckpointError, UnsupportedModelError or TensorMismatchError."""
     config = read_config(folder, CONFIG)
     check_settings(config)
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -175,9 +175,10 @@ def read_adapter(folder: Path) -> Adapter:
 
 
 def sorted_names(source: TensorSource) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """By kind: name of a base's weight -> name in the file; and the tensors that replace the base's.
+    """Return the adapter's tensors by kind, each as: name of the base's weight -> name in the file; and the tensors
+    that replace those of the base.
 
-    Raises UnsupportedModelError on a part of another way to adapt.
+    Raises UnsupportedModelError on a tensor of another method.
     """
     found: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
     replaced: dict[str, str] = {}
@@ -195,7 +196,8 @@ def sorted_names(source: TensorSource) -> tuple[dict[str, dict[str, str]], dict[
 
 
 def paired(found: dict[str, dict[str, str]], path: Path) -> dict[str, tuple[str, str]]:
-    """Raises TensorMismatchError on half a pair, or on what needs a pair and has none."""
+    """Return the names of both halves of each pair. Raises TensorMismatchError on half a pair, and on a tensor that
+    belongs to a pair which is missing."""
     low, high = found["A"] | found["embedded A"], found["B"] | found["embedded B"]
     alone = sorted(low.keys() ^ high.keys())
     if alone:

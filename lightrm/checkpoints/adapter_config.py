@@ -1,6 +1,6 @@
-"""What an adapter_config.json says of its pairs, as peft 0.21 reads it.
+"""The settings in adapter_config.json, as peft 0.21 reads them.
 
-A setting that is neither read nor known to be harmless is refused, by name.
+A setting that is neither read nor known to be harmless is refused by name.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def stem_of(name: str) -> str:
 
 
 def check_settings(config: Config) -> None:
-    """Raises UnsupportedModelError on a setting that may change what the adapter is."""
+    """Raise UnsupportedModelError on a setting that may change what the adapter does."""
     if config.raw.get("peft_type", "LORA") != "LORA":
         raise UnsupportedModelError(f"{config.path}: peft_type {shown(config.raw['peft_type'])} is not LORA; {MERGE}")
     if config.raw.get("task_type") == "TOKEN_CLS":
@@ -47,7 +47,7 @@ def check_settings(config: Config) -> None:
 
 
 def token_indices(config: Config, name: str) -> tuple[int, ...]:
-    """Which rows of an embedding were trained. Raises ConfigError where the config does not say."""
+    """Return which rows of an embedding were trained. Raises ConfigError if the config does not say."""
     said = config.raw.get("trainable_token_indices")
     if isinstance(said, dict):
         said = next((value for key, value in said.items() if f".{name}".endswith(f".{key}.weight")), None)
@@ -57,7 +57,8 @@ def token_indices(config: Config, name: str) -> tuple[int, ...]:
 
 
 def initialization(config: Config) -> str | None:
-    """What peft takes off the base when it loads the adapter. Raises UnsupportedModelError where that is not known."""
+    """Return what peft subtracts from the base when it loads the adapter. Raises UnsupportedModelError if that is not
+    known."""
     value = config.raw.get("init_lora_weights", True)
     kind = "true" if value is None else str(value).lower()
     if kind in PLAIN:
@@ -78,7 +79,7 @@ def initialization(config: Config) -> str | None:
 
 
 def scale_of(config: Config, name: str, low: tuple[int, ...]) -> float:
-    """What a pair's product is multiplied by. Raises TensorMismatchError if its rank is not the config's."""
+    """Return the factor of a pair's product. Raises TensorMismatchError if its rank is not the config's."""
     module, rank = stem_of(name), low[0] if low else 0
     ranks, alphas = config.entries("rank_pattern"), config.entries("alpha_pattern")
     promised = pattern_value(config, ranks, module, config.raw.get("r"))
@@ -90,8 +91,11 @@ def scale_of(config: Config, name: str, low: tuple[int, ...]) -> float:
 
 
 def pattern_value(config: Config, patterns: dict[str, object], module: str, default: object) -> object:
-    """The first pattern that fits the end of a module's name. Raises ConfigError if one is no regular expression, or
-    may be tried for ever: it repeats a group, or much."""
+    """Return the value of the first pattern that fits the end of a module's name.
+
+    Raises ConfigError if a pattern is not a regular expression, or could take forever to match: it repeats a group, or
+    has many repetitions.
+    """
     for key in patterns:
         if re.search(r"\)\s*[*+{]", key) or len(re.findall(r"[*+{]", key)) > MOST_REPEATED:
             raise ConfigError(

@@ -1,7 +1,7 @@
 """Nexusflow/Athene-RM: a LLaMA-3 backbone, `v_head.weight`, read at the token `<|cls|>` that its code appends.
 
-Its pipeline puts the tokenizer's cls token, id 128003, behind the rendered chat, and tokenizes that as any text, which
-gives it a second BOS. Its class reads the last token of that id.
+Its pipeline puts the tokenizer's cls token, id 128003, behind the rendered chat, and tokenizes the result like any
+text, which adds a second BOS. Its class reads the last token of that id.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CLS = 128003
 
 
 def matches(config: Config, names: Collection[str]) -> bool:
-    """By the class, or by what no other layout has: a plain LLaMA-3 with `v_head` beside it."""
+    """Tell the layout by the class name, or by what no other layout has: `v_head` beside a plain LLaMA-3."""
     if config.raw.get("model_type") != "llama" or "v_head.weight" not in names:
         return False
     plain = "model.embed_tokens.weight" in names

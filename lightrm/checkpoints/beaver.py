@@ -1,7 +1,7 @@
 """PKU-Alignment beaver reward and cost models: `score_head.*` and the buffers of a score normalizer.
 
-A reward is normalized as (x - mean) / (std + 1e-8), a cost as x / (std + 1e-8), where config.do_normalize asks for
-it. A cost grows with harm: it is negated, so that a higher score is a better answer here as everywhere.
+If config.do_normalize is set, a reward is normalized as (x - mean) / (std + 1e-8), a cost as x / (std + 1e-8). A cost
+grows with harm. It is negated, so that a higher score always means a better answer.
 """
 
 from __future__ import annotations

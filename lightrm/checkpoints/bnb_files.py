@@ -36,7 +36,7 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 
 class FourBitSource(PackedSource):
-    """Each weight with a quant_state appears as a plain one."""
+    """A source in which each weight that has a quant_state appears as a plain weight."""
 
     holds = "nf4"
 
@@ -57,7 +57,7 @@ class FourBitSource(PackedSource):
                 self.names.pop(weight + part, None)
 
     def state(self, name: str) -> dict[str, Any]:
-        """Raises CorruptFileError."""
+        """Return the quant_state of a weight. Raises CorruptFileError."""
         stored = self.stored.read(name + STATE + self.kinds[name])
         where = f"{self.stored.names[name]}: the quant_state of layer {name!r}"
         if stored.dtype != torch.uint8 or stored.ndim != 1:
@@ -100,7 +100,7 @@ class FourBitSource(PackedSource):
 
 
 class EightBitSource(PackedSource):
-    """Each weight with an SCB beside it appears as a plain one."""
+    """A source in which each weight that has an SCB appears as a plain weight."""
 
     holds = "bnb-int8"
 
@@ -139,7 +139,7 @@ class EightBitSource(PackedSource):
 
 
 def bitsandbytes_source(source: TensorSource) -> PackedSource | None:
-    """The source seen through the format that its names show; None if they show none."""
+    """Return the source read through the format that its tensor names show; None if they show none."""
     if any(STATE in name for name in source.names):
         return FourBitSource(source)
     if any(name.endswith(MAXIMA) for name in source.names):

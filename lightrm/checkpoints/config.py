@@ -1,6 +1,7 @@
-"""config.json -> Architecture, field by field, with types and bounds. A bad field names itself; a foreign model too.
+"""config.json -> Architecture, field by field, with types and bounds. An error names the bad field or the foreign
+model.
 
-Which other fields a config may have, and at which values, is in `config_fields`.
+`config_fields` says which other fields a config may have, and at which values.
 """
 
 from __future__ import annotations
@@ -21,13 +22,13 @@ QWEN2_FIRST_WINDOWS = 28
 
 
 class Config:
-    """A config.json with typed, named access. `raw` is the whole object."""
+    """A config.json with typed access to its fields. raw: the whole object."""
 
     def __init__(self, raw: dict[str, Any], path: Path) -> None:
         self.raw, self.path = raw, path
 
     def number(self, name: str, default: float | None = None, positive: bool = False) -> float:
-        """Raises ConfigError unless it is finite, and above 0 where it has to be."""
+        """Return a number. Raises ConfigError unless it is finite, and above 0 if `positive`."""
         value = self.raw.get(name)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -51,7 +52,7 @@ class Config:
         return value
 
     def token_id(self, name: str) -> int | None:
-        """None where there is none; old conversions write -1 for that."""
+        """Return a token id, None if there is none; old conversions write -1 for that."""
         value = self.raw.get(name)
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise ConfigError(f"{self.path}: field {name!r} must be a token id or null, found {shown(value)}")
@@ -71,7 +72,7 @@ class Config:
         return value
 
     def entries(self, name: str) -> dict[str, Any]:
-        """An object; an empty one where there is none."""
+        """Return an object, an empty one if the field is missing."""
         value = self.raw.get(name)
         if value is not None and not isinstance(value, dict):
             raise ConfigError(f"{self.path}: field {name!r} must be an object, found {shown(value)}")
@@ -90,13 +91,13 @@ class Config:
 
 
 def shown(value: object) -> str:
-    """A value in a message, which may be a number of a thousand digits."""
+    """Return a value for a message, shortened: it may be a number of a thousand digits."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def read_config(folder: Path, name: str = "config.json") -> Config:
-    """Raises ConfigError if the file is missing, not JSON, or not an object."""
+    """Read a config. Raises ConfigError if the file is missing, not JSON, or not an object."""
     path = folder / name
     if not path.is_file():
         raise ConfigError(f"{folder} has no {name}: a checkpoint folder needs one beside its weights")
@@ -104,7 +105,8 @@ def read_config(folder: Path, name: str = "config.json") -> Config:
 
 
 def read_architecture(config: Config) -> Architecture:
-    """Raises ConfigError on a bad field, UnsupportedModelError on a model that lightrm does not run."""
+    """Return the architecture. Raises ConfigError on a bad field, UnsupportedModelError on a model that lightrm cannot
+    run."""
     family = config.text("model_type")
     if family not in SUPPORTED:
         raise UnsupportedModelError(
@@ -153,7 +155,7 @@ def read_max_positions(config: Config, family: str) -> int:
 
 
 def read_window(config: Config, family: str) -> int | None:
-    """Positions that a layer attends to, where any layer has such a limit."""
+    """Return how many positions a layer attends to, if any layer has such a limit."""
     if family == "mistral":
         absent = "sliding_window" not in config.raw
         return config.integer("sliding_window", MISTRAL_WINDOW) if absent or config.has("sliding_window") else None
@@ -176,7 +178,8 @@ def read_window(config: Config, family: str) -> int | None:
 
 
 def read_positions(config: Config, family: str) -> Rope | Alibi:
-    """Baichuan names RoPE and ALiBi models alike: the 7B configs have max_position_embeddings, the 13B ones do not."""
+    """Return the position scheme. Baichuan names its RoPE and ALiBi models alike: the configs of the 7B models have
+    max_position_embeddings, those of the 13B models do not."""
     if family == "baichuan":
         if not config.has("max_position_embeddings") and config.has("model_max_length"):
             return Alibi()
@@ -196,7 +199,7 @@ ROPE_NOTES = ("rope_type", "type", "rope_theta", "finetuned", "partial_rotary_fa
 
 
 def read_rope(config: Config) -> Rope:
-    """Both spellings: rope_theta + rope_scaling (transformers 4) and rope_parameters (transformers 5)."""
+    """Return RoPE's settings, from rope_theta + rope_scaling (transformers 4) or rope_parameters (transformers 5)."""
     found = [rope_of(config, name) for name in ("rope_scaling", "rope_parameters") if config.entries(name)]
     if len(found) == 2 and found[0] != found[1]:
         raise ConfigError(f"{config.path}: rope_scaling says {found[0]}, rope_parameters says {found[1]}: which is it?")

@@ -1,7 +1,7 @@
 """Which fields config.json may have: those that lightrm reads, and those that cannot change a score.
 
-A field that nobody looked at may change the model: `partial_rotary_factor` turns half of each head. So one that is
-neither read, nor known to be harmless, nor at the value that means "as without it" is refused, by name.
+A field that lightrm does not know may change the model: `partial_rotary_factor` rotates only half of each head. So a
+field is refused by name unless it is read, known to be harmless, or at the value that means the part is absent.
 """
 
 from __future__ import annotations
@@ -67,14 +67,15 @@ ALWAYS_ON = re.compile(r"causal|rope|rotary|norm|residual|attention$|attn$|posit
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Names of config.json's fields: those that are read, and those that are not and change nothing."""
+    """Names of the fields in config.json: those that are read, and those that change nothing."""
 
     read: tuple[str, ...]
     harmless: tuple[str, ...]
 
 
 def check_fields(config: Config, own: Collection[str]) -> Fields:
-    """own: what the layout reads. Raises UnsupportedModelError on a field that may change the model."""
+    """Return the fields of a config. own: what the layout reads. Raises UnsupportedModelError on one that may change
+    the model."""
     family = str(config.raw.get("model_type"))
     reads = READ | set(READ_OF.get(family, ())) | set(own)
     read, harmless = [], []

@@ -1,8 +1,8 @@
-"""What the files of a checkpoint hold, as checksums: one changed byte of the weights shows.
+"""Checksums of what the files of a checkpoint hold: a change of one byte of the weights shows.
 
-A large file is read once and its checksum kept in the user's cache, under the file's path, size, times and inode: it is
-read again when one of them is another. One that was changed a moment ago is not kept, for a second change within
-the clock's tick would not show. Nothing is written beside the model.
+A large file is read once. Its checksum is kept in the user's cache under the file's path, size, times and inode, and
+the file is read again if one of these changes. A file that was changed a moment ago is not cached, since a second
+change within the resolution of the clock would not show. Nothing is written beside the model.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHAT, CHAT_FIELD = ("chat_template*", "*.jinja", "additional_chat_templates/*"),
 
 
 def parts(checkpoint: Checkpoint) -> dict[str, str]:
-    """A checksum of each part of a model's files: weights, config, tokenizer, chat template."""
+    """Return a checksum of each part of a model's files: weights, config, tokenizer, chat template."""
     folders = list(dict.fromkeys((checkpoint.folder, checkpoint.base_folder)))
     text = checkpoint.tokenizer_folder()
     weights = [path for source in checkpoint.sources for path in source.opened]
@@ -56,7 +56,7 @@ def found(folder: Path, patterns: Iterable[str]) -> list[Path]:
 
 
 def joined(paths: Iterable[Path], what: Callable[[Path], str]) -> str:
-    """One checksum of some files, by name."""
+    """Return one checksum of some files and their names."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(json.dumps([path.name, what(path)]).encode())
@@ -64,7 +64,7 @@ def joined(paths: Iterable[Path], what: Callable[[Path], str]) -> str:
 
 
 def fields(path: Path) -> str:
-    """A small file; of a JSON object what changes a score, whatever its order."""
+    """Return the content of a small file. Of a JSON object, only what can change a score, in sorted order."""
     if path.name in (MANIFEST, "tokenizer_config.json"):
         with suppress(ValueError, OSError):
             held = json.loads(path.read_text(encoding="utf-8"))
@@ -76,7 +76,7 @@ def fields(path: Path) -> str:
 
 
 def chat_text(path: Path) -> str:
-    """A chat template's file, or what tokenizer_config.json has of it."""
+    """Return the chat template in a file, or in tokenizer_config.json."""
     if path.name != "tokenizer_config.json":
         return content(path)
     with suppress(ValueError, OSError):
@@ -87,7 +87,7 @@ def chat_text(path: Path) -> str:
 
 
 def content(path: Path) -> str:
-    """The checksum of a file, in hex. Raises CheckpointError if it cannot be read."""
+    """Return the checksum of a file, in hex. Raises CheckpointError if it cannot be read."""
     try:
         state = path.stat()
         known = json.dumps(
@@ -109,7 +109,7 @@ def content(path: Path) -> str:
 
 
 def cache() -> Path:
-    """Where checksums are kept: LIGHTRM_CACHE, or lightrm's folder in the user's cache."""
+    """Return the file in which checksums are kept: under LIGHTRM_CACHE, or in lightrm's folder of the user's cache."""
     named = os.environ.get("LIGHTRM_CACHE")
     if named:
         return Path(named) / "checksums"
@@ -121,7 +121,7 @@ def cache() -> Path:
 
 
 def read_kept(path: Path) -> str:
-    """Empty where nothing is kept, or what is kept is damaged."""
+    """Return the kept checksums; none if there are none or the file is damaged."""
     with suppress(OSError, ValueError):
         made, check = path.read_text(encoding="ascii").split()
         if hashlib.sha256(made.encode()).hexdigest()[:DIGITS] == check:
@@ -130,7 +130,7 @@ def read_kept(path: Path) -> str:
 
 
 def keep(path: Path, made: str) -> None:
-    """Where the cache cannot be written, the file is read again the next time."""
+    """Keep a checksum. If the cache cannot be written, the file is read again next time."""
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, f"{made} {hashlib.sha256(made.encode()).hexdigest()[:DIGITS]}")

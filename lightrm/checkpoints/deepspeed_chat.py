@@ -1,7 +1,7 @@
 """DeepSpeed-Chat reward models (`rwtransformer.*`, also misspelt) and Starling-RM (`transformer.*`): `v_head.weight`.
 
-Their prompts are whatever the trainer's data set had, so no template goes with them. They are read before the first
-pad token behind the prompt; in a sequence without padding, those are the pad tokens that end it.
+Their prompts are whatever the trainer's data had, so they have no template. Their code reads the score before the first
+pad token behind the prompt. In a sequence without padding, only pad tokens at its end count as such.
 """
 
 from __future__ import annotations

@@ -47,7 +47,10 @@ HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A folder, understood. `tensors`: our name -> (source, the file's name); `ignored`: what a scorer leaves out."""
+    """A model folder, read as far as it can be without its weights.
+
+    tensors: our name -> (source, the file's name). ignored: tensors that a scorer does not need.
+    """
 
     folder: Path
     base_folder: Path
@@ -60,7 +63,7 @@ class Checkpoint:
     ignored: tuple[str, ...] = field(default=())
 
     def read(self, ours: str) -> torch.Tensor:
-        """One tensor under our name, LoRA merged, in the file's dtype."""
+        """Return one tensor by our name, with LoRA merged, in the file's dtype."""
         source, foreign = self.tensors[ours]
         tensor = source.read(foreign)
         if self.adapter is not None:
@@ -71,13 +74,14 @@ class Checkpoint:
 
     @property
     def holds(self) -> str | None:
-        """The scheme that keeps the matrices as a quantized file has them; None if they cannot be used as they are."""
+        """The scheme that keeps the values of an already quantized file; None for others, and if the values must be
+        changed."""
         if self.adapter is not None or self.layout.regroup is not None:
             return None
         return next((source.holds for source in self.sources if isinstance(source, PackedSource)), None)
 
     def packed(self, ours: str) -> Grouped | Blockwise | Rowwise | None:
-        """A quantized layer's own values under our name of its weight; None if the file does not pack it."""
+        """Return the quantized values of a weight, by our name; None if the file does not pack it."""
         source, foreign = self.tensors[ours]
         return source.packed(foreign) if isinstance(source, PackedSource) else None
 
@@ -91,7 +95,7 @@ class Checkpoint:
 
     @property
     def reward_id(self) -> int | None:
-        """The token that the model's own code puts behind every text."""
+        """The token that the model's own code puts behind every text; None if there is none."""
         return None if self.layout.appended is None else self.layout.appended(self.config)
 
     @property
@@ -101,20 +105,23 @@ class Checkpoint:
 
     @property
     def fields(self) -> Fields:
-        """Raises UnsupportedModelError on a field of config.json that may change the model."""
+        """The fields of config.json. Raises UnsupportedModelError on one that may change the model."""
         return check_fields(self.config, self.layout.fields)
 
     @property
     def stored(self) -> torch.dtype | None:
-        """Of the layers' matrices in the file; None where they are packed."""
+        """The dtype of the layers' matrices in the file; None if they are packed."""
         for ours, (source, foreign) in self.tensors.items():
             if ours.endswith(".down.weight"):
                 return None if isinstance(source, PackedSource) else source.dtype(foreign)
         return None
 
     def check_config(self, rows: int | None = None) -> None:
-        """Whether config.json says nothing that is not understood, and speaks of one output; rows: of the head, where
-        it lies in no tensor here. Raises UnsupportedModelError, ConfigError or TensorMismatchError."""
+        """Check that every field of config.json is understood, and that the head has one output.
+
+        rows: of the head, if its tensor is not among these. Raises UnsupportedModelError, ConfigError or
+        TensorMismatchError.
+        """
         heads = sorted(name for name in self.tensors if name.startswith("head.") and name.endswith(".weight"))
         last = self.tensors[heads[-1]][1] if heads else "the head"
         rows = self.shape(heads[-1])[0] if heads and self.shape(heads[-1]) else rows
@@ -122,7 +129,7 @@ class Checkpoint:
         _ = self.fields, self.reading, self.reward_id
 
     def tokenizer_folder(self) -> Path:
-        """The adapter's folder if it carries a tokenizer, else the base's."""
+        """Return the adapter's folder if it holds a tokenizer, otherwise the base's."""
         here = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
         return self.folder if here else self.base_folder
 
@@ -159,8 +166,11 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
 def tensors_in(
     folder: Path, base_folder: Path, base_config: Config, adapter: Adapter | None
 ) -> tuple[tuple[TensorSource, ...], Names]:
-    """Return the weight files of a checkpoint and every tensor in them. A later file's tensor replaces an earlier
-    one's of the same name: first the model, then a head in a file of its own, then what an adapter trained whole."""
+    """Return the weight files of a checkpoint, and every tensor in them.
+
+    Of tensors with the same name the later file's counts. The order is: the model, a head in a file of its own, tensors
+    that an adapter replaces.
+    """
     main = main_source(base_folder, base_config)
     sources = [main]
     names = {name: (main, name) for name in main.names}
@@ -178,7 +188,7 @@ def tensors_in(
 def placed(folder: Path, config: Config, layout: Layout, names: Names) -> tuple[Names, tuple[str, ...]]:
     """Return the tensors under our names, and the names of those that a scorer does not need.
 
-    Raises TensorMismatchError on a tensor that the layout does not know, or that the files hold with two values.
+    Raises TensorMismatchError on a tensor that the layout does not know, or that two files hold with different values.
     """
     tensors: Names = {}
     ignored, unexpected = [], []
@@ -209,14 +219,15 @@ def check_adapter(folder: Path, config: Config, layout: Layout, adapter: Adapter
 
 
 def main_source(folder: Path, config: Config) -> TensorSource:
-    """The model's own weights, seen through a quantized format. Raises UnsupportedModelError on one it cannot read."""
+    """Return the model's own weights, dequantized on reading if they are packed. Raises UnsupportedModelError on a
+    format that lightrm cannot read."""
     source = TensorSource(main_files(folder))
     check_index(folder, source)
     return seen_through(source, config, folder)
 
 
 def check_same(architecture: Architecture, config: Config, base: Config) -> None:
-    """Raises ConfigError if an adapter's own config.json describes another decoder than its base's does."""
+    """Raise ConfigError if an adapter's own config.json describes another decoder than its base's does."""
     theirs = replace(read_architecture(base), vocabulary=architecture.vocabulary)
     if theirs != architecture:
         raise ConfigError(
@@ -225,13 +236,13 @@ def check_same(architecture: Architecture, config: Config, base: Config) -> None
 
 
 def check_promises(config: Config) -> None:
-    """What can be told by config.json alone of whether `load` takes a model. Raises as `Checkpoint.check_config`."""
+    """Check what config.json alone tells of whether `load` accepts a model. Raises as `Checkpoint.check_config`."""
     check_fields(config, frozenset().union(*(layout.fields for layout in LAYOUTS)))
     check_outputs(config, "the head", None, averages=False)
 
 
 def said_to_store(config: Config) -> torch.dtype | None:
-    """The dtype of the weights by config.json alone, under either spelling; None where it says none."""
+    """Return the dtype of the weights that config.json names, under either spelling; None if it names none."""
     found = getattr(torch, str(config.raw.get("dtype") or config.raw.get("torch_dtype")).removeprefix("torch."), None)
     return found if isinstance(found, torch.dtype) else None
 
@@ -241,7 +252,7 @@ def same(a: tuple[TensorSource, str], b: tuple[TensorSource, str]) -> bool:
 
 
 def base_of(folder: Path, adapter: Adapter, asked: str | Path | None) -> Path:
-    """The folder of an adapter's base model; one named by a relative path is looked for beside the adapter too."""
+    """Return the folder of an adapter's base model. A relative path is also looked for beside the adapter."""
     base = asked or adapter.base
     revision = adapter.revision if asked is None else None
     if base is None:
@@ -251,7 +262,7 @@ def base_of(folder: Path, adapter: Adapter, asked: str | Path | None) -> Path:
 
 
 def choose(config: Config, names: Iterable[str]) -> Layout:
-    """Raises MissingHeadError if no layout finds its head among the names."""
+    """Return the layout. Raises MissingHeadError if no layout finds its head among the names."""
     names = set(names)
     for layout in LAYOUTS:
         if layout.matches(config, names):

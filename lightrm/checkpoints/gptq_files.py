@@ -1,4 +1,4 @@
-"""Files of auto-gptq, GPTQModel and optimum: 4- or 8-bit weights in groups, presented as plain weights or as they are.
+"""Files of auto-gptq, GPTQModel and optimum: 4- or 8-bit weights in groups, read as plain weights or kept as they are.
 
 For each linear layer X of O x I, with G groups along I (the format is auto-gptq's; the rounding is arXiv 2210.17323):
 
@@ -9,12 +9,12 @@ For each linear layer X of O x I, with G groups along I (the format is auto-gptq
 
     weight[o, i] = scales[g_idx[i], o] * (q[i, o] - zero[g_idx[i], o])
 
-Which version, and whether a grid is symmetric, is what a config says (`Terms`, from `quantized`); tensors that
-contradict it are refused. A symmetric grid tells its version itself: its zero is 2^(bits-1).
+A config says the version, and whether the values are symmetric (`Terms`, from `quantized`). Tensors that contradict it
+are refused. A symmetric file shows its version by itself: its zero points are 2^(bits-1).
 
-The product is rounded to the dtype of the scales, as those tools' own layers do: fp16 files give fp16 weights, and
-scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. `read` widens one tensor at a time; `packed` gives the
-values as they are, for w4a16.
+The product is rounded to the dtype of the scales, as in those tools' own layers: fp16 files give fp16 weights, and
+scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. `read` dequantizes one tensor at a time; `packed` returns
+the values as they are, for w4a16.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ PARTS = ("qweight", "qzeros", "scales", "g_idx")
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a config says of the packed layers; None: nothing.
+    """What a config says of the packed layers; None for what it does not say.
 
-    version: of the zero points. bits, group (-1: all inputs), symmetric: of the grids. ordered: whether channels are
-    spread over groups by activation order. uniform: whether all this holds for every layer. where: who says it.
+    version: of the zero points. bits, group (-1: all inputs), symmetric: of the values. ordered: whether activation
+    order spreads channels over groups. uniform: whether all this holds for every layer. where: the file that says it.
     """
 
     where: str
@@ -49,7 +49,7 @@ class Terms:
 
 
 class GptqSource(PackedSource):
-    """Each `X.qweight` of a file appears as `X.weight`."""
+    """A source in which each `X.qweight` of a file appears as `X.weight`."""
 
     holds = "w4a16"
 
@@ -64,7 +64,8 @@ class GptqSource(PackedSource):
         return name.endswith(WEIGHT) and name.removesuffix(WEIGHT) + MARK in self.stored.names
 
     def hide(self, stem: str) -> None:
-        """Replace a layer's parts by its weight. auto-gptq writes a bias of zeros where the model has none."""
+        """Replace the parts of a layer by its weight. auto-gptq writes a bias of zeros if the model has none; it is
+        hidden too."""
         absent = [part for part in PARTS[:3] if f"{stem}.{part}" not in self.stored.names]
         if absent:
             raise TensorMismatchError(f"GPTQ layer {stem!r} lacks {', '.join(absent)}")
@@ -77,7 +78,8 @@ class GptqSource(PackedSource):
         self.names[stem + WEIGHT] = self.stored.names[stem + MARK]
 
     def check(self, stem: str) -> None:
-        """Shapes against each other and against the config. Raises TensorMismatchError or UnsupportedModelError."""
+        """Check shapes against each other and against the config. Raises TensorMismatchError or
+        UnsupportedModelError."""
         packed, zeros, scales = (self.stored.shape(f"{stem}.{part}") for part in PARTS[:3])
         terms, bits = self.terms, self.bits(stem)
         inputs, groups = packed[0] * WORD // bits, scales[0]
@@ -123,7 +125,7 @@ class GptqSource(PackedSource):
         return outputs, rows * WORD // self.bits(stem)
 
     def bits(self, stem: str) -> int:
-        """From the shapes. Raises UnsupportedModelError unless 4 or 8."""
+        """Return the bits of a value, from the shapes. Raises UnsupportedModelError unless they are 4 or 8."""
         shapes = [self.stored.shape(f"{stem}.{part}") for part in PARTS[:3]]
         if any(len(shape) != 2 or 0 in shape for shape in shapes):
             raise TensorMismatchError(f"GPTQ layer {stem!r} has parts of shapes {shapes}, expected matrices")
@@ -139,7 +141,7 @@ class GptqSource(PackedSource):
         return int(bits)
 
     def groups(self, stem: str, inputs: int, count: int) -> torch.Tensor:
-        """Group of each input channel (I,). Raises TensorMismatchError if it points outside the groups."""
+        """Return the group of each input channel (I,). Raises TensorMismatchError if one is outside the groups."""
         if f"{stem}.g_idx" not in self.stored.names:
             return torch.arange(inputs) // -(-inputs // count)
         group = self.stored.read(f"{stem}.g_idx").long()
@@ -151,8 +153,11 @@ class GptqSource(PackedSource):
         return group
 
     def zero_points(self, stem: str, stored_GO: torch.Tensor, bits: int) -> torch.Tensor:
-        """Stored zero points -> real ones. Raises TensorMismatchError if the config calls them symmetric, and they are
-        not, UnsupportedModelError if nothing tells their version."""
+        """Return the real zero points of the stored ones.
+
+        Raises TensorMismatchError if the config calls them symmetric and they are not, UnsupportedModelError if nothing
+        tells their version.
+        """
         terms, middle = self.terms, 2 ** (bits - 1)
         known = terms.symmetric if terms.uniform else None
         told = next((version for version in (1, 2) if bool((stored_GO == middle - 2 + version).all())), None)

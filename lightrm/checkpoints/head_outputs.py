@@ -1,7 +1,7 @@
-"""How many numbers a head gives, and for what: a reward model gives one, for the whole text.
+"""How many numbers a head outputs, and what for: a reward model outputs one, for the whole text.
 
-`architectures`, num_labels, id2label and the rows of the head's last weight are all asked, and have to agree. A model
-of another kind is refused as what it is: a mean over the logits of a classifier is no score.
+`architectures`, num_labels, id2label and the rows of the head's last weight are all looked at, and must agree. A model
+of another kind is refused with the name of that kind: the mean over the logits of a classifier is not a score.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ UNNAMED = re.compile(r"LABEL_\d+")
 
 
 def check_kind(config: Config) -> None:
-    """Raises UnsupportedModelError on a class that gives no single score, whatever its tensors are called."""
+    """Raise UnsupportedModelError on a class that does not output a single score, whatever its tensors are called."""
     for pattern, does in OTHER_KINDS:
         if re.search(pattern, config.classes):
             raise UnsupportedModelError(f"{config.path}: {config.classes} {does}; {said(config)}. {CURE}")
 
 
 def check_outputs(config: Config, head: str, rows: int | None, averages: bool) -> None:
-    """head: what the last weight is called; rows: of it, None where it was not looked at; averages: the layout's own
-    code takes the mean of them.
+    """Check that a head has one output.
 
-    Raises UnsupportedModelError on more than one output, ConfigError or TensorMismatchError where files disagree.
+    head: the name of its last weight; rows: of that weight, None if it was not read; averages: whether the layout's own
+    code takes the mean of several outputs. Raises UnsupportedModelError on more than one output, ConfigError or
+    TensorMismatchError if the files contradict each other.
     """
     check_kind(config)
     if averages:
@@ -54,7 +55,7 @@ def check_outputs(config: Config, head: str, rows: int | None, averages: bool) -
 
 
 def promised(config: Config) -> int | None:
-    """Labels that the config speaks of; None where it does not, or only repeats the default that every config has."""
+    """Return how many labels the config names; None if it names none, or only the default that every config has."""
     named = config.entries("id2label")
     count = config.integer("num_labels") if config.has("num_labels") else None
     if count is not None and named and count != len(named):
@@ -65,6 +66,6 @@ def promised(config: Config) -> int | None:
 
 
 def said(config: Config) -> str:
-    """What the config says of its labels, for a message."""
+    """Return what the config says of its labels, for a message."""
     parts = [f"{name} {shown(config.raw[name])}" for name in ("num_labels", "id2label") if config.has(name)]
     return ", ".join(parts) or "its config.json names no labels"

@@ -17,7 +17,7 @@ DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 
 
 def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
-    """The folder of a checkpoint: an existing one, the bundled model for "demo", or a hub id's snapshot.
+    """Return the folder of a checkpoint: an existing one, the bundled model for "demo", or the snapshot of a hub id.
 
     Raises CheckpointError if it is neither a folder nor a hub id, DownloadError if it cannot be fetched.
     """
@@ -35,7 +35,8 @@ def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
 
 
 def local(path_or_id: str | Path) -> Path | None:
-    """What is on this machine under a name, also one that no file can have; None if there is nothing."""
+    """Return the folder or file of this name on this machine; None if there is none, or if no file can have such a
+    name."""
     try:
         path = Path(path_or_id).expanduser()
         return path if str(path_or_id) and path.exists() else None
@@ -44,7 +45,7 @@ def local(path_or_id: str | Path) -> Path | None:
 
 
 def resolve_config(path_or_id: str, revision: str | None = None) -> Path:
-    """As `resolve`, but of a hub id only config.json is fetched."""
+    """As `resolve`, but fetches only config.json of a hub id."""
     if path_or_id == DEMO or local(path_or_id) is not None or not HUB_ID.fullmatch(path_or_id):
         return resolve(path_or_id, revision)
     import huggingface_hub
@@ -58,7 +59,7 @@ def resolve_config(path_or_id: str, revision: str | None = None) -> Path:
 
 
 def fetch(repo_id: str, revision: str | None) -> Path:
-    """Snapshot of a hub repository, from the cache where the network or HF_HUB_OFFLINE says so."""
+    """Return the snapshot of a hub repository; from the cache if there is no network, or HF_HUB_OFFLINE is set."""
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -90,7 +91,7 @@ def first_line(error: Exception) -> str:
 
 
 def wanted(files: list[str]) -> list[str]:
-    """Which files of a repository to fetch: safetensors where there are any, else pickles, never both."""
+    """Return which files of a repository to fetch: safetensors if there are any, otherwise pickles, never both."""
     top = [name for name in files if "/" not in name]
     shards = [n for n in top if n.endswith(".safetensors") and not n.startswith(("adapter", "value_head"))]
     if not shards:

@@ -1,6 +1,6 @@
-"""internlm/internlm2-*-reward: names of their own, `v_head.weight`, and a reward token that ends every sequence.
+"""internlm/internlm2-*-reward: tensor names of its own, `v_head.weight`, and a reward token that ends every sequence.
 
-wqkv rows are grouped by key/value head: its query rows, then its key row block, then its value row block.
+The rows of wqkv are grouped by key/value head: the query rows of a group, then its key rows, then its value rows.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def rename(name: str) -> str | None:
 
 
 def regroup(wqkv: torch.Tensor, a: Architecture) -> torch.Tensor:
-    """(J, H/J + 2, E) row groups -> query rows, key rows, value rows."""
+    """Sort the row groups (J, H/J + 2, E) into query rows, key rows, value rows."""
     shared = a.query_heads // a.kv_heads
     grouped = wqkv.reshape(a.kv_heads, shared + 2, a.head_width, *wqkv.shape[1:])
     parts = grouped[:, :shared], grouped[:, shared : shared + 1], grouped[:, shared + 1 :]

@@ -1,6 +1,6 @@
-"""What tensors a decoder needs, and of which shape: checked before the first weight is read.
+"""Which tensors a decoder needs, and their shapes: checked before the first weight is read.
 
-A wrong folder fails in a second, and names what is wrong with it.
+So a wrong folder fails within a second, and the error names what is wrong with it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FUSED = {"qkv": ("query", "key", "value"), "gate_up": ("gate", "up")}
 
 
 def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
-    """Our name -> shape of every tensor the decoder needs; fused weights by their parts."""
+    """Return our name -> shape of every tensor that the decoder needs, with fused weights as their parts."""
     rows = part_rows(a)
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (a.vocabulary, a.width), "final_norm.weight": (a.width,)}
     for i in range(a.layers):
@@ -37,14 +37,15 @@ def part_rows(a: Architecture) -> dict[str, int]:
 
 
 def real_architecture(checkpoint: Checkpoint) -> Architecture:
-    """The config's, with the embedding's own row count: trainers extend a vocabulary without telling config.json."""
+    """Return the config's architecture with the row count of the embedding: trainers extend a vocabulary without
+    updating config.json."""
     if "embedding.weight" not in checkpoint.tensors:
         return checkpoint.architecture
     return replace(checkpoint.architecture, vocabulary=checkpoint.shape("embedding.weight")[0])
 
 
 def check_tensors(checkpoint: Checkpoint) -> None:
-    """Raises TensorMismatchError on missing, unexpected or misshapen tensors, MissingHeadError without a head."""
+    """Raise TensorMismatchError on missing, unexpected or misshapen tensors, MissingHeadError without a head."""
     a = real_architecture(checkpoint)
     blocks = (re.match(r"layers\.(\d{1,9})\.", ours) for ours in checkpoint.tensors)
     held = 1 + max((int(block[1]) for block in blocks if block is not None), default=-1)

@@ -13,8 +13,8 @@ Our names, one for each tensor that a file may hold:
     head.{k}.weight, .bias                    the value head, k = 0, 1 for an MLP
     normalizer.mean, .var                     a score normalizer's buffers
 
-A layout's `rename` maps a foreign name to one of ours, to "" for a tensor that a scorer does not need, or to None
-for one that it does not know.
+The `rename` of a layout maps a foreign name to one of ours, to "" for a tensor that a scorer does not need, or to None
+for a tensor that it does not know.
 """
 
 from __future__ import annotations
@@ -60,15 +60,14 @@ def no_post(config: Config, buffers: dict[str, torch.Tensor]) -> PostStep:
 class Layout:
     """One kind of reward-model checkpoint.
 
-    matches: told from the config and the tensor names alone.
-    template: name of the prompt template that goes with it, "chat" for the checkpoint's own, None if unknown.
-    ending: what the trainer puts at the end of every text, by the names of `text.templates.Ending`.
-    regroup: turns the file's fused qkv weight into query, key, value rows; None where it is so already.
-    reading: where its own code reads the score. appended: the id of the token that its code puts behind every text.
-    whole: whether its code tokenizes the rendered chat as any text, with the BOS that the tokenizer adds.
-    head_stem: what the head is called, where the config says it.
-    averages: whether its own code takes the mean of several outputs; elsewhere they are another kind of model.
-    fields: of config.json, read by this layout alone.
+    matches: tells the layout from the config and the tensor names. template: name of its prompt template, "chat" for
+    the checkpoint's own, None if unknown. ending: what the trainer puts at the end of every text: see
+    `text.templates.Ending`. regroup: turns the file's fused qkv weight into query, key, value rows; None if its rows
+    are in this order. reading: where the model's own code reads the score. appended: id of the token that this code
+    puts behind every text. whole: whether this code tokenizes the rendered chat like any text, with the BOS that the
+    tokenizer adds. head_stem: the name of the head, if the config says it. averages: whether this code takes the mean
+    of several outputs; in other layouts several outputs are refused. fields: fields of config.json that only this
+    layout reads.
     """
 
     name: str
@@ -87,13 +86,13 @@ class Layout:
     fields: frozenset[str] = frozenset()
 
     def ours(self, name: str, config: Config) -> str | None:
-        """Our name of a tensor, as `rename` gives it, in a checkpoint whose config may name the head."""
+        """Return our name of a tensor, as `rename` does; the config may name the head."""
         head = None if self.head_stem is None else linear_head(name, self.head_stem(config))
         return self.rename(name) if head is None else head
 
 
 def backbone(name: str, prefixes: tuple[str, ...] = ("model.",)) -> str | None:
-    """Our name of a LLaMA or Baichuan backbone tensor; `prefixes` are what a trainer put before it."""
+    """Return our name of a LLaMA or Baichuan backbone tensor. prefixes: what a trainer put before its name."""
     if UNUSED.fullmatch(name):
         return IGNORED
     for prefix in prefixes:
@@ -109,7 +108,8 @@ def backbone(name: str, prefixes: tuple[str, ...] = ("model.",)) -> str | None:
 
 
 def linear_head(name: str, stem: str) -> str | None:
-    """`stem.weight` / `stem.bias`, or the layers of an MLP, `stem.0.weight` and `stem.2.weight`."""
+    """Return our name of `stem.weight` and `stem.bias`, or of the layers of an MLP, `stem.0.weight` and
+    `stem.2.weight`."""
     match = re.fullmatch(re.escape(stem) + r"(?:\.(\d+))?\.(weight|bias)", name)
     if match is None:
         return None

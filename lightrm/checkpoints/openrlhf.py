@@ -1,7 +1,7 @@
 """OpenRLHF reward models: the config names the head (`value_head_prefix`), with an optional mean and std.
 
-Any name may be given when training; the default was `value_head`, and is `score` since December 2024. They are read at
-the last token of the mask, whatever it is.
+The trainer takes any name for the head; the default was `value_head`, and is `score` since December 2024. Its code
+reads the score at the last token of the mask.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from lightrm.errors import MissingHeadError
 
 
 def matches(config: Config, names: Collection[str]) -> bool:
-    """Raises MissingHeadError where the config names a head that is not there: the trainer makes a random one then."""
+    """Tell the layout by its config. Raises MissingHeadError if the head that it names is not there: the trainer itself
+    would then make a random one."""
     if not config.has("value_head_prefix"):
         return False
     if f"{stem(config)}.weight" not in names:
@@ -39,7 +40,8 @@ def rename(name: str) -> str | None:
 
 
 def post(config: Config, buffers: dict[str, torch.Tensor]) -> PostStep:
-    """The trainer stores the scores' mean and std; they are applied where `normalize_reward` asks for it."""
+    """Return the normalization of scores: the trainer stores mean and std, and applies them if `normalize_reward` is
+    set."""
     if not config.flag("normalize_reward"):
         return PostStep()
     return PostStep(mean=config.number("mean", 0.0), std=config.number("std", 1.0, positive=True))

@@ -1,8 +1,8 @@
-"""The tensors of one PyTorch file (.bin, .pt, .pth). It is opened with `weights_only=True` and memory-mapped; one that
-asks for more than plain tensors is refused.
+"""The tensors of one PyTorch file (.bin, .pt, .pth). It is opened with `weights_only=True` and memory-mapped; a file
+that holds more than plain tensors is refused.
 
-Since PyTorch 1.6 such a file is a zip archive, with a CRC-32 of each record. PyTorch does not look at them; they are
-checked here, a record's the first time it is read. Older files have none.
+Since PyTorch 1.6 such a file is a zip archive, with a CRC-32 of each record. PyTorch ignores them; lightrm checks each
+record the first time that it is read. Older files have none.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class PickleFile:
-    """tensors: where the file is mapped, by name."""
+    """tensors: the mapped tensors, by name."""
 
     def __init__(self, path: Path) -> None:
         """Raises CorruptFileError or UnsafePickleError."""
@@ -50,8 +50,8 @@ class PickleFile:
         return self.tensors[name].dtype
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor in memory of its own, straight from its place in the file; out of the mapped file where this
-        PyTorch does not tell the place. Raises CorruptFileError."""
+        """Return one tensor in memory of its own, read from its place in the file, or copied from the mapped file if
+        this version of PyTorch does not tell the place. Raises CorruptFileError."""
         mapped = self.tensors[name]
         place = self.places.get(name)
         try:
@@ -67,7 +67,7 @@ class PickleFile:
             raise CorruptFileError(f"{self.watched.path}: tensor {name!r} cannot be read: {error}") from error
 
     def part(self, place: int, mapped: torch.Tensor) -> torch.Tensor:
-        """The bytes between a tensor's first number and its last, in its own strides."""
+        """Return the bytes from a tensor's first number to its last, as a tensor with the file's strides."""
         size = mapped.element_size()
         first = int(mapped.storage_offset()) * size
         span = sum((n - 1) * step for n, step in zip(mapped.shape, mapped.stride(), strict=True)) + 1
@@ -78,8 +78,8 @@ class PickleFile:
         return torch.as_strided(buffer.view(mapped.dtype), mapped.shape, mapped.stride())
 
     def check(self, place: int, content: torch.Tensor | None = None) -> None:
-        """The record at a place, whose content is at hand or is read, against its CRC; a CRC of 0 was left out by who
-        wrote the file. Raises CorruptFileError."""
+        """Check the record at a place against its CRC. content: the record, if it was read already. A CRC of 0 means
+        that the writer left it out. Raises CorruptFileError."""
         record = self.records[place]
         if place in self.checked or not record.CRC:
             return
@@ -107,7 +107,8 @@ class PickleFile:
 
 
 def records_of(watched: Watched) -> dict[int, zipfile.ZipInfo]:
-    """The records of a zip archive, by where their content starts; none of an older file. Raises CorruptFileError."""
+    """Return the records of a zip archive, by the place where their content starts; none for an older file. Raises
+    CorruptFileError."""
     path = watched.path
     magic = bytearray(min(4, watched.size))
     watched.read(0, memoryview(magic))
@@ -133,7 +134,7 @@ def records_of(watched: Watched) -> dict[int, zipfile.ZipInfo]:
 
 
 def load(path: Path) -> Any:
-    """What PyTorch makes of the file. Raises CorruptFileError or UnsafePickleError."""
+    """Return what PyTorch reads from the file. Raises CorruptFileError or UnsafePickleError."""
     try:
         try:
             return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
@@ -154,7 +155,8 @@ def load(path: Path) -> Any:
 
 
 def plain_tensors(path: Path, state: Any) -> dict[str, torch.Tensor]:
-    """The tensors of a state dict, by name. Raises CorruptFileError on anything but plain ones under strings."""
+    """Return the tensors of a state dict, by name. Raises CorruptFileError unless all are plain tensors named by
+    strings."""
     if not isinstance(state, dict):
         raise CorruptFileError(f"{path}: expected a dictionary of tensors, found {type(state).__name__}")
     tensors = named_tensors(state)
@@ -167,7 +169,7 @@ def plain_tensors(path: Path, state: Any) -> dict[str, torch.Tensor]:
 
 
 def fault(tensor: torch.Tensor) -> str | None:
-    """Why a tensor is not a plain one, whose numbers all lie in the file."""
+    """Return why a tensor is not a plain one whose numbers all lie in the file; None if it is."""
     if type(tensor) not in PLAIN or tensor.is_nested:
         return f"is a {type(tensor).__name__}"
     if tensor.layout != torch.strided:
@@ -182,7 +184,7 @@ def fault(tensor: torch.Tensor) -> str | None:
 
 
 def places_of(path: Path) -> dict[str, int]:
-    """Where each tensor's storage starts in a zip archive; empty where this PyTorch does not tell."""
+    """Return where each tensor's storage starts in a zip archive; nothing if this version of PyTorch does not tell."""
     try:
         tensors = named_tensors(torch.load(path, map_location="meta", weights_only=True))
     except (RuntimeError, pickle.UnpicklingError):
@@ -192,7 +194,7 @@ def places_of(path: Path) -> dict[str, int]:
 
 
 def named_tensors(state: dict[Any, Any]) -> dict[str, torch.Tensor]:
-    """Of a state dict, or of one that a trainer put into another."""
+    """Return the items of a state dict, also of one that a trainer put into another dictionary."""
     state = state["state_dict"] if isinstance(state.get("state_dict"), dict) else state
     return {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
 
@@ -205,12 +207,13 @@ def corrupt(path: Path, error: Exception) -> CorruptFileError:
 
 
 def names_code(error: Exception) -> bool:
-    """torch reports an unknown class and a stream that is no pickle by one error: tell them apart."""
+    """Whether an error means that the file names an unknown class. torch reports a broken pickle by the same error
+    type."""
     return any(word in str(error) for word in ("Unsupported global", "Unsupported class", "GLOBAL"))
 
 
 def cause(error: Exception) -> str:
-    """The informative part of torch's message, without its advice to load the file unsafely."""
+    """Return the informative part of torch's message, without its advice to load the file unsafely."""
     text = str(error).strip() or type(error).__name__
     found = re.search(r"WeightsUnpickler error: (.+)", text) or re.search(r"(GLOBAL .+?) was not", text)
     return found[1][:200] if found else text.split("\n")[0][:200]

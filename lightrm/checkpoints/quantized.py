@@ -1,4 +1,4 @@
-"""Which tool quantized the weights, by what config.json says, and the tensors seen through its format.
+"""Which tool quantized the weights, by what config.json says; and the tensors, read through that tool's format.
 
     quant_method   packing_format, checkpoint_format     read as
     gptq           gptq, or nothing                      GPTQ, zero points stored minus one
@@ -7,8 +7,8 @@
     auto-round     auto_round, auto_round:gptqmodel      GPTQ, zero points as they are
     bitsandbytes                                         nf4, fp4, LLM.int8
 
-All others are refused by name. Tensors that are not what the config says are refused too. Where it says nothing, the
-tensors' names decide.
+All others are refused by name, and so are tensors that contradict the config. If the config says nothing, the names of
+the tensors decide.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CURE = "take the model's full-precision files, or those of a format that lightrm
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """method: of quantizing, in small letters; raw: what goes with it; where: who says so."""
+    """method: name of the tool, in small letters. raw: its settings. where: the file that says it."""
 
     method: str
     raw: Config
@@ -46,7 +46,8 @@ class Settings:
 
 
 def settings_of(config: Config, folder: Path) -> Settings | None:
-    """What config.json says, or a file beside it; None where the weights are not said to be quantized."""
+    """Return the settings in config.json, or in a file beside it; None if nothing says that the weights are
+    quantized."""
     if raw := config.entries("quantization_config"):
         return read_settings(raw, config.path, f"{config.path}, quantization_config,", "unnamed")
     for field, method in ELSEWHERE.items():
@@ -68,7 +69,7 @@ def read_settings(raw: dict[str, Any], path: Path, where: str, method: str) -> S
 
 
 def check_method(settings: Settings) -> None:
-    """Raises UnsupportedModelError on a tool, or a format of it, that is not read."""
+    """Raise UnsupportedModelError on a tool, or a format of it, that lightrm does not read."""
     if settings.method == "bitsandbytes":
         return
     if not settings.packs_as_gptq:
@@ -80,7 +81,7 @@ def check_method(settings: Settings) -> None:
 
 
 def terms_of(settings: Settings) -> Terms:
-    """What the config says of weights packed as GPTQ packs them. Raises UnsupportedModelError on another packing."""
+    """Return what the config says of weights in GPTQ's packing. Raises UnsupportedModelError on another packing."""
     values = settings.raw
     fields: tuple[str, ...]
     assumed: int | None
@@ -116,9 +117,10 @@ def terms_of(settings: Settings) -> Terms:
 
 
 def seen_through(source: TensorSource, config: Config, folder: Path) -> TensorSource:
-    """The model's own weights, through the format that they are said to have, or show.
+    """Return the weights read through the format that the config names, or that the tensors show.
 
-    Raises UnsupportedModelError on one that is not read, TensorMismatchError where config and tensors disagree.
+    Raises UnsupportedModelError on a format that lightrm does not read, TensorMismatchError if config and tensors
+    disagree.
     """
     settings = settings_of(config, folder)
     if settings is not None:
@@ -157,9 +159,9 @@ def differs(settings: Settings, found: str) -> TensorMismatchError:
 
 
 def said_to_hold(config: Config, folder: Path) -> str | None:
-    """The scheme that keeps a quantized file's own values, by what the config says; None for any other.
+    """Return the scheme that keeps the values of a quantized file, by what the config says; None for any other file.
 
-    Raises UnsupportedModelError on a format that is not read.
+    Raises UnsupportedModelError on a format that lightrm does not read.
     """
     settings = settings_of(config, folder)
     if settings is None:

@@ -1,7 +1,10 @@
 """The tensors of one safetensors file. The whole header is checked before a tensor is read.
 
-A file is: the header's length as 8 bytes, little endian; the header, a JSON object; the tensors' bytes. For each
-tensor the header gives dtype, shape, and the first and last byte, which fill the rest of the file without a gap.
+A file is: the header's length as 8 bytes, little endian; the header, a JSON object; the tensors' bytes. For each tensor
+the header gives dtype, shape, and the first and last byte; together they fill the rest of the file without gaps.
+
+The safetensors library maps the file for a quantized folder. To load layer by layer, lightrm reads it itself: pages of
+a mapped file stay in memory, and a file that is changed or cut short while it is mapped must not end the process.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ DTYPES = {
 
 
 class SafeFile:
-    """tensors: the header's entry of each, by name."""
+    """tensors: the header's entry of each tensor, by name."""
 
     def __init__(self, path: Path) -> None:
         """Raises CorruptFileError."""
@@ -41,11 +44,12 @@ class SafeFile:
         return tuple(self.tensors[name]["shape"])
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """None for one that PyTorch has no name for here."""
+        """Return the dtype of a tensor; None if PyTorch has no such dtype here."""
         return DTYPES.get(self.tensors[name]["dtype"])
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor in memory of its own. Raises CorruptFileError, UnsupportedModelError on an unknown dtype."""
+        """Return one tensor in memory of its own. Raises CorruptFileError, or UnsupportedModelError on an unknown
+        dtype."""
         entry = self.tensors[name]
         if entry["dtype"] not in DTYPES:
             raise UnsupportedModelError(
@@ -60,7 +64,7 @@ class SafeFile:
         return buffer.view(DTYPES[entry["dtype"]]).view(entry["shape"])
 
     def mapped(self, name: str) -> torch.Tensor:
-        """One tensor where the file is mapped: its pages are read when they are looked at. See `files.Watched`.
+        """Return one tensor as a part of the mapped file, whose pages are read when they are used. See `files.Watched`.
 
         Raises CorruptFileError if the file was changed or replaced since it was opened.
         """
@@ -77,14 +81,14 @@ class SafeFile:
         return tensor
 
     def header(self) -> torch.Tensor:
-        """The bytes before the tensors', uint8."""
+        """Return the bytes before the tensors, uint8."""
         buffer = torch.empty(self.start, dtype=torch.uint8)
         self.watched.read(0, memoryview(buffer.numpy().data))
         return buffer
 
 
 def opened(path: Path) -> Watched:
-    """Raises CorruptFileError on a file that cannot be opened, is empty, or only points to another."""
+    """Open a file. Raises CorruptFileError if it cannot be opened, is empty, or is only a Git LFS pointer."""
     try:
         watched = Watched(path)
         start = bytearray(min(watched.size, len(LFS_POINTER)))
@@ -99,7 +103,7 @@ def opened(path: Path) -> Watched:
 
 
 def read_header(watched: Watched) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Where the tensors' bytes start, and the entry of each tensor. Raises CorruptFileError."""
+    """Return where the tensors' bytes start, and the entry of each tensor. Raises CorruptFileError."""
 
     def bad(why: str) -> CorruptFileError:
         return CorruptFileError(
@@ -134,7 +138,7 @@ def read_header(watched: Watched) -> tuple[int, dict[str, dict[str, Any]]]:
 
 
 def fault(entry: Any) -> str | None:
-    """What is wrong with a tensor's entry, by itself."""
+    """Return what is wrong with the entry of a tensor; None if nothing is."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return "has no dtype"
     shape, offsets = entry.get("shape"), entry.get("data_offsets")

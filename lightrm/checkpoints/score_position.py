@@ -1,7 +1,7 @@
-"""Where in a sequence the score is read: a part of the layout, as the model's own code does it.
+"""Where in a sequence the score is read: part of the layout, as in the model's own code.
 
-Attention is causal, so that what stands after that position cannot change the score. Reading there is therefore the
-same as cutting the sequence behind it before it is run, and that is all that has to be done.
+Attention is causal, so tokens behind that position cannot change the score. Reading there is therefore the same as
+cutting the sequence behind it before it is run, and that is what is done.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ Rule = Literal["last", "last but pad", "before pad", "last of kind"]
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """rule, for a sequence of token ids:
+    """The position, by a rule over the token ids of a sequence.
 
-    last          the last one
-    last but pad  the last one that is not `token`; the first, where all are (transformers' *ForSequenceClassification)
-    before pad    the one before the first `token`; the last, where there is none or where it is the first
-    last of kind  the last `token`, which the layout appends
+        last          the last token
+        last but pad  the last one that is not `token`; the first, if all are (transformers' *ForSequenceClassification)
+        before pad    the one before the first `token`; the last, if there is none or if it is the first
+        last of kind  the last `token`, which the layout appends
 
     why: whose code does so.
     """
@@ -32,7 +32,7 @@ class Reading:
     token: int | None = None
 
     def end(self, ids: Sequence[int]) -> int:
-        """How many ids there are up to the one that is read. Raises InputError if there is none to read."""
+        """Return the number of ids up to the one that is read. Raises InputError if there is none to read."""
         count = len(ids)
         if self.rule == "last but pad":
             while count and ids[count - 1] == self.token:
@@ -48,7 +48,7 @@ class Reading:
         return count
 
     def cut(self, ids: Sequence[int]) -> list[int]:
-        """The ids up to the one that is read. A second cut changes nothing."""
+        """Return the ids up to the one that is read. A second cut changes nothing."""
         return list(ids[: self.end(ids)])
 
     def __str__(self) -> str:

@@ -1,8 +1,8 @@
 """Hugging Face `*ForSequenceClassification`: `score.weight`, no bias, or an MLP `score.0`, `score.2` (Qwen2 RM).
 
-transformers reads the last token that is not config.pad_token_id, so a text that ends in that token (pad = eos = eot)
-is read before it. The classes that come with Qwen2.5-Math-RM and INF-ORM read before the first pad instead, as
-transformers did once. peft leaves the head under `score.modules_to_save` where a wrapped model was saved whole.
+transformers reads the score at the last token that is not config.pad_token_id, so a text that ends in that token (pad =
+eos = eot) is read before it. The classes that come with Qwen2.5-Math-RM and INF-ORM read before the first pad instead,
+as transformers once did. If a wrapped model was saved whole, peft leaves the head under `score.modules_to_save`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ SAVED = re.compile(r"score\.modules_to_save(\.default)?\.")
 
 
 def matches(config: Config, names: Collection[str]) -> bool:
-    """Raises ConfigError on a bias that transformers' own class would leave out."""
+    """Tell the layout by the head's name. Raises ConfigError on a bias, which transformers' own class would leave
+    out."""
     if "score.bias" in names and OWN_CLASSES.fullmatch(config.classes):
         raise ConfigError(
             f"{config.path}: {config.classes} has no bias in its head, but the weights hold score.bias: which class "

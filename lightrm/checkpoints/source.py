@@ -1,7 +1,7 @@
-"""Tensors of a folder, by name, read one at a time: safetensors or pickle shards, with or without an index.
+"""Tensors of a folder by name, read one at a time: safetensors or pickle shards, with or without an index.
 
-Nothing is read until a tensor is asked for, except the list of names. A tensor is read into memory of its own: pages
-of a mapped file would stay resident after it is forgotten, until the whole file is in memory.
+Only names are read until a tensor is asked for. A tensor is read into memory of its own: the pages of a mapped file
+would stay in memory after the tensor is dropped, until the whole file is there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WIDENED_AT_ONCE = 256  # rows
 
 
 class TensorSource:
-    """The tensors of some files. `names` maps each tensor to its file."""
+    """The tensors of some files. names: of each tensor -> its file."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         """Raises CorruptFileError, UnsafePickleError, or TensorMismatchError if two files hold a tensor."""
@@ -47,14 +47,14 @@ class TensorSource:
         return one.shape(name) == two.shape(name) and torch.equal(one.read(name), two.read(name))
 
     def read(self, name: str) -> torch.Tensor:
-        """One tensor on the CPU, in the dtype of the file, in memory of its own. Raises CorruptFileError."""
+        """Return one tensor on the CPU, in the dtype of the file, in memory of its own. Raises CorruptFileError."""
         return self.opened[self.names[name]].read(name)
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.opened[self.names[name]].shape(name)
 
     def dtype(self, name: str) -> torch.dtype | None:
-        """Of a tensor in its file; None for one that PyTorch has no name for here."""
+        """Return the dtype of a tensor in its file; None if PyTorch has no such dtype here."""
         return self.opened[self.names[name]].dtype(name)
 
     def bytes(self) -> int:
@@ -62,7 +62,7 @@ class TensorSource:
 
 
 class PackedSource(TensorSource):
-    """Another source seen through a quantized format: each packed layer X of `stored` appears as one `X.weight`.
+    """Another source read through a quantized format: each packed layer X of `stored` appears as one `X.weight`.
 
     holds: the scheme that keeps the file's own values.
     """
@@ -75,14 +75,15 @@ class PackedSource(TensorSource):
         self.names = dict(stored.names)
 
     def packed(self, name: str) -> Grouped | Blockwise | Rowwise | None:
-        """A layer's own values under the name of its weight; None for any other tensor."""
+        """Return the quantized values of a weight; None for any other tensor."""
         raise NotImplementedError
 
     def packed_shape(self, name: str) -> tuple[int, int] | None:
         raise NotImplementedError
 
     def read(self, name: str) -> torch.Tensor:
-        """A packed weight widened to (O, I), in the dtype that its format gives it; any other tensor as it is."""
+        """Return a packed weight dequantized to (O, I), in the dtype that its format gives it; any other tensor as it
+        is."""
         part = self.packed(name)
         if part is None:
             return self.stored.read(name)
@@ -97,7 +98,7 @@ class PackedSource(TensorSource):
 
 
 def main_files(folder: Path) -> list[Path]:
-    """The weight files of a model: what an index names, or the one unsharded file.
+    """Return the weight files of a model: those that an index names, or the one unsharded file.
 
     Raises TensorMismatchError if a shard that the index names is missing, CheckpointError if there is no file.
     """
@@ -130,7 +131,7 @@ def main_files(folder: Path) -> list[Path]:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """Which file holds a tensor. Raises CorruptFileError."""
+    """Return the file of each tensor. Raises CorruptFileError."""
     found = read_json(index, CorruptFileError).get("weight_map")
     if not isinstance(found, dict) or not all(isinstance(file, str) for file in found.values()):
         raise CorruptFileError(f"{index} is not a weight index: expected a weight_map of tensors to file names")
@@ -138,7 +139,7 @@ def weight_map(index: Path) -> dict[str, str]:
 
 
 def check_index(folder: Path, source: TensorSource) -> None:
-    """Raises TensorMismatchError if the index names a tensor that its shard does not hold."""
+    """Raise TensorMismatchError if the index names a tensor that its shard does not hold."""
     for name in INDEXES:
         path = folder / name
         if path.is_file():

@@ -1,7 +1,7 @@
-"""Writing model folders: whole or not at all, and tensors one after the other.
+"""Writing model folders, whole or not at all, and tensors one after the other.
 
-A folder is written beside its destination, under a name that nothing loads, and renamed when it is whole. The
-safetensors library's own writer would hold a second copy of all tensors. A file is: the header's length as 8 bytes,
+A folder is written beside its destination, under a name that nothing loads, and renamed when it is complete. The writer
+of the safetensors library would need a second copy of all tensors in memory. A file is: the header's length as 8 bytes,
 little endian; the header, JSON padded with spaces to 8 bytes; the tensors' bytes, end to end, larger element sizes
 first so that each tensor is aligned.
 """
@@ -55,20 +55,20 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_free(folder: Path) -> None:
-    """Raises CheckpointError if there is something at the destination already."""
+    """Raise CheckpointError if there is something at the destination already."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"{folder} exists and is not empty: remove it or choose another destination")
 
 
 def check_finished(folder: Path) -> None:
-    """Raises CorruptFileError on the draft of a run that stopped."""
+    """Raise CorruptFileError if the folder is the draft of a run that stopped."""
     if folder.name.endswith(UNFINISHED):
         raise CorruptFileError(f"{folder} was left by a run that did not finish: remove it and quantize again")
 
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A draft to write into, which becomes `folder` at the end; after an error the draft stays a draft."""
+    """Yield a draft to write into. It becomes `folder` at the end; after an error it stays a draft."""
     check_free(folder)
     draft = folder.with_name(folder.name + UNFINISHED)
     shutil.rmtree(draft, ignore_errors=True)
@@ -83,13 +83,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def text_files(folder: Path) -> list[str]:
-    """Tokenizer files and chat templates that are there, relative to the folder."""
+    """Return the tokenizer files and chat templates that are there, relative to the folder."""
     named = [name for name in TEXT_FILES if (folder / name).is_file()]
     return named + sorted(path.relative_to(folder).as_posix() for path in folder.glob(TEMPLATES) if path.is_file())
 
 
 def copy_text_files(source: Path, target: Path) -> None:
-    """Tokenizer files and chat templates, on the disk when it returns."""
+    """Copy tokenizer files and chat templates. They are on the disk when this returns."""
     for name in text_files(source):
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(source / name, target / name)

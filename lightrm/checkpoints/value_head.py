@@ -1,8 +1,8 @@
 """TRL and LLaMA-Factory value heads: `v_head.summary.*` or, in a file of its own, `summary.*`.
 
-Five variants, told apart by what lies in the folder and all ending here: merged shards with value_head.bin; shards
-that hold v_head themselves; a saved wrapper (`pretrained_model.*`); an unmerged LoRA adapter with value_head.bin
-(see `adapter`); value_head.safetensors with full names. GRM's MLP heads are `v_head.summary.0` and `.2`.
+Five variants are told apart by what lies in the folder: merged shards with value_head.bin; shards that hold v_head
+themselves; a saved wrapper (`pretrained_model.*`); an unmerged LoRA adapter with value_head.bin (see `adapter`);
+value_head.safetensors with full names. GRM's MLP heads are `v_head.summary.0` and `.2`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def rename(name: str) -> str | None:
 
 
 def template(config: Config) -> str | None:
-    """The Baichuan models of LLaMA-Efficient-Tuning have no chat template; its default one is the best guess."""
+    """Return the template. Baichuan models of LLaMA-Efficient-Tuning have no chat template; its default one is the best
+    guess."""
     return "let-default" if config.raw.get("model_type") == "baichuan" else "chat"
 
 

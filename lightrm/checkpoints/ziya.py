@@ -1,6 +1,6 @@
-"""IDEA-CCNL/Ziya-LLaMA-7B-Reward and its relatives: a LLaMA backbone with `value_head.*`, bias if present.
+"""IDEA-CCNL/Ziya-LLaMA-7B-Reward and its relatives: a LLaMA backbone with `value_head.*`, with or without a bias.
 
-A value head of several rows is averaged, as one published copy of the modelling file does.
+If the value head has several rows, they are averaged, as in one published copy of the modelling file.
 """
 
 from __future__ import annotations
