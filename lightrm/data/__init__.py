@@ -1,4 +1,4 @@
 """Records and preferences as people publish them: JSONL, CSV, Parquet, and the forms that a record may have.
 
-Gives prompts and answers; knows no model and no score but those that the data itself holds.
+Yields prompts and answers; knows no model, and no scores but those that the data holds.
 """

@@ -1,8 +1,8 @@
-"""Data that judges a reward model: prompts with answers, what the answers are worth, and what they are broken down by.
+"""Data to judge a reward model with: prompts with answers, what each answer is worth, and groups to break results down
+by.
 
-Files in any of the kinds of `record_files`, records in any of the forms of `record_forms`. "lang", "kind" (or
-RewardBench's "subset", or HelpSteer3's "domain") and "source" are kept for breakdowns; a language that is not named is
-told from the script.
+Files of any kind in `record_files`, records of any form in `record_forms`. The fields "lang", "kind" (or RewardBench's
+"subset", or HelpSteer3's "domain") and "source" are kept for breakdowns. If no language is named, the script tells it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt with its answers. worth: of each answer, higher is better, ties count as no preference; None where
-    nobody said. lang, kind, source: what it is broken down by."""
+    """One prompt with its answers.
+
+    worth: of each answer; higher is better, and ties count as no preference; None if the data does not say. lang, kind,
+    source: groups that results are broken down by.
+    """
 
     prompt: Prompt
     responses: tuple[str, ...]
@@ -38,9 +41,10 @@ class Question:
 
 
 def read_questions(path: str | Path, tell: Tell | None = None) -> list[Question]:
-    """Every usable record of a file; what is wrong with the others goes to `tell`, by number, or is raised without it.
+    """Read every usable record of a file. tell: called with a line about each unusable one; without it, they raise
+    InputError.
 
-    Raises InputError if the file is of no kind that is read, or holds nothing usable.
+    Raises InputError if the file cannot be read, or holds no usable record.
     """
     found = list(questions_in(Path(path), tell))
     if not found:
@@ -49,7 +53,7 @@ def read_questions(path: str | Path, tell: Tell | None = None) -> list[Question]
 
 
 def questions_of(data: object, tell: Tell | None = None) -> list[Question]:
-    """A file's, by its path; or of questions and of records as such files hold them. Raises InputError."""
+    """Return questions: those of a file, by its path, or of a list of questions or records. Raises InputError."""
     if isinstance(data, str | os.PathLike):
         return read_questions(os.fspath(data), tell)
     if isinstance(data, Mapping | bytes) or not isinstance(data, Iterable):
@@ -64,7 +68,7 @@ def questions_of(data: object, tell: Tell | None = None) -> list[Question]:
 
 
 def questions_in(path: Path, tell: Tell | None = None) -> Iterator[Question]:
-    """As `read_questions`, a record at a time."""
+    """As `read_questions`, one record at a time."""
     for row in read_rows(path):
         try:
             if row.error:
@@ -77,14 +81,14 @@ def questions_in(path: Path, tell: Tell | None = None) -> Iterator[Question]:
 
 
 def calibration_pairs(path: Path) -> Iterator[tuple[Prompt, str]]:
-    """Each prompt with each of its responses, one after the other."""
+    """Yield each prompt with each of its responses."""
     for question in questions_in(path):
         for response in question.responses:
             yield question.prompt, response
 
 
 def question_of(record: Any) -> Question:
-    """Raises InputError if a record is of none of the known forms."""
+    """Return a record as a question. Raises InputError if it has none of the known forms."""
     answers = answers_of(record)
     if not answers.responses:
         raise InputError("there is no answer to score")
@@ -99,7 +103,7 @@ def question_of(record: Any) -> Question:
 
 
 def label(record: Mapping[str, Any], *names: str) -> str:
-    """The first of some fields that says something, as text that can be printed."""
+    """Return the first of some fields that has a value, as printable text."""
     found = next((str(record[name]) for name in names if record.get(name)), "")
     return found.encode("utf-8", "backslashreplace").decode()
 

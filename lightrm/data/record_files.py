@@ -1,7 +1,7 @@
-"""A file of records -> its rows, whichever kind it is: JSONL, a JSON array, CSV or Parquet; gzipped or not.
+"""The rows of a file of records of any kind: JSONL, a JSON array, CSV or Parquet, gzipped or not.
 
-What a file is shows in its first bytes: Parquet has a mark, a table a first line that names fields. A file that is
-called .json and opens a bracket is one array.
+The first bytes tell the kind: Parquet begins with a mark, a table with a line that names fields. A file with the ending
+.json that begins with a bracket is one array.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ START = 2**16  # bytes
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """Every row that is not blank. Raises InputError if the file is of no kind that is read, or damaged."""
+    """Yield every row that is not blank. Raises InputError if the file is of no known kind, or damaged."""
     if not path.is_file():
         raise InputError(f"there is no file {path}")
     if is_parquet(path):
@@ -32,7 +32,7 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def line_rows(lines: Iterable[bytes], delimiter: str | None = None) -> Iterator[Row]:
-    """Rows of JSONL; of a table where a delimiter says so, or the first line names fields that records have."""
+    """Yield rows of JSONL; of a table if a delimiter is given, or if the first line names known fields."""
     following = iter(lines)
     first = next(following, b"").removeprefix(BOM)
     delimiter = delimiter or delimiter_of(first)

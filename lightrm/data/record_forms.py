@@ -61,7 +61,8 @@ Worth = tuple[float, ...] | None
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """worth: of each response, higher is better, ties count as no preference; None where nobody said."""
+    """A record, read. worth: of each response; higher is better, and ties count as no preference; None if the record
+    does not say."""
 
     prompt: Prompt
     responses: tuple[str, ...]
@@ -69,9 +70,9 @@ class Answers:
 
 
 def answers_of(record: Any, labels: bool = True) -> Answers:
-    """labels: whether to ask what the answers are worth.
+    """Return a record's prompt and answers. labels: also read what the answers are worth.
 
-    Raises InputError if a record is of none of the forms, or one of its fields is not what it has to be.
+    Raises InputError if the record has none of the forms, or if one of its fields has the wrong type.
     """
     if not isinstance(record, Mapping):
         raise InputError(f"expected an object, found {kind(record)}")
@@ -89,14 +90,14 @@ def unknown(record: Mapping[str, Any]) -> NoReturn:
 
 
 def prompted(record: Mapping[str, Any]) -> str | None:
-    """Which field holds the prompt; "context" and "messages" only where they are turns."""
+    """Return the name of the field that holds the prompt. "context" and "messages" count only if they hold turns."""
     if "prompt" in record and not (isinstance(record["prompt"], str) and not record["prompt"]):
         return "prompt"
     return next((name for name in ("context", "messages") if is_turns(record.get(name))), None)
 
 
 def prompt_of(record: Mapping[str, Any]) -> Prompt:
-    """A prompt as `score` takes it; a dialogue of hh-rlhf's, named so or unmistakably one, as its turns."""
+    """Return the prompt as `score` takes it. A dialogue in hh-rlhf's form becomes turns."""
     name = prompted(record)
     if name is None and "prompt" not in record:
         unknown(record)
@@ -127,12 +128,12 @@ def conversation(record: Mapping[str, Any]) -> Answers:
 
 
 def joined(prompt: Prompt, before: Sequence[Turn]) -> Prompt:
-    """A prompt and the turns of an answer that come before its last one: calls of tools and what they gave."""
+    """Return a prompt followed by the turns of an answer before its last one: tool calls and their results."""
     return turns_of([*turns_of(prompt), *before]) if before else prompt
 
 
 def split(side: Any, what: str) -> tuple[list[Any], str]:
-    """An answer as a string or as turns: the turns before its last one, and its text."""
+    """Return the turns of an answer before its last one, and the text of the last one. A string has no turns before."""
     if not is_turns(side):
         return [], response_of(side, what)
     turns = items(side, what)
@@ -158,7 +159,8 @@ def compared(record: Mapping[str, Any]) -> Answers:
 
 
 def sided(one: Any, other: Any, prompt: Prompt | None, worth: Worth) -> Answers:
-    """Two conversations, or their ends after a prompt, that differ in their last turn only."""
+    """Return the answers of two conversations, or ends of conversations after a prompt, that differ only in the last
+    turn."""
     before, after = (
         [turn_of(turn, f"turn {k}") for k, turn in enumerate(items(side, "expected turns")[:-1])]
         for side in (one, other)
@@ -180,7 +182,7 @@ def conversations(record: Mapping[str, Any]) -> Answers:
 
 
 def split_dialogue(chosen: str, rejected: str) -> Answers:
-    """Two dialogues in hh-rlhf's form: the turns before the last one, and the two last ones."""
+    """Return the common turns of two dialogues in hh-rlhf's form, and the last turn of each."""
     before, found, better = chosen.rpartition(OPEN_TURN)
     before_rejected, _, worse = rejected.rpartition(OPEN_TURN)
     if not found or before != before_rejected:
@@ -193,7 +195,7 @@ def split_dialogue(chosen: str, rejected: str) -> Answers:
 
 
 def dialogue_turns(text: str) -> list[Turn]:
-    """The turns of a dialogue in hh-rlhf's form, without the open assistant turn it ends in.
+    """Return the turns of a dialogue in hh-rlhf's form, without the open assistant turn at its end.
 
     Raises InputError if it does not start with a named turn.
     """
@@ -208,7 +210,7 @@ def dialogue_turns(text: str) -> list[Turn]:
 
 
 def numbered(record: Mapping[str, Any]) -> Answers:
-    """response_1, response_2, ... as far as they go."""
+    """Return response_1, response_2, ... up to the first that is missing."""
     stem = next(name for name in NUMBERED if name in record)[:-1]
     names = [f"{stem}{k}" for k in range(1, len(record) + 1)]
     given = [record[name] for name in names[: next((k for k, n in enumerate(names) if n not in record), len(names))]]
@@ -224,7 +226,7 @@ def numbered(record: Mapping[str, Any]) -> Answers:
 
 
 def lettered(record: Mapping[str, Any]) -> Answers:
-    """response_a, response_b: texts, or as Arena's files of several turns have them, a list of texts beside one of
+    """Return response_a and response_b: texts or, in Arena's files of several turns, lists of texts beside a list of
     prompts."""
     sides = [record[name] for name in LETTERED]
     prompt: Any = record.get("prompt")
@@ -245,7 +247,7 @@ def is_texts(value: Any) -> bool:
 
 
 def graded(record: Mapping[str, Any], answers: int) -> Worth:
-    """What each answer is worth, from "scores", or from "ranks", where less is better."""
+    """Return what each answer is worth, from "scores", or from "ranks", of which the lowest is best."""
     name = next((name for name in NUMBERS if record.get(name) is not None), None)
     if name is None:
         return None
@@ -266,9 +268,10 @@ def numbers_of(values: Any, name: str) -> tuple[float, ...]:
 
 
 def verdict(record: Mapping[str, Any]) -> Worth:
-    """Which of two is better: "winner" or "label" by name, or a mark in "winner_model_a", "winner_model_b".
+    """Return which of two answers is better: from "winner" or "label", or from "winner_model_a" and "winner_model_b".
 
-    Raises InputError on a bare number, which some count from 0, some from 1, and some take for "the first is better".
+    Raises InputError on a bare number: some data sets count from 0, some from 1, and some mean "the first is better" by
+    1.
     """
     if any(mark in record for mark in MARKS):
         first, second = (str(record.get(mark)).lower() in ("1", "1.0", "true") for mark in MARKS)

@@ -1,6 +1,6 @@
-"""One row of a file of records, and the rows of JSON: a line each, or the items of one array.
+"""One row of a file of records, and the rows of JSON: one for each line, or for each item of one array.
 
-A row is whatever it holds, or what is wrong with it; what its record means is said in `record_forms`.
+A row holds a record, or what is wrong with it. `record_forms` says what a record means.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """number: of its line, row or item, from 1; raw: what identifies it; record: None where error says why."""
+    """number: of its line, row or item, from 1. raw: bytes that identify it. record: None if `error` says why."""
 
     number: int
     raw: bytes
@@ -47,13 +47,14 @@ class Row:
         return zlib.crc32(self.raw)
 
     def after(self, digest: int) -> int:
-        """The digest of rows that this one follows, with this one."""
+        """Return the digest of all rows so far, this one included. digest: of the rows before it."""
         return zlib.crc32(self.checksum.to_bytes(4, "little"), digest)
 
 
 @contextmanager
 def unzipped(path: Path) -> Iterator[IO[bytes]]:
-    """The bytes of a file. Raises InputError on a form that is known and not read, or a file that is damaged."""
+    """Open a file for its unzipped bytes. Raises InputError on a known form that is not supported, and on a damaged
+    file."""
     with path.open("rb") as file:
         start = file.read(8)
     for mark, what in FOREIGN.items():
@@ -72,7 +73,7 @@ def lines_of(path: Path) -> Iterator[bytes]:
 
 
 def json_rows(lines: Iterable[bytes]) -> Iterator[Row]:
-    """A row for each line that is not blank."""
+    """Yield a row for each line that is not blank."""
     for number, line in enumerate(lines, 1):
         raw = line.removeprefix(BOM).strip()
         if raw:
@@ -87,7 +88,10 @@ def json_row(number: int, raw: bytes, unit: str) -> Row:
 
 
 def parsed(raw: bytes) -> Any:
-    """Bytes that are no UTF-8 come as lone surrogates, for whoever uses that field to refuse. Raises InputError."""
+    """Return a JSON value. Bytes that are not UTF-8 become lone surrogates, which whoever uses the field refuses.
+
+    Raises InputError.
+    """
     try:
         value = json.loads(raw.decode("utf-8", "surrogateescape"))
     except RecursionError:
@@ -100,7 +104,7 @@ def parsed(raw: bytes) -> Any:
 
 
 def deeper(value: Any, most: int) -> bool:
-    """Whether more than `most` lists and objects lie inside each other."""
+    """Whether more than `most` lists and objects are nested in each other."""
     level = [value]
     for _ in range(most + 1):
         held = (outer.values() if isinstance(outer, Mapping) else outer for outer in level if holds(outer))
@@ -113,7 +117,10 @@ def holds(value: Any) -> bool:
 
 
 def array_rows(path: Path) -> Iterator[Row]:
-    """The items of one JSON array, some of them in memory at a time. Raises InputError where it is no array."""
+    """Yield the items of one JSON array, with only some of them in memory. Raises InputError if it is not an array.
+
+    Own code, since a row keeps its exact bytes for its checksum, which parsers of JSON streams do not give.
+    """
     decoder, number, size = json.JSONDecoder(), 1, CHUNK
     with unzipped(path) as file:
         reader = TextIOWrapper(file, "utf-8-sig", "surrogateescape")
@@ -127,7 +134,7 @@ def array_rows(path: Path) -> Iterator[Row]:
             end = at
             with suppress(ValueError, RecursionError):
                 end = decoder.raw_decode(text, at)[1]
-            if end in (at, len(text)):  # not whole yet, perhaps
+            if end in (at, len(text)):  # perhaps incomplete
                 more = reader.read(size)
                 if not more:
                     raise InputError(
@@ -140,7 +147,7 @@ def array_rows(path: Path) -> Iterator[Row]:
 
 
 def to_line(record: Mapping[str, Any]) -> str:
-    """Readable JSON; escaped where another field of the record holds bytes that are no text."""
+    """Return a record as a line of readable JSON; escaped if one of its fields holds bytes that are not text."""
     line = json.dumps(record, ensure_ascii=False, default=str)
     try:
         line.encode("utf-8")

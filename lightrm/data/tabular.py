@@ -1,4 +1,4 @@
-"""Tables of records, read a little at a time: CSV, whose cells may hold JSON lists, and Parquet by way of pyarrow."""
+"""Tables of records, read in small batches: CSV, whose cells may hold JSON lists, and Parquet through pyarrow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_FIELD = 2**24  # characters of one CSV cell
 
 
 def delimiter_of(line: bytes) -> str | None:
-    """What parts the names of fields in the first line of a table; None if it names none that records have."""
+    """Return the delimiter of a table's first line; None if the line names no field that records have."""
     text = line.decode("utf-8", "replace").strip()
     for delimiter in () if text.startswith(("{", "[")) else (",", "\t"):
         if FIELDS & {name.strip().strip('"') for name in text.split(delimiter)}:
@@ -28,7 +28,8 @@ def delimiter_of(line: bytes) -> str | None:
 
 
 def csv_rows(lines: Iterable[bytes], delimiter: str) -> Iterator[Row]:
-    """A row for each record under the header. Raises InputError on a header that names a field twice, or no CSV."""
+    """Yield a row for each record below the header. Raises InputError if the header names a field twice, or if it is
+    not CSV."""
     csv.field_size_limit(MOST_FIELD)
     texts = (line.decode("utf-8", "surrogateescape") for line in lines)
     reader = csv.reader(texts, delimiter=delimiter)
@@ -50,7 +51,8 @@ def csv_rows(lines: Iterable[bytes], delimiter: str) -> Iterator[Row]:
 
 
 def value_of(name: str, cell: str) -> Any:
-    """A cell; a JSON list of texts or turns in it is read as one, and one of numbers where the field says so."""
+    """Return a cell's value. A JSON list of texts or turns is read as such, and one of numbers if the field holds
+    numbers."""
     if not (cell.startswith("[") and cell.endswith("]")):
         return cell
     try:
@@ -68,7 +70,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
 
 def parquet_batches(path: Path) -> Iterator[tuple[Any, list[Row]]]:
-    """Record batches as they are in the file, with their rows. Raises InputError if the file is damaged."""
+    """Yield the record batches of a file, with their rows. Raises InputError if the file is damaged."""
     arrow, number = pyarrow(), 0
     with parquet_file(path) as file:
         try:
@@ -81,7 +83,7 @@ def parquet_batches(path: Path) -> Iterator[tuple[Any, list[Row]]]:
 
 
 def parquet_file(path: Path) -> Any:
-    """The file, opened. Raises InputError if it is damaged, or two of its columns have one name."""
+    """Open a file. Raises InputError if it is damaged, or if two of its columns have the same name."""
     arrow = pyarrow()
     try:
         file = arrow.parquet.ParquetFile(path)
@@ -94,7 +96,7 @@ def parquet_file(path: Path) -> Any:
 
 
 def readable(batch: Any, arrow: Any) -> Any:
-    """Times as texts, which Python's own times are too coarse for."""
+    """Return a batch with nanosecond times as texts: Python's own times are too coarse for them."""
     columns = [
         column.cast(arrow.string()) if arrow.types.is_temporal(column.type) and "[ns" in str(column.type) else column
         for column in batch.columns
@@ -107,7 +109,7 @@ def raw_of(record: Mapping[str, Any]) -> bytes:
 
 
 def pyarrow() -> Any:
-    """Raises InputError if it is not installed."""
+    """Import pyarrow. Raises InputError if it is not installed."""
     try:
         import_module("pyarrow.parquet")
     except ImportError as error:

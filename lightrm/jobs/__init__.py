@@ -1,4 +1,4 @@
-"""A file of prompts with answers in, the same with scores out: killed at any byte, it goes on from there.
+"""A file of prompts with answers in, the same file with scores out; after a kill at any byte, the job goes on.
 
-Knows the front door (`scorer`, `opening`) and records; nothing of layers, schemes or kernels.
+Knows `scorer`, `opening` and records; nothing of layers, schemes or kernels.
 """

@@ -1,5 +1,7 @@
-"""Which fields the records of a source have, and of what kind: asked of all of them before the first one is scored, so
-that a format which cannot hold them says so then."""
+"""Which fields the records of a source have, and of which types.
+
+All records are looked at before the first one is scored, so that a format which cannot hold them is refused early.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,9 @@ WORDS = {"bool": "true or false", "int": "a number", "float": "a number", "str":
 
 @dataclass(slots=True)
 class Field:
-    """kinds: of its values, each with the first row that has it; low, high: of its whole numbers; item: what its lists
-    hold; inner: the fields of its objects; broken: the first row whose text is no text."""
+    """kinds: types of its values, each with the first row that has it. low, high: range of its whole numbers. item:
+    what its lists hold. inner: the fields of its objects. broken: the first row with a text that is not valid Unicode.
+    """
 
     kinds: dict[str, str] = field(default_factory=dict)
     low: int = 0
@@ -47,7 +50,7 @@ class Field:
 
     @property
     def kind(self) -> str:
-        """The one that holds all of its values. Raises InputError if there is none."""
+        """The type that holds all of its values. Raises InputError if there is none."""
         found = {kind: row for kind, row in self.kinds.items() if kind != "null"}
         if found.keys() == {"int", "float"}:
             if max(-self.low, self.high) > EXACT:
@@ -61,7 +64,7 @@ class Field:
         return next(iter(found), "null")
 
     def arrow(self, arrow: Any, path: str) -> Any:
-        """The type of a Parquet column. Raises InputError, which names the field, if there is none."""
+        """Return the type of a Parquet column. Raises InputError, which names the field, if there is none."""
         try:
             kind = self.kind
         except InputError as error:
@@ -78,7 +81,7 @@ class Field:
         return plain.get(kind, whole)
 
     def no_text(self, path: str) -> Iterator[str]:
-        """Where a text of it is none."""
+        """Yield the places where a text is not valid Unicode."""
         if self.broken:
             yield f'"{path}" in {self.broken}'
         if self.item is not None:
@@ -89,7 +92,8 @@ class Field:
 
 @dataclass(slots=True)
 class Survey:
-    """rows: of the source; digest: of all of them in order; fields: of the records that can be scored."""
+    """rows: number of rows in the source. digest: of all of them in order. fields: of the records that can be
+    scored."""
 
     rows: int = 0
     digest: int = 0
@@ -97,7 +101,7 @@ class Survey:
 
 
 def survey_of(rows: Iterator[Row], closely: bool) -> Survey:
-    """closely: the fields' kinds too."""
+    """Look at all rows. closely: also record the types of fields."""
     found = Survey()
     for row in rows:
         found.rows += 1

@@ -1,7 +1,7 @@
-"""What made a score: two scores are of one kind only if all of this is the same for both.
+"""What a score depends on: two scores are comparable only if all of it is the same for both.
 
-Everything that a score depends on is here: the bytes of weights and adapter, config, tokenizer and chat template, and
-how they were loaded. Jobs and measurements go on only with the same, and name what differs.
+That is the bytes of weights and adapter, config, tokenizer and chat template, and how the model was loaded. Jobs and
+measurements go on only with the same identity, and name what differs.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ SHOWN = ("model", "scheme", "template")
 
 
 def identity(rm: RewardModel, model: str) -> dict[str, str]:
-    """model: as it was asked for. Every value is short; raises CheckpointError if a file is gone."""
+    """Return what the scores of a model depend on, each value a short text. model: as the caller named it.
+
+    Raises CheckpointError if a file is gone.
+    """
     template = rm.template.name if rm.template is not None else "none"
     return {
         "model": model,
@@ -34,7 +37,7 @@ def identity(rm: RewardModel, model: str) -> dict[str, str]:
 
 
 def summary(by: dict[str, str]) -> dict[str, str]:
-    """An identity as each scored record has it: the rest of it as one fingerprint."""
+    """Return an identity as each scored record stores it: most of it as one fingerprint."""
     rest = {name: value for name, value in by.items() if name not in SHOWN}
     return {
         "model": by["model"],
@@ -45,5 +48,5 @@ def summary(by: dict[str, str]) -> dict[str, str]:
 
 
 def digest(value: Any) -> str:
-    """Of what JSON can hold, whatever the order of its keys."""
+    """Return the hash of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:DIGITS]

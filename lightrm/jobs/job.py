@@ -1,8 +1,8 @@
-"""Long jobs: a file of prompts with responses in, the same with scores out; killed at any byte, it goes on from there.
+"""Long jobs: a file of prompts with responses in, the same with scores out; after a kill at any byte, the job goes on.
 
-A job keeps a `journal` beside its output. When all rows are in it, the output is written from source and journal, whole
-or not at all, and the journal is removed. Neither needs memory for more than a window of rows. A record that cannot
-be scored is in the journal with the reason, and never ends the job.
+A job keeps a `journal` beside its output. When all rows are in the journal, the output is written from source and
+journal, whole or not at all, and the journal is removed. Only a window of rows is in memory. A record that cannot be
+scored is in the journal with the reason, and never ends the job.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def unshown(rows: int) -> AbstractContextManager[Told]:
 
 @dataclass(slots=True)
 class Counts:
-    """good and bad rows; cut: answers that were too long; resumed: rows that were in the journal already."""
+    """good and bad: rows. cut: answers that were too long. resumed: rows that were in the journal already."""
 
     good: int = 0
     bad: int = 0
@@ -55,7 +55,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """A row with the ids of each of its answers, or what is wrong with it."""
+    """A row with the ids of each of its answers, or with what is wrong with it."""
 
     row: Row
     ids: list[list[int]]
@@ -69,7 +69,7 @@ class EncodedRow:
 def score_rows(
     rm: RewardModel, rows: Iterator[Row], counts: Counts, report: Tell, told: Told
 ) -> Iterator[list[tuple[Row, Entry]]]:
-    """Rows with their scores, in order, a window of them at a time."""
+    """Yield rows with their scores, in order, a window of rows at a time."""
     window: list[EncodedRow] = []
     tokens = 0
     for row in rows:
@@ -91,7 +91,7 @@ def encoded(rm: RewardModel, row: Row, counts: Counts) -> EncodedRow:
         ids = rm.text.read(e.token_ids for e in found)
     except LightRMError as error:
         return EncodedRow(row, [], str(error))
-    except Exception as error:  # of a template or a tokenizer, which are a stranger's: this record's, whatever it is
+    except Exception as error:  # raised by a stranger's template or tokenizer: any kind, and only of this record
         return EncodedRow(row, [], f"cannot be made into tokens: {type(error).__name__}: {error}"[:1000])
     counts.cut += sum(e.cut > 0 for e in found)
     return EncodedRow(row, ids, "")
@@ -126,7 +126,8 @@ def score_window(
 
 
 def scored(rm: RewardModel, rows: list[EncodedRow], advance: Callable[[float], None]) -> list[list[float] | str]:
-    """The scores of each row, or why there are none: where a window fails, its halves are tried, down to one row."""
+    """Return the scores of each row, or why there are none. If a window fails, its halves are tried, down to one
+    row."""
     try:
         scores = iter(rm.engine.all_scores([ids for one in rows for ids in one.ids], advance).tolist())
     except OF_ONE_RECORD as error:
@@ -141,7 +142,7 @@ def scored(rm: RewardModel, rows: list[EncodedRow], advance: Callable[[float], N
 def score_stream(
     rm: RewardModel, model: str, rows: Iterator[Row], sink: IO[str], report: Tell, told: Told = untold
 ) -> Counts:
-    """Rows to a stream as they are scored: nothing to go on from."""
+    """Write rows to a stream as they are scored. Such a run cannot be resumed."""
     rm.text.check()
     counts, by = Counts(), summary(identity(rm, model))
     said: set[str] = set()
@@ -165,10 +166,10 @@ def score_file(
     report: Tell,
     shown: Shown = unshown,
 ) -> Counts:
-    """Score a file, or "-", what comes through the pipe, to a file, or go on where a run that stopped has left it.
+    """Score a file, or "-" for standard input, to a file; or go on where a run stopped.
 
-    shown: makes a progress bar over a number of rows.
-    Raises InputError if the output is there already, cannot hold the source's fields, or was begun with something else.
+    shown: makes a progress bar over a number of rows. Raises InputError if the output exists already, cannot hold the
+    fields of the source, or was begun with another model or source.
     """
     rm.text.check()
     ending_of(target)
@@ -200,9 +201,9 @@ def beside(target: Path, ending: str) -> Path:
 
 @contextmanager
 def as_file(source: str | Path, target: Path, journal: Journal) -> Iterator[Path]:
-    """A source that can be read twice: what comes through a pipe is kept beside the output until the job is done.
+    """Yield a source that can be read twice: standard input is kept beside the output until the job is done.
 
-    Raises InputError if another text came through the pipe when the job was begun.
+    Raises InputError if standard input had another text when the job was begun.
     """
     if source != STDIN:
         yield Path(source)
@@ -223,7 +224,7 @@ def as_file(source: str | Path, target: Path, journal: Journal) -> Iterator[Path
 
 
 def begins(path: Path, other: Path) -> bool:
-    """Whether a file begins with what another one holds."""
+    """Whether a file begins with all bytes of another one."""
     with path.open("rb") as here, other.open("rb") as there:
         while block := there.read(2**20):
             if here.read(len(block)) != block:
@@ -232,7 +233,7 @@ def begins(path: Path, other: Path) -> bool:
 
 
 def recount(journal: Journal, path: Path, by: dict[str, str], counts: Counts, report: Tell) -> bool:
-    """Counts of a job whose output is written; False if it was another job."""
+    """Count the rows of a job whose output is written already. Returns False if that was another job."""
     if journal.header != by:
         return False
     for row, entry in zip_longest(read_rows(path), journal.entries()):
@@ -243,7 +244,7 @@ def recount(journal: Journal, path: Path, by: dict[str, str], counts: Counts, re
 
 
 def had(row: Row, entry: Entry, counts: Counts, report: Tell) -> None:
-    """A row that an earlier run has dealt with."""
+    """Count a row that an earlier run has scored or refused."""
     counts.resumed += 1
     counts.good += entry[1] is not None
     counts.bad += entry[1] is None
@@ -261,7 +262,7 @@ def work(
     report: Tell,
     shown: Shown,
 ) -> None:
-    """Score what the journal does not have, and write the output."""
+    """Score the rows that are not in the journal, and write the output."""
     output = output_for(path, target, report)
     journal.begin(by)
     with shown(output.survey.rows) as told:

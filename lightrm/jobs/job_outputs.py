@@ -1,7 +1,8 @@
-"""What a job writes: its source's rows with what was added to them, as JSONL, CSV or Parquet, by the output's ending.
+"""What a job writes: the source's rows with scores added, as JSONL, CSV or Parquet, by the ending of the output.
 
-Every field is kept. A field of the source that is called as one of the added ones gets another name; what a format
-cannot hold is said before the first row is scored. Each row is checked against what was scored before it is written.
+Every field is kept. A field of the source with the name of an added one gets another name. If the format cannot hold a
+field, that is said before the first row is scored. Before a row is written, it is compared with the row that was
+scored.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ Entry = tuple[int, list[float] | None, str]  # a row's checksum; its scores, or 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """aside: new names of the source's own fields that are called as the added ones; schema: of a Parquet made from
-    another kind of file."""
+    """aside: new names of the source's fields that have the name of an added one. schema: of a Parquet file that is
+    made from another kind of file."""
 
     source: Path
     ending: str
@@ -42,7 +43,7 @@ class Output:
     schema: Any = None
 
     def write(self, file: IO[bytes], entries: Iterator[Entry], by: dict[str, str]) -> None:
-        """Raises InputError if the source is not what was scored."""
+        """Write all rows. Raises InputError if the source is not what was scored."""
         if self.schema is None and self.ending == ".parquet":
             self.write_columns(file, entries, by)
         elif self.ending == ".parquet":
@@ -58,7 +59,7 @@ class Output:
                 yield renamed(row.record, self.aside) | {"scores": scores, "scored_by": by}
 
     def paired(self, rows: Iterator[Row], entries: Iterator[Entry]) -> Iterator[tuple[Row, list[float] | None]]:
-        """Each row with the scores that were made of it."""
+        """Yield each row with its scores."""
         changed = InputError(
             f"{self.source} was changed while it was scored: nothing was written, and what was scored is kept; put it "
             "back as it was, and run the same command again"
@@ -93,7 +94,7 @@ class Output:
                 writer.write_table(arrow.Table.from_pylist(rows, schema=self.schema))
 
     def write_columns(self, file: IO[bytes], entries: Iterator[Entry], by: dict[str, str]) -> None:
-        """Parquet from Parquet: the columns keep their types."""
+        """Write Parquet from Parquet: the columns keep their types."""
         arrow = pyarrow()
         rows_of = parquet_batches(self.source)
         schema = parquet_file(self.source).schema_arrow
@@ -122,7 +123,8 @@ class Output:
 
 
 def output_for(source: Path, target: Path, tell: Tell) -> Output:
-    """How a source is written to a target. Raises InputError if that cannot hold it, naming the fields."""
+    """Return how a source is written to a target. Raises InputError, which names the fields, if the target cannot hold
+    them."""
     ending = ending_of(target)
     arrow = pyarrow() if ending == ".parquet" else None
     columns = is_parquet(source)
@@ -146,7 +148,7 @@ def output_for(source: Path, target: Path, tell: Tell) -> Output:
 
 
 def ending_of(target: Path) -> str:
-    """Raises InputError on an ending that is not known."""
+    """Return the ending of an output. Raises InputError if it is not known."""
     name = target.name.lower()
     found = next((ending for ending in ENDINGS if name.endswith(ending) and name != ending), None)
     if found is None:
@@ -155,7 +157,7 @@ def ending_of(target: Path) -> str:
 
 
 def columns_of(survey: Survey, aside: dict[str, str], arrow: Any) -> list[tuple[str, Any]]:
-    """Raises InputError that names all fields which no Parquet column holds."""
+    """Return the columns of a Parquet file. Raises InputError, which names all fields that no column can hold."""
     found, wrong = [], []
     for name, part in survey.fields.items():
         try:
@@ -173,7 +175,7 @@ def added_fields(arrow: Any) -> list[Any]:
 
 
 def names_aside(names: list[str]) -> dict[str, str]:
-    """New names for fields that are called as the added ones."""
+    """Return new names for fields that have the name of an added one."""
     aside = {}
     for name in ADDED:
         if name in names:
@@ -189,7 +191,7 @@ def renamed(record: Record, aside: dict[str, str]) -> Record:
 
 
 def cell_of(value: Any) -> str:
-    """A cell of a CSV: what is no text as JSON, nothing as nothing."""
+    """Return the CSV cell of a value: a text as it is, None as nothing, anything else as JSON."""
     if value is None or isinstance(value, str):
         return value or ""
     return json.dumps(value, ensure_ascii=False, default=str)
@@ -197,7 +199,7 @@ def cell_of(value: Any) -> str:
 
 @contextmanager
 def zipped(file: IO[bytes]) -> Iterator[IO[bytes]]:
-    """The same bytes whenever it is made."""
+    """Compress to gzip without a time stamp, so that the same content gives the same bytes."""
     with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as bare:
         yield bare  # type: ignore[misc]
 

@@ -1,11 +1,13 @@
 """The journal of a job: what was scored so far, beside the output, in `OUTPUT.unfinished`.
 
-A line that says what scores and how, then one for each row of the source, in its order: [checksum of the row, scores
-or null, what was wrong]; at last one that says what the output will be. Before each line stands its own checksum,
-which goes on from the one of the line before, so that a line that is damaged, lost, doubled or of another journal
-shows. What is torn at the end, by a process or a machine that stopped, is cut off and scored again.
+Its lines are: a header that says what scores and how; one for each row of the source, in order: [checksum of the row,
+scores or null, what was wrong]; at last one with the checksum of the output. Each line begins with a checksum that
+continues the one of the line before, so that a damaged, lost, doubled or foreign line shows. What a stopped process or
+machine left incomplete at the end is cut off and scored again.
 
-The journal is the lock too: whoever has it open is the only one who touches what lies beside the output.
+A plain file and not SQLite: rows are only read in order, together with the source, and the chain of checksums finds
+lost rows, which a database would not miss. The file is also the lock: only the run that has it open touches the files
+beside the output.
 """
 
 from __future__ import annotations
@@ -34,9 +36,9 @@ HEX = b"0123456789abcdef"
 
 @contextmanager
 def journal_of(target: Path) -> Iterator[Journal]:
-    """The journal beside an output, opened by no other run at the same time where the system can tell.
+    """Open the journal beside an output. No other run can have it open, if the file system supports locks.
 
-    Raises InputError if another run has it, or the file of this name is no journal.
+    Raises InputError if another run has it, or if the file of this name is not a journal.
     """
     path = target.with_name(target.name + UNFINISHED)
     finished = False
@@ -44,7 +46,7 @@ def journal_of(target: Path) -> Iterator[Journal]:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
             lock(file, path)
             if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
-                continue  # whoever had it is done with it, and has removed it
+                continue  # the run that had it has finished and removed it
             finished = True
             journal = Journal(path, file)
             try:
@@ -54,7 +56,7 @@ def journal_of(target: Path) -> Iterator[Journal]:
                 useless = journal.done or not os.fstat(file.fileno()).st_size
                 if useless and os.name != "nt":
                     path.unlink(missing_ok=True)
-        if useless:  # Windows removes no open file
+        if useless:  # Windows cannot remove an open file
             path.unlink(missing_ok=True)
 
 
@@ -68,12 +70,12 @@ def lock(file: IO[bytes], path: Path) -> None:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             raise InputError(f"{path} is being written by another run") from error
-        # a file system that knows no locks
+        # a file system without locks
 
 
 class Journal:
-    """An open journal. header: what the run that began it scored with; None if nothing is in it yet. done: set when it
-    is to be removed."""
+    """An open journal. header: what the run that began it scored with, None if it is empty. done: set when it is to be
+    removed."""
 
     def __init__(self, path: Path, file: IO[bytes]) -> None:
         self.path, self.file = path, file
@@ -83,7 +85,7 @@ class Journal:
         self.rows_at = self.place()
 
     def read_header(self) -> dict[str, str] | None:
-        """Raises InputError if the file is something else."""
+        """Return the header. Raises InputError if the file is something else."""
         found = self.line()
         if isinstance(found, dict) and found.get(HEADER) == FORMAT:
             return dict(found["by"])
@@ -105,7 +107,7 @@ class Journal:
         self.file.seek(at)
 
     def line(self) -> Any:
-        """The next line, or None where it is missing, torn or damaged; the file stands before it then."""
+        """Return the next line, or None if it is missing, incomplete or damaged; the file then stands before it."""
         here = self.place()
         line = self.file.readline()
         said, text = line[: DIGITS + 1], line[DIGITS + 1 : -1]
@@ -117,7 +119,7 @@ class Journal:
         return json.loads(text)
 
     def write(self, values: Iterable[Any]) -> None:
-        """Lines, on the disk when this returns."""
+        """Append lines. They are on the disk when this returns."""
         for value in values:
             text = json.dumps(value).encode()
             self.sum, self.number = zlib.crc32(text, self.sum), self.number + 1
@@ -137,7 +139,7 @@ class Journal:
             raise InputError(f"{self.path} was begun with {'; '.join(other)}: remove it, or go on with the same")
 
     def entries(self) -> Iterator[Entry]:
-        """All rows in it, from the first one; the file then stands before what is no row."""
+        """Yield all rows, from the first one. Afterwards the file stands before the first line that is not a row."""
         self.go(self.rows_at)
         while True:
             here, entry = self.place(), self.line()
@@ -147,18 +149,18 @@ class Journal:
             yield entry[0], entry[1], entry[2]
 
     def foretells(self, target: Path) -> bool:
-        """Whether its last line says that the output is what lies there: a run stopped before it had cleaned up."""
+        """Whether the last line holds the checksum of this output: a run stopped after it wrote the output."""
         for _ in self.entries():
             pass
         said = self.line()
         return isinstance(said, dict) and said.get(OUTPUT) == file_sum(target) and not self.file.read(1)
 
     def foretell(self, draft: Path) -> None:
-        """The last line: what the output will be."""
+        """Append the last line: the checksum of the output that is about to be named."""
         self.write([{OUTPUT: file_sum(draft)}])
 
     def rest(self, rows: Iterator[Row], source: Path, had: Callable[[Row, Entry], None], tell: Tell) -> Iterator[Row]:
-        """The rows that are not in it yet; of the others `had` is told. What is torn at its end is cut off.
+        """Yield the rows that are not in the journal yet, and call `had` with the others. Cuts off an incomplete end.
 
         Raises InputError if a row in the journal is not the source's.
         """
@@ -179,7 +181,7 @@ class Journal:
         yield from rows
 
     def cut(self, tell: Tell) -> None:
-        """Off with what is no row: the line that says what the output will be, one that is torn, or damaged ones."""
+        """Cut off what is not a row: the line about the output, an incomplete line, or damaged ones."""
         place = self.place()
         self.file.readline()
         if self.file.read(1):

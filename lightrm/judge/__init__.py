@@ -1,4 +1,4 @@
 """What scores are worth: agreement, exact rankings, calibration, the fidelity report. numpy on scores.
 
-Any scorer can be judged: nothing here knows models, and torch is never imported.
+Scores of any model can be judged: nothing here knows models, and torch is never imported.
 """

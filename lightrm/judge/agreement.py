@@ -1,14 +1,14 @@
 """How well two scorings of the same answers agree: differences, correlations, order. numpy on scores, nothing else.
 
-Two arrays, `reference` and `found`, both float (n,), and `prompt`, int (n,): which answers compete with each other.
+Two arrays, `reference` and `found`, both float (n,), and `prompt`, int (n,), which says which answers compete.
 Differences are in units of the reference's within-prompt standard deviation: the square root of the variance within a
-prompt (n - 1 in the denominator), pooled over the prompts by their degrees of freedom. A flip is a pair of one prompt's
-answers that the two order differently; pairs that tie in the reference are left out, one that ties only in `found` is a
-flip. Kendall's tau-b: Kendall, Biometrika 1945.
+prompt (n - 1 in the denominator), pooled over prompts by their degrees of freedom. A flip is a pair of answers to one
+prompt that the two scorings order differently. Pairs that tie in the reference are left out; a pair that ties only in
+`found` is a flip. Kendall's tau-b: Kendall, Biometrika 1945.
 
-Intervals are of a bootstrap over prompts: whole prompts are drawn with replacement, so that answers to one prompt stay
-together, and the 2.5 and 97.5 percentiles taken. The draws depend on a seed and the prompts alone, so that two schemes
-on the same data meet the same draws, and their differences are paired.
+Intervals come from a bootstrap over prompts: whole prompts are drawn with replacement, so that answers to one prompt
+stay together, and the 2.5 and 97.5 percentiles are taken. The draws depend only on a seed and the prompts. So two
+schemes on the same data have the same draws, and their differences are paired.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MARGINS = (0.0, 0.1, 0.25, 0.5, 1.0, np.inf)  # of a pair in the reference, in w
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A figure with its 95 % interval; n: how many answers, pairs or prompts it is over."""
+    """A figure with its 95 % interval. n: the number of answers, pairs or prompts behind it."""
 
     value: float
     low: float
@@ -47,7 +47,7 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Bucket:
-    """Flips among the pairs whose margin in the reference lies in [low, high) within-prompt standard deviations."""
+    """Flips among pairs whose difference in the reference lies in [low, high) within-prompt standard deviations."""
 
     low: float
     high: float = field(metadata=INFINITE)
@@ -57,12 +57,10 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """mean_error, p99_error: of |found - reference|, in within-prompt standard deviations of the reference.
-
-    tau_within: tau-b of a prompt's answers, mean over the prompts. top1: share of the prompts with at least two answers
-    whose best one is the same. accuracy: share of the labelled pairs that `found` orders as labelled; None without
-    labels. spread: the within-prompt standard deviation, in raw scores.
-    """
+    """mean_error, p99_error: of |found - reference|, in within-prompt standard deviations of the reference. tau_within:
+    tau-b of the answers to a prompt, averaged over prompts. top1: share of the prompts with two or more answers whose
+    best answer is the same. accuracy: share of the labelled pairs that `found` orders as labelled, None without labels.
+    spread: the within-prompt standard deviation, in raw scores."""
 
     spread: float
     mean_error: Estimate
@@ -78,7 +76,8 @@ class Agreement:
 
 
 class Prompts:
-    """Which answers compete: prompt, int (n,), names each answer's prompt. Draws are the same for the same prompts."""
+    """Which answers compete. prompt: int (n,), the prompt of each answer. The same prompts always give the same
+    draws."""
 
     def __init__(self, prompt: NDArray[np.int64], draws: int | None = None) -> None:
         _, self.index, self.sizes = np.unique(prompt, return_inverse=True, return_counts=True)
@@ -93,22 +92,22 @@ class Prompts:
         return len(self.sizes)
 
     def by_prompt(self, of_answers: NDArray[Any]) -> Array:
-        """Sums of the values of a prompt's answers, float64 (prompts,)."""
+        """Sum values of answers over each prompt, float64 (prompts,)."""
         return np.bincount(self.index, of_answers, minlength=len(self)).astype(np.float64)
 
     def by_pairs(self, of_pairs: NDArray[Any]) -> Array:
-        """Sums of the values of a prompt's pairs, float64 (prompts,)."""
+        """Sum values of pairs over each prompt, float64 (prompts,)."""
         return np.bincount(self.pair_prompt, of_pairs, minlength=len(self)).astype(np.float64)
 
     def drawn(self) -> Iterator[NDArray[np.int64]]:
-        """The prompts of each draw, (prompts,)."""
+        """Yield the prompts of each draw, int (prompts,)."""
         rng = np.random.default_rng(SEED)
         for _ in range(self.draws):
             yield rng.integers(0, len(self), len(self))
 
 
 def spread_of(reference: Array, prompts: Prompts) -> float:
-    """The within-prompt standard deviation; that of all answers where no prompt has two that differ."""
+    """Return the within-prompt standard deviation; that of all answers if no prompt has two different scores."""
     deviation = reference - (prompts.by_prompt(reference) / prompts.sizes)[prompts.index]
     freedom = int((prompts.sizes - 1).sum())
     pooled = float(np.sqrt((deviation**2).sum() / freedom)) if freedom else 0.0
@@ -116,7 +115,7 @@ def spread_of(reference: Array, prompts: Prompts) -> float:
 
 
 def agreement(reference: Array, found: Array, prompts: Prompts, worth: Array | None = None) -> Agreement:
-    """Compare two scorings. worth: float64 (n,), NaN where an answer has no label: see `data.preferences`."""
+    """Compare two scorings. worth: float64 (n,), NaN for answers without a label: see `data.preferences`."""
     reference, found = np.asarray(reference, np.float64), np.asarray(found, np.float64)
     spread = spread_of(reference, prompts)
     error = np.abs(found - reference) / spread
@@ -169,7 +168,7 @@ def share(top: float, bottom: float) -> float:
 
 
 def margins(scores: Array, prompts: Prompts) -> Array:
-    """By how much the first answer of each pair scores above the second."""
+    """Return the score of the first answer minus that of the second, for each pair."""
     return scores[prompts.pairs[:, 0]] - scores[prompts.pairs[:, 1]]
 
 
@@ -191,7 +190,8 @@ def tau_b(reference: Array, found: Array, error: Array | None = None) -> float:
 
 
 def taus(reference: Array, found: Array, prompts: Prompts) -> tuple[Array, Array]:
-    """tau-b of each prompt's answers from the signs of its pairs, and 1 where it is defined."""
+    """Return tau-b of each prompt's answers, computed from the signs of its pairs; and 1 for each prompt where it is
+    defined."""
     a, b = np.sign(margins(reference, prompts)), np.sign(margins(found, prompts))
     bottom = np.sqrt(prompts.by_pairs(a != 0) * prompts.by_pairs(b != 0))
     asked = prompts.by_pairs(a != 0) > 0  # a prompt that only `found` ties has tau 0
@@ -199,14 +199,15 @@ def taus(reference: Array, found: Array, prompts: Prompts) -> tuple[Array, Array
 
 
 def same_best(reference: Array, found: Array, prompts: Prompts) -> tuple[Array, Array]:
-    """Whether the first of the best answers is the same, and 1 for each prompt with a choice."""
+    """Return 1 for each prompt whose first best answer is the same in both; and 1 for each prompt with two or more
+    answers."""
     same = [reference[m].argmax() == found[m].argmax() for m in prompts.members]
     contested = prompts.sizes > 1
     return (np.asarray(same) & contested).astype(np.float64), contested.astype(np.float64)
 
 
 def labelled(found: Array, prompts: Prompts, worth: Array | None) -> tuple[Array, Array]:
-    """Pairs ordered as labelled, and pairs with a label that prefers one."""
+    """Return the number of pairs ordered as labelled, and of labelled pairs, for each prompt."""
     if worth is None:
         return np.zeros(len(prompts)), np.zeros(len(prompts))
     wanted = np.nan_to_num(margins(worth, prompts))
@@ -220,7 +221,7 @@ def buckets(margin: Array, decided: NDArray[np.bool_], flipped: NDArray[np.bool_
 
 
 def flips_less(reference: Array, found: Array, other: Array, prompts: Prompts) -> Estimate:
-    """How much lower the share of flips is in `found` than in `other`, paired; above zero means fewer."""
+    """Return how much lower the share of flips is in `found` than in `other`, paired; above zero means fewer flips."""
     margin = margins(reference, prompts)
     decided = margin != 0
     wrong = [(np.sign(margin) != np.sign(margins(scores, prompts))) & decided for scores in (other, found)]

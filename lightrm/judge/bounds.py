@@ -1,4 +1,5 @@
-"""What a fidelity measurement leaves with a model: a sentence, and how far apart two scores in wrong order can be."""
+"""What a fidelity measurement stores with a model: one sentence, and how far apart two scores in the wrong order can
+be."""
 
 from __future__ import annotations
 
@@ -21,35 +22,38 @@ Scores = NDArray[np.floating]
 
 
 def wrong_gap(exact: Scores, quick: Scores) -> float:
-    """The largest difference of two quick scores that stand in another order than the exact ones; 0 if none do.
+    """Return the largest difference between two quick scores that are in another order than the exact ones; 0 if none
+    are.
 
-    exact, quick: of one prompt's answers, float (n,). The order is right if all answers that are no further apart are
-    ordered by their exact scores. A tie that was torn is another order.
+    exact, quick: scores of one prompt's answers, float (n,). If all answers that are no further apart than this are
+    ordered by their exact scores, the order is right. Breaking a tie of the exact scores counts as another order.
     """
     wrong = (np.abs(gaps[np.sign(gaps) != np.sign(true)]) for true, gaps in differences(exact, quick))
     return max((float(some.max(initial=0.0)) for some in wrong), default=0.0)
 
 
 def order_error(exact: Scores, quick: Scores) -> float:
-    """The largest error of a difference that could have turned the order of its two answers round; 0 if none could.
+    """Return the largest error of a difference that could have reversed the order of its two answers; 0 if none could.
 
-    exact, quick: as in `wrong_gap`, which is never larger. An error can do so, by one of its signs, where it is no
-    smaller than the quick difference.
+    exact, quick: as in `wrong_gap`, whose result is never larger. An error could reverse the order, with one of its
+    signs, if it is not smaller than the quick difference.
     """
     errors = ((np.abs(gaps - true), np.abs(gaps)) for true, gaps in differences(exact, quick))
     return max((float(error[gap <= error].max(initial=0.0)) for error, gap in errors), default=0.0)
 
 
 def differences(exact: Scores, quick: Scores) -> Iterator[tuple[Scores, Scores]]:
-    """Each answer's differences from those before it, exact and quick, float64."""
+    """Yield each answer's differences from the answers before it, exact and quick, float64."""
     f, q = np.asarray(exact, np.float64), np.asarray(quick, np.float64)
     return ((f[i] - f[:i], q[i] - q[:i]) for i in range(1, len(f)))
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How far apart, in raw scores, answers are in order; confidence: that they are, for all answers of a further
-    prompt; 0 where nobody measured that."""
+    """How far apart answers must be, in raw scores, to be in the right order.
+
+    confidence: probability that this holds for all answers of a further prompt; 0 if it was not measured.
+    """
 
     gap: float
     confidence: float = 0.0
@@ -61,17 +65,19 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """What was measured: prompts, how many there were with each number of answers; gaps: the wrong gaps above 0 of all
-    of them, in raw scores, each with the number of answers, largest first; error: the largest of their order errors.
+    """What was measured on some prompts.
 
-    Of N + 1 exchangeable values the last is above the k-th largest of the others with probability k / (N + 1) at most
-    (split conformal prediction, Vovk et al. 2005): for a further prompt drawn like these, the k-th largest wrong gap is
-    enough with a confidence of 1 - k / (N + 1). More answers are more chances of a wrong order, and some of a prompt's
-    answers have no larger wrong gap than all of them: N are the prompts with as many answers or more. Where they are
-    too few for the confidence that is asked for, the largest order error is taken: it is surer than N / (N + 1), nobody
-    knows by how much.
+    prompts: how many there were, by their number of answers. gaps: all wrong gaps above 0, in raw scores, each with the
+    number of answers of its prompt, the largest first. error: the largest order error.
 
-    Raises InputError if a number is none that can have been measured.
+    Of N + 1 exchangeable values the last exceeds the k-th largest of the others with probability at most k / (N + 1)
+    (split conformal prediction, Vovk et al. 2005). So for a further prompt drawn like these, the k-th largest wrong gap
+    is enough with confidence 1 - k / (N + 1). More answers mean more chances of a wrong order, and a part of a prompt's
+    answers has no larger wrong gap than all of them; so N counts the prompts with as many answers or more. If these are
+    too few for the confidence that is asked for, the largest order error is used. Its confidence is above N / (N + 1),
+    but by an unknown amount.
+
+    Raises InputError if a number cannot have been measured.
     """
 
     prompts: Mapping[int, int]
@@ -87,7 +93,8 @@ class Bound:
             raise InputError("a bound's gaps stand in order, the largest first")
 
     def limit(self, answers: int = 2, confidence: float = CONFIDENCE) -> Limit:
-        """The smallest gap of that confidence for a prompt with so many answers, or what the prompts can say."""
+        """Return the smallest gap with this confidence for a prompt with so many answers, or with the confidence that
+        the measured prompts allow."""
         measured = sum(count for n, count in self.prompts.items() if n >= answers)
         gaps = [gap for gap, n in self.gaps if n >= answers]
         k = int((1 - confidence) * (measured + 1) + 1e-9)  # 1 - 0.995 is a little less than 0.005
@@ -97,7 +104,7 @@ class Bound:
 
     @classmethod
     def of(cls, prompts: Iterable[tuple[Scores, Scores]]) -> Bound:
-        """From the exact and the quick scores of each prompt; a prompt with a single answer says nothing."""
+        """Make a bound from the exact and the quick scores of each prompt. Prompts with a single answer are ignored."""
         many = [(exact, quick) for exact, quick in prompts if len(exact) > 1]
         gaps = sorted(((wrong_gap(*one), len(one[0])) for one in many), reverse=True)
         error = max((order_error(*one) for one in many), default=math.inf)
@@ -106,7 +113,7 @@ class Bound:
 
     @classmethod
     def read(cls, raw: Any) -> Bound:
-        """From what `dataclasses.asdict` made of one, in JSON. Raises InputError on anything else."""
+        """Read a bound from the JSON of its `dataclasses.asdict`. Raises InputError on anything else."""
         return made(cls, raw, "the bound")
 
     def __str__(self) -> str:
@@ -115,7 +122,7 @@ class Bound:
 
 @dataclass(frozen=True, slots=True)
 class FidelityNote:
-    """summary: one line; reference: the scheme it was measured against; bound: for exact rankings."""
+    """summary: one line. reference: the scheme that the model was compared with. bound: for exact rankings."""
 
     summary: str
     reference: str

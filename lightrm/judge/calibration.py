@@ -1,11 +1,11 @@
-"""Scores made comparable, as a separate, visible step: nothing in lightrm applies one of these by itself.
+"""Making scores comparable, as a separate, visible step: nothing in lightrm applies one of these by itself.
 
-    Affine     a * score + b, fitted by least squares to a reference's scores: one model's scale put onto another's
+    Affine     a * score + b, fitted by least squares to the scores of a reference: puts one model on another's scale
     Platt      sigmoid(a * score + b), fitted to labels by maximum likelihood (Platt 1999, with his smoothed targets)
     Isotonic   the non-decreasing function closest to labels or to a reference (pool adjacent violators), flat outside
 
-Each is fitted with `fit`, applied by calling it, saved as JSON with `save` and read back with `read_calibration`.
-numpy float64 (n,) in, float64 (n,) out.
+Each is fitted with `fit`, applied by calling it, saved as JSON with `save` and read back with `read_calibration`. numpy
+float64 (n,) in, float64 (n,) out.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What all three share: they are saved as their fields and their name."""
+    """What the three share: each is saved as its name and its fields."""
 
     kind: ClassVar[str]
 
@@ -51,7 +51,7 @@ class Affine(Calibration):
 
     @classmethod
     def fit(cls, scores: ArrayLike, reference: ArrayLike) -> Affine:
-        """Least squares. Raises InputError on scores that are all equal."""
+        """Fit by least squares. Raises InputError if all scores are equal."""
         x, y = matched(scores, reference)
         spread = x - x.mean()
         if not spread.any():
@@ -73,7 +73,7 @@ class Platt(Calibration):
 
     @classmethod
     def fit(cls, scores: ArrayLike, labels: ArrayLike) -> Platt:
-        """labels: 0 or 1. Raises InputError unless both occur."""
+        """Fit to labels, 0 or 1. Raises InputError unless both occur."""
         x, y = matched(scores, labels)
         good = int(y.sum())
         if not np.isin(y, (0, 1)).all() or good in (0, len(y)):
@@ -104,7 +104,7 @@ class Isotonic(Calibration):
 
     @classmethod
     def fit(cls, scores: ArrayLike, targets: ArrayLike) -> Isotonic:
-        """targets: labels or another model's scores; equal scores share their mean target."""
+        """Fit to targets: labels, or another model's scores. Equal scores share the mean of their targets."""
         x, y = matched(scores, targets)
         knots, index, counts = np.unique(x, return_inverse=True, return_counts=True)
         values = isotonic_regression(np.bincount(index, y) / counts, weights=counts).x
@@ -120,7 +120,7 @@ KINDS: dict[str, type[Affine] | type[Platt] | type[Isotonic]] = {kind.kind: kind
 
 
 def read_calibration(path: str | Path) -> Affine | Platt | Isotonic:
-    """A saved calibration. Raises InputError if the file is none."""
+    """Read a saved calibration. Raises InputError if the file holds none."""
     try:
         raw: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
         if raw.pop("format") != FORMAT:
@@ -136,7 +136,7 @@ def read_calibration(path: str | Path) -> Affine | Platt | Isotonic:
 
 
 def matched(scores: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:
-    """Raises InputError unless both are finite and of one length."""
+    """Return both as float64 arrays. Raises InputError unless both are finite and of the same length."""
     x, y = np.asarray(scores, np.float64), np.asarray(targets, np.float64)
     if x.ndim != 1 or x.shape != y.shape or not len(x):
         raise InputError(f"expected two lists of numbers of one length, found shapes {x.shape} and {y.shape}")

@@ -1,4 +1,4 @@
-"""One reward from a helpfulness and a safety model, the way Llama 2 does (arXiv 2307.09288, section 3.2.2)."""
+"""One reward from a helpfulness and a safety model, as in Llama 2 (arXiv 2307.09288, section 3.2.2)."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def combine(
     helpful: ArrayLike, safe: ArrayLike, *, risky: Sequence[bool] | None = None, unsafe_below: float = UNSAFE_BELOW,
     whiten: bool = True,
 ) -> Array:  # fmt: skip
-    """Rewards of n answers that two models scored.
+    """Combine the scores that two models gave to n answers into one reward each, float64 (n,).
 
-    helpful, safe: raw scores (n,) of the same answers; their sigmoids are the paper's R_h and R_s. risky: whether the
-    prompt asks for something unsafe. An answer's reward is the safety model's where the prompt is risky or R_s is below
-    `unsafe_below`, else the helpfulness model's. The logit of that is the raw score again; with whiten, it is shifted
-    and scaled to mean 0 and standard deviation 1 over the batch (if all are equal, to 0).
+    helpful, safe: raw scores (n,); their sigmoids are the paper's R_h and R_s. risky: whether the prompt asks for
+    something unsafe. The reward is the safety model's if the prompt is risky or R_s is below `unsafe_below`, otherwise
+    the helpfulness model's. The logit of the sigmoid is the raw score again. whiten: shift and scale rewards to mean 0
+    and standard deviation 1 over the batch (0 if all are equal).
 
-    0.15 is -1.73 as a raw score. It was found for Meta's model: Bradley-Terry scores have no zero of their own, so find
-    yours on labelled answers, for instance with `Platt`. float64 (n,). Raises InputError on lists of other lengths.
+    0.15 is -1.73 as a raw score. It was found for Meta's model. Bradley-Terry scores have no zero of their own, so find
+    yours on labelled answers, for instance with `Platt`. Raises InputError if lengths differ.
     """
     h, s = matched(helpful, safe)
     if not 0 <= unsafe_below <= 1:

@@ -1,15 +1,15 @@
 """How often a model agrees with labels, in the fields that trainers print, with intervals and baselines.
 
-numpy on scores: any scorer can be judged. Pairs come from a prompt's answers: every two that the labels tell apart.
+numpy on scores, of any model. The pairs are all pairs of a prompt's answers to which the labels give different worth.
 
     eval_accuracy            share of the pairs whose better answer scores higher; a tie is not right
     eval_loss                mean of -log sigmoid(better - worse), Bradley-Terry's, in float64
     eval_runtime             seconds
-    eval_samples_per_second  pairs a second
+    eval_samples_per_second  pairs per second
     eval_steps_per_second    the same in steps of eight pairs, as LLaMA-Efficient-Tuning's cards count
 
-Intervals: Wilson's for accuracies, counting pairs of different prompts as independent and so a little narrow where a
-prompt has many; percentiles of a bootstrap over prompts for the loss.
+Intervals: Wilson's for accuracies. They count all pairs as independent, and so are slightly narrow if a prompt has many
+pairs. For the loss, percentiles of a bootstrap over prompts.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ STEP = 8  # pairs
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A line of the breakdown: by what, which, how many pairs, accuracy of the model and of the longer answer."""
+    """One line of the breakdown: group and its name, accuracy of the model and of the longer answer."""
 
     by: str
     name: str
@@ -45,7 +45,8 @@ class Part:
 class Evaluation:
     """longer, shorter: accuracy of preferring the answer with more characters, or with fewer; ties count half.
 
-    A coin is right in half of the pairs; what is not clearly above 50 % and above `longer` has learned nothing there.
+    A coin is right in half of the pairs. A model whose accuracy is not clearly above 50 % and above `longer` has
+    learned nothing about this data.
     """
 
     model: str
@@ -61,7 +62,7 @@ class Evaluation:
 
     @property
     def fields(self) -> dict[str, float]:
-        """The fields of the model cards, under their names."""
+        """The fields of model cards, under their names."""
         return {
             "eval_accuracy": self.accuracy.value,
             "eval_loss": self.loss.value,
@@ -101,7 +102,7 @@ def interval(e: Estimate) -> str:
 
 
 def wilson(right: float, n: int) -> Estimate:
-    """A share with Wilson's 95 % interval; right may hold halves, which are rounded for the interval alone."""
+    """Return a share with Wilson's 95 % interval. right may hold halves; for the interval it is rounded."""
     interval = binomtest(round(right), n).proportion_ci(method="wilson")
     return Estimate(right / n, float(interval.low), float(interval.high), n)
 
@@ -109,7 +110,8 @@ def wilson(right: float, n: int) -> Estimate:
 def evaluate_scores(
     questions: Sequence[Question], scores: NDArray[np.floating], seconds: float, model: str, data: str, scheme: str
 ) -> Evaluation:
-    """Judge scores, one for each answer of each question, in order. Raises InputError if no label prefers anything."""
+    """Judge scores, one for each answer of each question, in order. Raises InputError if the labels prefer no
+    answer."""
     prompt = np.asarray([k for k, q in enumerate(questions) for _ in q.responses], np.int64)
     worth = np.asarray([w for q in questions for w in (q.worth or [math.nan] * len(q.responses))])
     length = np.asarray([len(text) for q in questions for text in q.responses])
@@ -144,7 +146,7 @@ def evaluate_scores(
 
 
 def mean_loss(margin: Array, of: NDArray[np.int64]) -> Estimate:
-    """Bradley-Terry's loss over pairs, with an interval over the prompts they are of."""
+    """Return Bradley-Terry's loss over pairs, with an interval over prompts. of: the prompt of each pair."""
     loss = np.logaddexp(0, -margin)
     asked, index = np.unique(of, return_inverse=True)
     top, bottom = np.bincount(index, loss), np.bincount(index)

@@ -1,14 +1,14 @@
-"""A ranking that full precision would give, without full precision for every answer.
+"""The ranking of full precision, with full precision for only some of the answers.
 
-A measured limit says: two answers whose quick scores are further apart are in the order of full precision. Answers are
-parted into groups wherever the next quick score is further off than that; groups keep their places, and inside each of
-more than one answer all are scored again in full precision and sorted by that. A score that was not computed again is
-the quick one, and not to be compared with the others.
+A measured limit says: two answers whose quick scores are further apart are in the order of full precision. The answers
+are sorted by quick score and divided into groups wherever the next score is further away than the limit. The groups
+keep their order. In a group of two or more, all answers are scored again in full precision and sorted by that. Other
+answers keep their quick score, which must not be compared with the new ones.
 
-The new scores show errors. Where the error of a difference is so large that, by its other sign, it could have turned an
-order round, and larger than the limit, the limit is too small for this prompt: for it, it is raised to the largest such
-error, and what now is too close is scored again as well, until nothing changes. Other prompts keep the limit that was
-given: an answer's place does not depend on the batch.
+The new scores show the errors of the quick ones. If the error of a difference exceeds the limit, and could have
+reversed an order with its other sign, the limit is too small for this prompt. It is then raised to the largest such
+error, and answers that are now too close are scored again too, until nothing changes. Other prompts keep their limit,
+so an answer's place does not depend on the batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Answers = Sequence[tuple[int, int]]  # (prompt, position) of each
 
 
 class Ranked(NamedTuple):
-    """One response with its score and its position in the input; exact: whether the score is of full precision."""
+    """One response with its score and its position in the input. exact: whether the score is of full precision."""
 
     score: float
     position: int
@@ -40,21 +40,21 @@ class Ranking(list[Ranked]):
 
     @property
     def rescored(self) -> int:
-        """How many of them were scored again."""
+        """How many of the responses were scored again."""
         return sum(ranked.exact for ranked in self)
 
 
 class Rankings(list[Ranking]):
-    """One ranking for each prompt; effort: what full precision was needed for, None where it was not asked for."""
+    """One ranking for each prompt. effort: how much was scored again; None unless exact rankings were asked for."""
 
     effort: Effort | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """rescored of `answers` answers went through full precision too, `rescored_tokens` of `tokens` distinct tokens.
+    """How much was scored again: `rescored` of `answers` answers, `rescored_tokens` of `tokens` distinct tokens.
 
-    limits: as they were given, for each number of answers; raised: for how many prompts they proved too small.
+    limits: the limit for each number of answers. raised: for how many prompts it was too small and was raised.
     """
 
     answers: int
@@ -66,7 +66,7 @@ class Effort:
 
     @property
     def limit(self) -> Limit:
-        """The largest, and the lowest confidence."""
+        """The largest limit, with the lowest confidence."""
         limits = self.limits.values()
         return Limit(
             max((one.gap for one in limits), default=0.0), min((one.confidence for one in limits), default=0.0)
@@ -84,10 +84,10 @@ class Effort:
 def settled(
     quick: Sequence[Scores], limits: Sequence[float], rescore: Callable[[list[tuple[int, int]]], Iterable[float]]
 ) -> tuple[list[Scores], list[float]]:
-    """Full-precision scores where they are needed, NaN elsewhere, and the limit that sufficed for each prompt.
+    """Return full-precision scores where they are needed, NaN elsewhere, and the final limit of each prompt.
 
-    quick, limits: each prompt's scores and limit; rescore: (prompt, position) of answers -> their scores in full
-    precision.
+    quick, limits: scores and limit of each prompt. rescore: answers as (prompt, position) -> their full-precision
+    scores.
     """
     full = [np.full(len(scores), np.nan, np.float32) for scores in quick]
     raised = list(limits)
@@ -102,25 +102,27 @@ def settled(
 
 
 def too_close(quick: Scores, limit: float) -> list[int]:
-    """Which of a prompt's answers stand within the limit of another."""
+    """Return which of a prompt's answers are within the limit of another."""
     return sorted(i for group in groups(quick, limit) if len(group) > 1 for i in group)
 
 
 def groups(quick: Scores, limit: float) -> list[list[int]]:
-    """A prompt's answers from the best quick score down, parted wherever the next is further off than the limit."""
+    """Return a prompt's answers sorted by quick score, best first, divided wherever the next is further away than the
+    limit."""
     order = np.argsort(-quick, kind="stable")
     gaps = -np.diff(quick[order].astype(np.float64))
     return [group.tolist() for group in np.split(order, np.flatnonzero(gaps > limit) + 1)]
 
 
 def error_of(quick: Scores, full: Scores) -> float:
-    """The order error among a prompt's answers that were scored again."""
+    """Return the order error among the answers of a prompt that were scored again."""
     known = ~np.isnan(full)
     return order_error(full[known], quick[known])
 
 
 def ranking(quick: Scores, full: Scores, limit: float, responses: Sequence[str]) -> Ranking:
-    """Groups stand in the quick order, inside them the full one does; equal scores keep their input order."""
+    """Return one ranking: groups in quick order, answers inside a group in full order. Equal scores keep their input
+    order."""
     order: list[int] = []
     for group in groups(quick, limit):
         order += sorted(group, key=lambda i: (-full[i], i)) if len(group) > 1 else group
@@ -129,7 +131,7 @@ def ranking(quick: Scores, full: Scores, limit: float, responses: Sequence[str])
 
 
 def plain_ranking(scores: Scores, responses: Sequence[str]) -> Ranking:
-    """Best first, by one kind of score; equal ones keep their input order."""
+    """Return the ranking by one kind of score, best first. Equal scores keep their input order."""
     return Ranking(Ranked(float(scores[i]), int(i), responses[i]) for i in np.argsort(-scores, kind="stable"))
 
 
@@ -137,10 +139,10 @@ def exact_rankings(
     quick: Sequence[Scores], responses: Sequence[Sequence[str]], bound: Bound, confidence: float, *,
     rescore: Callable[[Answers], Iterable[float]], tokens: Callable[[Answers], int],
 ) -> Rankings:  # fmt: skip
-    """Return the rankings of full precision, and what they took.
+    """Return the rankings of full precision, with the effort that they took.
 
-    quick: each prompt's scores, float32 (n,); rescore: answers -> their scores in full precision; tokens: answers ->
-    how many distinct tokens they have.
+    quick: scores of each prompt, float32 (n,). rescore: answers -> their full-precision scores. tokens: answers -> how
+    many distinct tokens they have.
     """
     limits = {n: bound.limit(n, confidence) for n in sorted({len(scores) for scores in quick}) if n > 1}
     gaps = [limits[len(scores)].gap if len(scores) > 1 else 0.0 for scores in quick]

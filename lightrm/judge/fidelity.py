@@ -1,6 +1,6 @@
 """The fidelity report: what each scheme does to the scores of one model, against its reference, on the same ids.
 
-Built from arrays of scores by anyone, read back from its JSON, shown as a table, a page or one line. Knows no models.
+Built from arrays of scores, read back from its JSON, shown as a table, a page or one line. Knows no models.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FEWEST = 20  # prompts of a slice that is shown
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What came out of running one scheme. bytes: of its weights; sqnr_db: as in `loading.loader.LoadReport`."""
+    """The result of one scheme. bytes: of its weights; sqnr_db: as in `loading.placement.LoadReport`."""
 
     scheme: str
     scores: Array
@@ -43,7 +43,8 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The answers that were scored, one entry each: prompt's number, tokens, language, worth (NaN without a label)."""
+    """The answers that were scored, one entry each: number of the prompt, tokens, language, worth (NaN without a
+    label)."""
 
     name: str
     prompt: NDArray[np.int64]
@@ -53,7 +54,8 @@ class Asked:
 
     @property
     def slices(self) -> dict[str, NDArray[np.bool_]]:
-        """Answers by language and by length; an answer's length band is that of its prompt's longest answer."""
+        """Return the answers by language and by length; an answer belongs to the length band of its prompt's longest
+        answer."""
         longest = np.zeros(int(self.prompt.max()) + 1, np.int64)
         np.maximum.at(longest, self.prompt, self.tokens)
         length, lang = longest[self.prompt], np.asarray(self.lang)
@@ -66,7 +68,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One scheme's line of the report, its parts by language and length, and the bound for exact rankings."""
+    """One scheme in the report: its agreement, also by language and by length, and the bound for exact rankings."""
 
     scheme: str
     bytes: int
@@ -80,7 +82,10 @@ class Row:
 @dataclass(frozen=True, slots=True)
 class Sensitivity:
     """How far each layer alone moves the scores: root mean square, in within-prompt standard deviations of the exact
-    scores. whole: the same for all layers together; answers, tokens: how much text that is over."""
+    scores.
+
+    whole: the same for all layers together. answers, tokens: how much text was scored.
+    """
 
     scheme: str
     layers: tuple[float, ...]
@@ -90,7 +95,7 @@ class Sensitivity:
 
     @property
     def most(self) -> list[int]:
-        """Layers, the one that moves the score most first."""
+        """The layers, sorted by how far they move the score, the furthest first."""
         return sorted(range(len(self.layers)), key=lambda i: -self.layers[i])
 
     def table(self) -> Sheet:
@@ -110,8 +115,11 @@ class Sensitivity:
 
 @dataclass(frozen=True, slots=True)
 class FidelityReport:
-    """floor: a half precision against the reference, the noise that is there without any quantization; None where the
-    reference is a half precision itself. scores: of every scheme, input order. about: versions, device, date."""
+    """The whole report.
+
+    floor: a half precision against the reference, which is the noise without any quantization; None if the reference is
+    a half precision itself. scores: of every scheme, in input order. about: versions, device, date.
+    """
 
     model: str
     reference: str
@@ -135,17 +143,17 @@ class FidelityReport:
         return found
 
     def summary(self, scheme: str) -> str:
-        """One line that travels with a quantized checkpoint."""
+        """Return one line about a scheme, for a quantized folder to keep."""
         a = self.row(scheme).agreement
         floor = f"; {self.floor.scheme} alone: {short(self.floor.agreement)}" if self.floor else ""
         return f"{short(a)} against {self.reference} on {self.prompts} prompts of {self.data}{floor}"
 
     def note(self, scheme: str) -> FidelityNote:
-        """What a quantized folder keeps of it."""
+        """Return what a quantized folder keeps of the report."""
         return FidelityNote(self.summary(scheme), self.reference, self.row(scheme).bound)
 
     def below(self, tau: float) -> list[str]:
-        """What misses a gate: the schemes whose tau-b is lower, in words."""
+        """Return a sentence for each scheme whose tau-b is lower than `tau`."""
         return [
             f"{row.scheme}: tau-b {row.agreement.tau.value:.4f} is below {tau}"
             for row in self.rows
@@ -161,7 +169,7 @@ class FidelityReport:
         )
 
     def cells(self) -> list[tuple[str, ...]]:
-        """The table's rows, as text: the reference, the noise floor, the schemes."""
+        """Return the rows of the table as text: the reference, the noise floor, the schemes."""
         right = self.accuracy.percent(2) if self.accuracy else "-"
         first = (
             self.reference, size_text(self.reference_bytes, digits=2), f"{self.reference_tokens_per_second:,.0f}",
@@ -177,7 +185,7 @@ class FidelityReport:
 
     @classmethod
     def read(cls, path: str | Path) -> FidelityReport:
-        """A report from its JSON. Raises InputError if the file is none."""
+        """Read a report from its JSON. Raises InputError if the file holds none."""
         raw = read_object(Path(path), "a fidelity report")
         if raw.pop("format", None) != FORMAT:
             raise InputError(f"{path} is a fidelity report of another format, or none: measure again")
@@ -189,7 +197,7 @@ class FidelityReport:
         return report
 
     def check(self) -> None:
-        """Raises InputError unless there is a score of each scheme for each answer."""
+        """Raise InputError unless there is a score of each scheme for each answer."""
         rows = [*([self.floor] if self.floor else []), *self.rows]
         for scheme in (self.reference, *(row.scheme for row in rows)):
             found = len(self.scores[scheme]) if scheme in self.scores else 0
@@ -225,7 +233,7 @@ def row_cells(row: Row, floor: bool) -> tuple[str, ...]:
 
 
 def figures(a: Agreement) -> tuple[str, ...]:
-    """What stands under FIGURES."""
+    """Return the cells of a row, one for each heading in FIGURES."""
     return (
         a.mean_error.percent(2), a.p99_error.percent(2), number(a.tau), number(a.tau_within), a.flips.percent(2),
         a.top1.percent(2),
@@ -242,7 +250,7 @@ def build(
     model: str, asked: Asked, reference: Measured, found: Sequence[Measured], floor: Measured | None,
     about: Mapping[str, str],
 ) -> FidelityReport:  # fmt: skip
-    """Compare every scheme with the reference, whole and in slices."""
+    """Compare every scheme with the reference, on all answers and on each slice."""
     every = Prompts(asked.prompt)
     own = agreement(reference.scores, reference.scores, Prompts(asked.prompt, SLICE_DRAWS), asked.worth)
 
@@ -279,7 +287,7 @@ def build(
 
 
 def without_infinities(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """Return a value for JSON, which has no NaN and no infinity: null stands for them."""
     if isinstance(value, dict):
         return {key: without_infinities(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -288,12 +296,12 @@ def without_infinities(value: Any) -> Any:
 
 
 def shortest(score: float) -> float:
-    """A float32 in as few digits as tell it from its neighbours."""
+    """Return a float32 with as few digits as distinguish it from its neighbours."""
     return float(str(np.float32(score)))
 
 
 def stacked(cell: str) -> str:
-    """A figure above its interval, for narrow terminals."""
+    """Return a figure with its interval on the next line, for narrow terminals."""
     return cell.replace(" (", "\n").replace(" - ", "-").removesuffix(")")
 
 

@@ -1,6 +1,6 @@
-"""The fidelity report as files: fidelity.json, and fidelity.html with its plots inside, which opens from a folder.
+"""The fidelity report as files: fidelity.json, and fidelity.html, a single file with its plots inside.
 
-Plots are matplotlib's, an extra: without it the page has its tables and says what is missing.
+matplotlib, an extra, draws the plots. Without it the page has its tables and says what is missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DOTS = 4000  # points of a scatter plot, at most
 
 
 def write_report(report: FidelityReport, folder: Path) -> Path:
-    """Both files, each whole or not at all; the page's path."""
+    """Write both files, each whole or not at all. Returns the path of the page."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in (("fidelity.json", report.to_json()), ("fidelity.html", page(report))):
         write_text(folder / name, text)
@@ -37,7 +37,7 @@ def write_report(report: FidelityReport, folder: Path) -> Path:
 
 
 def page(report: FidelityReport) -> str:
-    """The whole page; nothing in it is fetched from elsewhere."""
+    """Return the whole page; nothing in it is loaded from elsewhere."""
     title = html.escape(f"Fidelity of {report.model}")
     about = html.escape("; ".join(f"{name}: {value}" for name, value in report.about.items()))
     pictures = "".join(f"<h2>{html.escape(name)}</h2>{picture}" for name, picture in drawn(report))
@@ -65,7 +65,7 @@ def slice_table(row: Row) -> str:
 
 
 def drawn(report: FidelityReport) -> Iterator[tuple[str, str]]:
-    """Each plot's heading with its picture as an <img>."""
+    """Return the heading of each plot with its picture as an <img>."""
     try:
         import_module("matplotlib")
     except ImportError:
@@ -79,7 +79,7 @@ def drawn(report: FidelityReport) -> Iterator[tuple[str, str]]:
 
 
 def plots(report: FidelityReport) -> dict[str, Any]:
-    """matplotlib figures by heading, for pages and notebooks; they belong to no window."""
+    """Return matplotlib figures by heading, for pages and notebooks. They open no windows."""
     rows = [*([report.floor] if report.floor else []), *report.rows]
     found = {
         "Scores": scatters(report, rows),
@@ -138,7 +138,7 @@ def flips(rows: Sequence[Row]) -> Any:
 
 
 def layers(rows: Sequence[Row]) -> Any:
-    """One line a kind of matrix, dB over the layers."""
+    """Plot the SQNR over the layers, in dB, one line for each kind of matrix."""
     lossy = [row for row in rows if any(np.isfinite(db) for db in row.sqnr_db.values())]
     figure, axes = panels(len(lossy))
     for axis, row in zip(axes, lossy, strict=False):
