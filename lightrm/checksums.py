@@ -1,6 +1,6 @@
-"""Checksums of what lightrm writes: XXH3 with 128 bits, which sees any change and every order, at the speed of memory.
+"""Checksums of what lightrm writes: XXH3 with 128 bits, which shows any change and any reordering, at memory speed.
 
-They guard against accidents, not against malice: whoever can write a folder can write its checksums too.
+They protect against accidents, not against malice: whoever can write a folder can write its checksums too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ BLOCK = 2**22  # bytes of a file that are in memory at once
 
 
 def file_sum(path: Path) -> str:
-    """Raises OSError."""
+    """Return the checksum of a file. Raises OSError."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(BLOCK):
@@ -27,13 +27,13 @@ def file_sum(path: Path) -> str:
 
 
 def tensor_sum(tensor: torch.Tensor) -> str:
-    """Of a tensor's bytes; dtype and shape are not among them."""
+    """Return the checksum of a tensor's bytes, without dtype and shape."""
     return xxhash.xxh3_128_hexdigest(tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
 
 
 def word_sum(tensor: torch.Tensor) -> int:
-    """What folders of format 2 and 3 hold: the sum of a tensor's 64-bit words, the rest bytes added, modulo 2^64 and
-    signed. Any one change shows, another order of the words does not."""
+    """Return the checksum that folders of formats 2 and 3 hold: the sum of the tensor's 64-bit words, remaining bytes
+    added, modulo 2^64 and signed. It shows any single change, but not another order of the words."""
     flat = tensor.contiguous().view(-1).view(torch.uint8)
     whole = len(flat) // 8 * 8
     words = flat[:whole]
@@ -44,7 +44,7 @@ def word_sum(tensor: torch.Tensor) -> int:
 
 
 def sealed(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The object with its own checksum, whatever spaces and order of keys it is written with."""
+    """Return the object with its own checksum, which does not depend on spaces and the order of keys."""
     others = {name: value for name, value in raw.items() if name != SEAL}
     text = json.dumps(others, sort_keys=True, ensure_ascii=False)
     return others | {SEAL: xxhash.xxh3_128_hexdigest(text.encode())}

@@ -79,7 +79,7 @@ class TooLongError(InputError):
 
 
 class MemoryLimitError(LightRMError):
-    """One sequence needs more memory than there is, also alone."""
+    """A single sequence needs more memory than there is."""
 
 
 class CopyError(LightRMError, TypeError):
@@ -87,4 +87,4 @@ class CopyError(LightRMError, TypeError):
 
 
 class NumericsError(LightRMError):
-    """NaN or Inf where a finite number belongs."""
+    """NaN or Inf in weights or scores."""

@@ -1,6 +1,7 @@
-"""Files: written whole or not at all, read as a stranger's JSON, and watched while they are in use.
+"""Files: written whole or not at all, read as JSON from strangers, and watched while they are in use.
 
-What is written is on the disk before its name is: after a crash of the machine, too, a file of that name is whole.
+The content of a file is on the disk before its name is: even after a crash of the machine, a file of that name is
+whole.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Beside, then renamed over what may be there: a file of this name is whole."""
+    """Write beside the target, then rename: a file of this name is always whole."""
     unfinished = path.with_name(path.name + UNFINISHED)
     unfinished.write_text(text, encoding="utf-8")
     to_disk(unfinished)
@@ -35,12 +36,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Indented."""
+    """Write a value as indented JSON."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False))
 
 
 def to_disk(path: Path) -> None:
-    """Wait until a file, or a folder's list of names, is on the disk. Windows opens no folders."""
+    """Wait until a file, or a folder's list of names, is on the disk. Windows cannot open folders for this."""
     if os.name == "nt" and path.is_dir():
         return
     handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
@@ -51,7 +52,8 @@ def to_disk(path: Path) -> None:
 
 
 def read_json(path: Path, error: type[LightRMError]) -> dict[str, Any]:
-    """The object in a JSON file that a stranger wrote. Raises `error`, which names the file, as `parse_json` does."""
+    """Return the object in a JSON file that a stranger wrote. Raises `error`, which names the file, as `parse_json`
+    does."""
     try:
         size = path.stat().st_size
         if size > LARGEST_JSON:
@@ -63,8 +65,8 @@ def read_json(path: Path, error: type[LightRMError]) -> dict[str, Any]:
 
 
 def parse_json(content: bytes, where: str, error: type[LightRMError]) -> dict[str, Any]:
-    """A JSON object, by what every program understands alike: UTF-8, no key twice, no NaN, no infinity, no number that
-    overflows a float, no half of a surrogate pair, not nested deeper than DEEPEST_JSON.
+    """Return a JSON object that every program reads alike: UTF-8, no key twice, no NaN or infinity, no number that
+    overflows a float, no lone surrogate, not nested deeper than DEEPEST_JSON. Python's json accepts all of these.
 
     Raises `error`, whose message begins with `where`.
     """
@@ -88,7 +90,7 @@ def parse_json(content: bytes, where: str, error: type[LightRMError]) -> dict[st
 
 @dataclass(frozen=True, slots=True)
 class NoNumber:
-    """What stands for one that is none, until the object around it can say its key."""
+    """Stands for a number that is not allowed, until the object around it can name its key."""
 
     why: str
 
@@ -132,12 +134,12 @@ def depth(value: dict[str, Any]) -> int:
 
 
 class Watched:
-    """A file that stays open while it is in use, and that nobody else should write to meanwhile.
+    """A file that stays open while it is in use, and that nobody should change meanwhile.
 
-    A file that is replaced (a new one renamed to its name) goes on being read as it was. One that is written to in its
-    place is noticed by its size and time of change; a file cut short while it is mapped would end the process with
-    SIGBUS, so whoever has it mapped calls `check` before it looks (a microsecond). What is cut off between the check
-    and the look still ends the process: no program can prevent that but by a copy of its own.
+    If the file is replaced (a new one renamed to its name), the old content is still read. If it is overwritten in
+    place, its size or time of change shows it. A file that is cut short while it is mapped would end the process with
+    SIGBUS, so whoever maps it calls `check` before each use (a microsecond). A cut between the check and the use still
+    ends the process; only a copy of the file could prevent that.
     """
 
     def __init__(self, path: Path) -> None:
@@ -152,14 +154,15 @@ class Watched:
         return found.st_size, found.st_mtime_ns
 
     def check(self) -> None:
-        """Raises CorruptFileError if the file is not what it was when it was opened."""
+        """Raise CorruptFileError if the file is not what it was when it was opened."""
         size, changed = self.state()
         if (size, changed) != (self.size, self.changed):
             what = f"it had {self.size} bytes and has {size}" if size != self.size else "it was written to"
             raise CorruptFileError(f"{self.path} was changed while its model is in use ({what}): load the model again")
 
     def read(self, start: int, view: memoryview) -> None:
-        """Fill a buffer from `start` on. Raises EOFError if the file ends too soon, CorruptFileError as `check`."""
+        """Fill a buffer from byte `start` on. Raises EOFError if the file ends too soon, CorruptFileError as
+        `check`."""
         self.check()
         filled = 0
         while filled < len(view):
@@ -169,7 +172,7 @@ class Watched:
             filled += got
 
     def some(self, start: int, view: memoryview) -> int:
-        """A forked child shares the place where a file is read, so it is given with each read where the system can."""
+        """Read at a given place: a forked child shares the file's current position with its parent."""
         if hasattr(os, "preadv"):
             return os.preadv(self.handle, [view], start)
         with self.turn:

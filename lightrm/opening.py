@@ -1,4 +1,4 @@
-"""From a path or hub id to a RewardModel: what the files are, which scheme, where it runs, whether it fits."""
+"""From a path or hub id to a RewardModel: what the files are, which scheme to run, on which device, whether it fits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CalibrationIds = Callable[[TextSide], list[list[int]]]  # of the model that is l
 
 
 class KernelWarning(UserWarning):
-    """A fast kernel that belongs on this machine cannot run, and a slow one does its work."""
+    """A fast kernel for this machine exists but cannot run; a slow one is used."""
 
 
 def load(
@@ -92,7 +92,8 @@ def open_model(
     reference: str | os.PathLike[str] | None = None,
     progress: bool = False,
 ) -> RewardModel:
-    """As `load`, its options in one record, and calibration texts as the ids that the model's text side makes."""
+    """As `load`, with its options in one record. calibration: text side of the model -> ids of the calibration
+    texts."""
     source = open_source(path_or_id, options.revision, options.base)
     device, a = choose_device(options.device), source.architecture
     given = None if options.memory is None else parse_size(options.memory)
@@ -120,7 +121,7 @@ def open_model(
 
 
 def calibration_ids(calibration: CalibrationIds, text: TextSide, residence: Residence) -> list[list[int]]:
-    """Return the ids of the calibration texts. Raises InputError where they cannot be used."""
+    """Return the ids of the calibration texts. Raises InputError if they cannot be used."""
     if residence.streamed:
         raise InputError(f"calibration needs the whole model in memory: {residence}")
     ids = calibration(text)
@@ -164,9 +165,10 @@ def reference_of(
     source: Source,
     options: LoadOptions,
 ) -> OpensReference | None:
-    """Return what opens the reference model in a given scheme; None for a quantized folder whose source is not named.
+    """Return a function that opens the reference model in a scheme; None for a quantized folder whose source is not
+    known.
 
-    Its options are this model's, but for the scheme; another model has no revision and no base of this one.
+    The reference has this model's options except for the scheme. Another model has its own revision and base.
     """
     if reference is None and isinstance(source, Quantized):
         return None

@@ -1,4 +1,4 @@
-"""RewardModel: score and rank. Connects text side, engine and rankings, and does no arithmetic of its own."""
+"""RewardModel: score and rank. Connects text, engine and rankings, and does no arithmetic of its own."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ class TruncationWarning(UserWarning):
 class RewardModel:
     """A reward model in memory. Made by `lightrm.load`; scores are raw, float32, in input order.
 
-    text: its tokenizer and template; engine: its layers and where they are; report: what loading did; checkpoint: the
+    text: its tokenizer and template. engine: its layers, and where they are. report: what loading did. checkpoint: the
     files it was loaded from.
 
     Threads: any number of them may call any method of one model at the same time. Packs of tokens are computed one
-    after the other, so more threads are no quicker than one, and each gets the scores that it would get alone. A
-    lowered `token_budget` holds for all. One iterator of `stream` belongs to one thread.
+    after the other, so more threads are no faster than one, and each gets the same scores as alone. A lowered
+    `token_budget` holds for all. Each iterator of `stream` belongs to one thread.
 
-    Processes: a process that was forked off one with a model may score with it, in one thread (`kernels.forks`); they
-    share the memory of the weights. A model cannot be pickled or copied: a process that is spawned loads its own.
+    Processes: a process that was forked off one with a model may score with it, in one thread (`kernels.forks`), and
+    shares the memory of the weights. A model cannot be pickled or copied: a process that is spawned loads its own.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class RewardModel:
         self._reference = Reference(reference)
 
     def __reduce_ex__(self, protocol: object) -> str:
-        """Raises CopyError: for pickle, copy and deepcopy alike."""
+        """Raise CopyError: for pickle, copy and deepcopy alike."""
         raise CopyError(
             "a RewardModel cannot be pickled or copied: pass its path and options to the other process and call "
             "lightrm.load there; threads, and processes that are forked, may use this one"
@@ -100,7 +100,7 @@ class RewardModel:
         prompt: a string, or {"role", "content"} turns that end in a user turn. responses: strings or assistant turns.
         Lists may be arrays, columns or generators. Returns float32 (n,), raw scores in input order.
 
-        Raises InputError on anything that is not text, TooLongError in strict mode, TemplateError where the template
+        Raises InputError on anything that is not text, TooLongError in strict mode, TemplateError if the template
         cannot express the conversation.
         """
         return self._scores(self._ids([(turns_of(prompt), responses_of(responses))]), progress=False)
@@ -117,7 +117,8 @@ class RewardModel:
         return self._scores([self._checked(ids, k) for k, ids in enumerate(sequences)], progress)
 
     def stream(self, prompts: Iterable[Prompt], responses: Responses) -> Iterator[tuple[int, float]]:
-        """As `score_batch`, but position and score of each response as soon as its pack is done, in no order."""
+        """As `score_batch`, but yields the position and the score of each response as soon as its pack is done, in no
+        order."""
         for group, found in self.engine.scores(self.text.read(self._ids(paired(prompts, responses)))):
             yield from zip(group, found.tolist(), strict=True)
 
@@ -130,7 +131,7 @@ class RewardModel:
         confidence: float = CONFIDENCE,
         bound: float | Bound | None = None,
     ) -> Ranking:
-        """The responses, best first; equal scores keep their input order. The rest as in `rank_batch`."""
+        """Return the responses, best first; equal scores keep their input order. Options as for `rank_batch`."""
         return self.rank_batch([prompt], [responses], exact=exact, confidence=confidence, bound=bound)[0]
 
     def rank_batch(
@@ -143,18 +144,18 @@ class RewardModel:
         bound: float | Bound | None = None,
         progress: bool = False,
     ) -> Rankings:
-        """Each prompt's responses, best first.
+        """Return each prompt's responses, best first.
 
-        exact: the order of full precision, for as many of 100 prompts as `confidence` says; answers whose quick scores
-        are too close to each other are scored again by the reference, the same model in full precision, which is opened
-        the first time. confidence: that this gives the right order of all answers of a further prompt like those that
-        were measured; the surer, the more is scored again. bound: a report's, or how close is too close, in raw scores,
-        0 or more; None takes what `lightrm fidelity` measured of a folder. The result's `effort` says what it took, and
-        the confidence that the bound has: a lower one if few prompts with as many answers were measured, none for a
-        bound that is a number.
+        exact: rank in the order of full precision. Answers whose quick scores are close to each other are scored again
+        by the reference, the same model in full precision, which is loaded the first time. confidence: probability that
+        this gives the right order of all answers, for a further prompt like those that were measured. The higher it is,
+        the more answers are scored again. bound: a report's bound, or the distance in raw scores, 0 or more, up to
+        which two scores are too close. None takes what `lightrm fidelity` measured of the folder. The result's `effort`
+        says how much was scored again, and the confidence that the bound allows: lower if few prompts with as many
+        answers were measured, 0 for a bound that is a number.
 
-        Raises InputError if the lists do not match, confidence is not between 0 and 1, the bound is no number of 0 or
-        more, one is given without exact=True, or none is known; otherwise as `score`.
+        Raises InputError if the lists do not match, confidence is not between 0 and 1, the bound is not such a number,
+        a bound is given without exact=True, or none is known; otherwise as `score`.
         """
         if bound is not None and not exact:
             raise InputError("bound says which answers are scored again, which exact=True asks for: pass both or none")
@@ -180,21 +181,21 @@ class RewardModel:
         )  # fmt: skip
 
     def explain(self, prompt: Prompt, response: Response) -> Explanation:
-        """The text, ids and pieces behind one score. Errors as in `score`."""
+        """Return one score with the text, ids and pieces behind it. Errors as in `score`."""
         turns, (text,) = turns_of(prompt), responses_of([response])
         (encoded,) = self.text.encode(turns, [text])
         (score,) = self._scores([encoded.token_ids], progress=False)
         return self.text.explain(turns, text, encoded, float(score))
 
     def encode(self, prompts: Iterable[Prompt], responses: Responses) -> list[list[int]]:
-        """Token ids of each prompt with its response, cut to `max_length`; warns once if any was cut.
+        """Return the token ids of each prompt with its response, cut to `max_length`; warns once if any was cut.
 
         Errors as in `score`.
         """
         return self._ids(paired(prompts, responses))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model as a quantized folder, which `lightrm.load` reads at once.
+        """Write the model as a quantized folder, which `lightrm.load` reads quickly.
 
         Raises CheckpointError if the folder exists, SchemeError unless the scheme is w8a8, w4a8 or w4a16.
         """
@@ -216,7 +217,7 @@ class RewardModel:
         return [e.token_ids for e in encoded]
 
     def _checked(self, ids: Sequence[int], k: int) -> list[int]:
-        """One sequence of ids, the k-th, as a list. Raises InputError."""
+        """Return one sequence of ids, the k-th, as a list. Raises InputError."""
         a = self.engine.decoder.architecture
         array = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)
         if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
@@ -229,13 +230,13 @@ class RewardModel:
         return [int(i) for i in array]
 
     def _scores(self, sequences: Sequence[Sequence[int]], progress: bool) -> np.ndarray:
-        """Scores of token ids, float32, in input order; progress: show a bar over the tokens."""
+        """Return the scores of token ids, float32, in input order. progress: show a bar over the tokens."""
         read = self.text.read(sequences)
         with token_progress(sum(map(len, read)), progress) as advance:
             return self.engine.all_scores(read, advance)
 
     def _exact(self) -> RewardModel:
-        """The same model in the precision that its fidelity was measured against."""
+        """Return the same model in the precision that its fidelity was measured against."""
         note = self.report.fidelity
         return self._reference.model("fp32" if note is None else note.reference)
 
@@ -257,7 +258,7 @@ OpensReference = Callable[[str], RewardModel]  # in a scheme
 
 
 class Reference:
-    """The full-precision twin of a model, opened the first time it is asked for; other threads wait meanwhile."""
+    """The full-precision twin of a model. It is loaded the first time it is asked for, while other threads wait."""
 
     def __init__(self, opens: OpensReference | None) -> None:
         self.opens = opens
@@ -269,7 +270,7 @@ class Reference:
         self.opening = threading.Lock()
 
     def model(self, scheme: str) -> RewardModel:
-        """Raises InputError where the source of a quantized folder is not known."""
+        """Return the twin. Raises InputError if the source of a quantized folder is not known."""
         with self.opening:
             if self.opened is None:
                 if self.opens is None:
@@ -279,7 +280,8 @@ class Reference:
 
 
 def paired(prompts: Iterable[Prompt], responses: Responses) -> Asked:
-    """Each prompt with its response; neighbours with the same prompt together, so that it is read once.
+    """Return each prompt with its responses. Neighbours with the same prompt are put together, so that it is tokenized
+    once.
 
     Raises InputError unless both are lists of one length.
     """

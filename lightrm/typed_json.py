@@ -1,6 +1,7 @@
-"""A record out of a JSON file that anyone may have written: each field is there, and of the type that it says.
+"""A dataclass from a JSON file that anyone may have written: each field is there, and of its declared type.
 
-JSON has no NaN and no infinity: null stands for NaN in a float, or for what the field's metadata says under NULL.
+JSON has no NaN and no infinity: null stands for NaN in a float, or for what the field's metadata says under NULL. Own
+code, since libraries that do this (pydantic, cattrs, msgspec) need each record declared again for null and for arrays.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Made = TypeVar("Made")
 
 
 def read_object(path: Path, what: str) -> dict[str, Any]:
-    """The JSON object in a file. Raises InputError, which says what the file should be."""
+    """Return the JSON object in a file. Raises InputError, which says what the file should be."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested beyond all measure
@@ -35,9 +36,9 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
 
 
 def made(cls: type[Made], raw: Any, at: str = "it") -> Made:
-    """A dataclass from what `dataclasses.asdict` made of one, in JSON; at: what to call it.
+    """Return a dataclass from the JSON of its `dataclasses.asdict`. at: what to call it in a message.
 
-    Raises InputError that names the field, or what the class itself raises.
+    Raises InputError, which names the field, or what the class itself raises.
     """
     if not isinstance(raw, Mapping):
         raise InputError(f"{at} must be an object, found {kind(raw)}")
@@ -72,7 +73,7 @@ def value_of(wanted: Any, raw: Any, at: str, null: float) -> Any:
 
 
 def values_of(wanted: Any, raw: Any, at: str, null: float) -> Any:
-    """A tuple, or an array of floats."""
+    """Return a tuple, or an array of floats."""
     inner = get_args(wanted)
     if not isinstance(raw, list):
         raise InputError(f"{at} must be a list, found {kind(raw)}")
@@ -85,7 +86,7 @@ def values_of(wanted: Any, raw: Any, at: str, null: float) -> Any:
 
 
 def plain(wanted: Any, raw: Any, at: str) -> Any:
-    """A text, a whole number, true or false."""
+    """Return a text, a whole number, or true or false."""
     if not isinstance(raw, wanted) or isinstance(raw, bool) != (wanted is bool):
         raise InputError(f"{at} must be {wanted.__name__}, found {kind(raw)}")
     if isinstance(raw, int) and abs(raw) >= MOST:

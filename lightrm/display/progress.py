@@ -1,4 +1,4 @@
-"""Progress bars for terminals and notebooks, on standard error: tokens a second, or things done of all."""
+"""Progress bars for terminals and notebooks, on standard error."""
 
 from __future__ import annotations
 
@@ -14,40 +14,40 @@ if TYPE_CHECKING:
 
 
 class Advance(Protocol):
-    """Called with the number of tokens, or of things, just done."""
+    """Called with the number of tokens, or of other things, that were just done."""
 
     def __call__(self, done: float, /) -> None: ...
 
 
 def ignored(done: float, /) -> None:
-    """No progress bar."""
+    """Show nothing."""
 
 
 class Told(Protocol):
-    """Called with the rows, or the part of one, and the tokens just done."""
+    """Called with the rows (or part of a row) and the tokens that were just done."""
 
     def __call__(self, rows: float, tokens: float, /) -> None: ...
 
 
 def untold(rows: float, tokens: float, /) -> None:
-    """No progress bar."""
+    """Show nothing."""
 
 
 def console() -> Console:
-    """Standard error; in a notebook its cell, if that can show something that moves."""
+    """Return standard error; in a notebook the cell, if it can show moving bars."""
     from rich.console import Console
 
     return Console(stderr=True, force_jupyter=None if find_spec("ipywidgets") else False)
 
 
 def on_terminal(quiet: bool = False) -> bool:
-    """Whether a bar that only a reader needs is shown: somebody watches, and did not ask for quiet."""
+    """Whether to show a bar that is for readers only: standard error is a terminal, and --quiet was not given."""
     return not quiet and sys.stderr.isatty()
 
 
 @contextmanager
 def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
-    """A bar over `total` tokens, with the share that is done and the time that is left; None where nobody knows."""
+    """Show a bar over `total` tokens, with the share done and the time left; without these if total is None."""
     if not shown:
         yield ignored
         return
@@ -66,7 +66,7 @@ def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
 
 @contextmanager
 def row_progress(total: int | None, shown: bool) -> Iterator[Told]:
-    """A bar over `total` rows (None where it is not known) that tells of tokens too, on standard error."""
+    """Show a bar over `total` rows (None if unknown), with tokens per second."""
     if not shown:
         yield untold
         return
@@ -90,7 +90,7 @@ def row_progress(total: int | None, shown: bool) -> Iterator[Told]:
 
 @contextmanager
 def item_progress(total: int, what: str, shown: bool = True) -> Iterator[Advance]:
-    """A bar over `total` things, for work that takes minutes; it is gone when they are done."""
+    """Show a bar over `total` things, for work that takes minutes. It disappears when they are done."""
     if not shown:
         yield ignored
         return
@@ -102,7 +102,8 @@ def item_progress(total: int, what: str, shown: bool = True) -> Iterator[Advance
 
 
 def columns(what: str, total: int | None, *between: ProgressColumn) -> list[ProgressColumn]:
-    """What it is, a bar, the share, the rest, and the time that is left; share and time where the total is known."""
+    """Return the columns of a bar: its name, the bar, the share, `between`, the time left. Share and time need a
+    total."""
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     first = [TextColumn(what, markup=False), BarColumn()]
@@ -112,7 +113,7 @@ def columns(what: str, total: int | None, *between: ProgressColumn) -> list[Prog
 
 
 def saying(words: Callable[[Task], str]) -> ProgressColumn:
-    """A column of what a function says of the work."""
+    """Return a column whose text a function makes from the state of the work."""
     from rich.progress import ProgressColumn
     from rich.text import Text
 

@@ -1,6 +1,7 @@
-"""Tables for terminals: no cell is cut, no figure broken, and what stands in a cell is never read as markup.
+"""Tables for terminals: cells are never cut, numbers never broken, and a cell's text is never read as markup.
 
-Where a terminal is too narrow for all columns, it is shown in parts below each other, each with the first column.
+If a terminal is too narrow for all columns, the table is shown in parts, one below the other, each with the first
+column.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ WORD = 16  # a longer word of a text, such as a path, may be folded
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """A heading ("" for none) and how its cells are set: figures to the right and in one piece, words to the left."""
+    """A heading ("" for none). words: cells are text, set to the left; otherwise numbers, set to the right and kept
+    whole."""
 
     heading: str
     words: bool = False
@@ -29,7 +31,8 @@ class Column:
 
 @dataclass(frozen=True, slots=True)
 class Sheet:
-    """What a table says; rich shows it. A cell may have several lines. title, note: sentences above and below."""
+    """The content of a table, which rich displays. A cell may have several lines. title, note: sentences above and
+    below."""
 
     columns: tuple[Column, ...]
     rows: tuple[tuple[str, ...], ...]
@@ -50,7 +53,7 @@ class Sheet:
     __repr__ = __str__
 
     def parts(self, width: int) -> list[list[int]]:
-        """Which columns stand beside each other: as many as fit after the first."""
+        """Return which columns are shown together: as many as fit beside the first."""
         found: list[list[int]] = []
         left = 0
         for k in range(1, len(self.columns)):
@@ -77,7 +80,7 @@ class Sheet:
         return table
 
     def widths(self, part: Sequence[int], width: int) -> dict[int, int]:
-        """The least each needs, and what is left over for those whose lines are longer."""
+        """Return the width of each column: the least it needs, and a part of the free space if its lines are longer."""
         found = {k: self.least(k) for k in part}
         left = max(width - sum(found.values()) - GAP * (len(part) - 1), 0)
         wanting = sorted((self.most(k) - found[k], k) for k in part)
@@ -106,12 +109,12 @@ def longest_word(text: str) -> int:
 
 
 def terminal() -> Console:
-    """Standard output, on which "[red]" and ":smile:" are what they are."""
+    """Return standard output, without rich's markup and emoji codes."""
     return Console(markup=False, emoji=False, highlight=False)
 
 
 def plain_text(shown: RenderableType, width: int) -> str:
-    """What a terminal of that width would show, without colours."""
+    """Return what a terminal of this width would show, without colours."""
     console = Console(width=width, color_system=None, force_jupyter=False, markup=False, emoji=False, highlight=False)
     with console.capture() as captured:
         console.print(shown)

@@ -1,4 +1,5 @@
-"""A checkpoint to a model in memory: read a tensor, fold, round, place; our own folder of the result; export.
+"""From a checkpoint to a model in memory: read a tensor, fold, round, place; lightrm's own folders; export to GPTQ
+files.
 
-Knows layouts, schemes and the model's parts; nothing of scoring.
+Knows layouts, schemes and the parts of a model; nothing of scoring.
 """

@@ -1,10 +1,11 @@
-"""Loading with error-compensating rounding: calibration text flows through the layers as they are quantized.
+"""Loading with error-compensating rounding: calibration text flows through the layers while they are quantized.
 
-It flows twice, side by side: through the layers in the form in which they will run, and through the same layers in
-float. A matrix is rounded for the rows that it will read, and aims at what its float twin makes of the float rows:
-what earlier layers lost is regressed on its rows and put into the weight (asymmetric calibration: GPTAQ, arXiv
-2504.02692; here for the residual stream too), what is the same in all rows into the bias (Nagel et al., arXiv
-1906.04721). One layer is in float at a time; both streams are kept between layers.
+Two residual streams run side by side: one through the quantized layers, one through the same layers in float. A matrix
+is rounded for the quantized rows that it will read, and its target is what the float layer makes of the float rows.
+What earlier layers lost is predicted from the quantized rows by regression and added to the weight (asymmetric
+calibration: GPTAQ, arXiv 2504.02692; here for the residual stream too). An error that is the same in all rows is
+corrected in the bias (Nagel et al., arXiv 1906.04721). One layer is in float at a time; both streams are kept between
+layers.
 """
 
 from __future__ import annotations
@@ -50,9 +51,9 @@ def loader_for(checkpoint: Checkpoint, placement: Placement, calibration: Sequen
 
 
 class CompensatingLoader(Loader):
-    """A Loader whose matrices are rounded under the second moment of their calibration inputs.
+    """A Loader that rounds each matrix under the second moment of its calibration inputs.
 
-    corrects: biases take off the mean error of their outputs.
+    corrects: whether biases correct the mean error of the outputs.
     """
 
     corrects = True
@@ -75,7 +76,7 @@ class CompensatingLoader(Loader):
         return layers
 
     def passed(self, decoder: Decoder, i: int, sides: Sides) -> tuple[Layer, Sides]:
-        """One layer, rounded, and both streams after it."""
+        """Return one rounded layer, and both streams after it."""
         prefix = f"layers.{i}."
         norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
         attention, mlp = ((self.norm(norm), None if self.folding else self.float_copy(norm)) for norm in norms)
@@ -90,7 +91,7 @@ class CompensatingLoader(Loader):
         return [passes.norm(Residual(x_TD.float()), norm_D, self.architecture.norm_eps).values_TI for x_TD in streams]
 
     def mixed(self, decoder: Decoder, streams: Packs, norm_D: torch.Tensor | None, qkv: Linear) -> Packs:
-        """Attention's output, what `output` reads."""
+        """Return the output of attention, which `output` reads."""
         found = []
         for x_TD, pack in zip(streams, self.packs, strict=True):
             heads = decoder.heads(qkv, norm_D, Residual(x_TD), decoder.rotation(pack))
@@ -99,19 +100,23 @@ class CompensatingLoader(Loader):
         return found
 
     def gated(self, decoder: Decoder, streams: Packs, norm_D: torch.Tensor | None, gate_up: Linear) -> Packs:
-        """silu(gate) * up, rotated where it will be, what `down` reads."""
+        """Return silu(gate) * up, rotated as at run time, which `down` reads."""
         block = self.folding.gated_block if self.folding else 1
         products = (gate_up(decoder.norm(Residual(x_TD), norm_D, gate_up)) for x_TD in streams)
         return [passes.swiglu(Sums(product.float()), block=block).values_TI for product in products]
 
     def reader(self, prefix: str, name: str, norm_D: torch.Tensor, rows: Sides) -> tuple[Linear, Linear]:
-        """A layer behind a norm, rounded and in float; it is to give what it would give of the float side's rows."""
+        """Return a layer behind a norm, rounded and in float. Its target is what it makes of the float stream's
+        rows."""
         plain = self.plain(prefix, name, norm_D)
         sums = Moments.of(rows[0], (want - have for have, want in zip(*rows, strict=True)), self.corrects)
         return self.rounded(prefix, name, plain, sums.through(weight_of(plain)), shifts=self.scheme.integer), plain
 
     def writer(self, prefix: str, name: str, sides: Sides, rows: Sides) -> tuple[Linear, Sides]:
-        """A layer that adds to the stream, rounded, and both streams after it; it is to give what the stream lacks."""
+        """Return a rounded layer that adds to the residual stream, and both streams after it.
+
+        Its target is the float stream after the layer minus the quantized stream before it.
+        """
         plain = self.plain(prefix, name, None)
         after = added(sides[1], rows[1], plain)
         lacking = (x - y - plain(Rows(have)).acc_TO for x, y, have in zip(after, sides[0], rows[0], strict=True))
@@ -119,12 +124,13 @@ class CompensatingLoader(Loader):
         return linear, (added(sides[0], rows[0], linear), after)
 
     def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Linear:
-        """One layer in float32, folded as it will be."""
+        """Return one layer in float32, folded as its rounded form will be."""
         parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
         return Linear(torch.cat(parts).float(), self.bias(prefix, name))
 
     def rounded(self, prefix: str, name: str, plain: Linear, sums: Moments, shifts: bool) -> Linear:
-        """sums: of the rows it will read, and of what plain falls short by on them; shifts: rows are centered."""
+        """Round one layer. sums: of the rows that it reads, and of what `plain` lacks on them; shifts: center the
+        rows."""
         weight = weight_of(plain)
         more = regressed(sums.halves) if len(sums.halves) > 1 else None
         aim = weight if more is None else weight + more
@@ -137,7 +143,7 @@ class CompensatingLoader(Loader):
         return self.linear_of(name, held, bias_O, sums.mean_I if shifts else None)
 
     def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
-        """The rounded weight, and what it stands for in float."""
+        """Return the rounded weight, and its dequantized form."""
         if self.scheme.weights == "int8":
             held = Rowwise(*compensated_int8(weight_OI, moment_II))
             return held, held.float()
@@ -151,13 +157,13 @@ def weight_of(plain: Linear) -> torch.Tensor:
 
 
 def each(step: Callable[..., Packs], *of: Any) -> Sides:
-    """A step on both sides."""
+    """Apply a step to the quantized and to the float side."""
     quantized, exact = zip(*of, strict=True)
     return step(*quantized), step(*exact)
 
 
 def added(streams: Packs, inputs: Packs, linear: Linear) -> Packs:
-    """The streams with a layer's product; they are used up."""
+    """Add the product of a layer to the streams, in place."""
     found = []
     for x_TD, values_TI in zip(streams, inputs, strict=True):
         residual = Residual(x_TD)

@@ -1,8 +1,7 @@
-"""lightrm's own folder (`quantized_folder`) -> Decoder and ValueHead: tensors mapped, each checked against its
-sum, put together.
+"""lightrm's own folder (`quantized_folder`) -> Decoder and ValueHead: tensors are mapped and checked against their
+sums.
 
-The weights stay on the disk until they are looked at. `files.Watched` is asked in every pass whether the file is
-still what it was.
+The weights stay on the disk until they are used. Every pass checks through `files.Watched` that the file is unchanged.
 """
 
 from __future__ import annotations
@@ -87,8 +86,8 @@ def head_of(tensors: Tensors, post: PostStep) -> ValueHead:
 
 
 class Tensors:
-    """The tensors of a folder by name, each checked against its sum the first time: mapped, or read into memory of
-    their own, which is theirs alone to give back."""
+    """The tensors of a folder by name, each checked against its sum the first time. They are mapped, or read into
+    memory of their own, which is freed when a streamed layer is dropped."""
 
     def __init__(self, manifest: Manifest, device: torch.device, read: bool) -> None:
         self.path, self.sums, self.device = manifest.folder / WEIGHTS, manifest.sums, device
@@ -122,7 +121,7 @@ class Tensors:
 
 
 def check_fits(tensors: Tensors, a: Architecture, scheme: Scheme) -> None:
-    """Raises CorruptFileError unless the weights are those of config.json's architecture."""
+    """Raise CorruptFileError unless the weights have the shapes of config.json's architecture."""
     expected: dict[str, tuple[int, ...]] = {}
     found = {name: tensors.file.shape(name) for name in tensors.names}
     layers = {name.split(".")[1] for name in found if name.startswith("layers.")}

@@ -1,11 +1,11 @@
-"""Norm weights and rotations folded into the matrices around them, one tensor at a time, while it is in float32.
+"""Norm weights and rotations folded into the matrices around them, one tensor at a time, in float32.
 
-int8 activations lose what hides beside an outlier. A rotation spreads outliers over many channels, and most of it
-costs nothing at run time: where a rotation R meets the next matrix, that matrix takes R's inverse.
+int8 activations lose precision in channels beside an outlier. A rotation spreads outliers over many channels. Most of
+it costs nothing at run time: the matrix behind a rotation R absorbs the inverse of R.
 
     residual stream   x R, R = spread of `schemes.hadamard`. RMSNorm commutes with R once its weight sits in the matrix
                       that reads it. The embedding, o and down write rotated rows; qkv, gate, up and the head read them
-    value and o       each head's values are rotated; o's columns undo it, for attention only mixes tokens
+    value and o       each head's values are rotated; o's columns undo it, since attention only mixes tokens
     gate * up         the only rotation at run time, in `silu_mul_quantize`; down's columns undo it
 
 Exact in real numbers; tests compare in float32. D width, F feed-forward width, E head width, O x I a weight.
@@ -33,15 +33,15 @@ class Folding:
 
     @property
     def gated_block(self) -> int:
-        """Block of the transform that `down` expects of its input."""
+        """Block size of the transform that `down` expects on its input."""
         return block_of(self.architecture.ffn_width, MOST_GATED)
 
     def reads_residual(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
-        """qkv, gate, up, the first layer of the head: the norm's weight and the rotation, along the columns."""
+        """Fold the norm's weight and the rotation into the columns of qkv, gate, up, or the first layer of the head."""
         return turn(weight_OD.mul_(norm_D))
 
     def writes_residual(self, weight_DI: torch.Tensor) -> torch.Tensor:
-        """o and down along their rows; a vector (a bias) as it is."""
+        """Rotate the rows of o and down, or a bias."""
         if weight_DI.ndim == 1:
             return turn(weight_DI[None])[0]
         return turn_rows(weight_DI, self.architecture.width)
@@ -50,14 +50,14 @@ class Folding:
         return turn(rows_VD)
 
     def value(self, weight: torch.Tensor) -> torch.Tensor:
-        """Rows of value heads, (J * E, D), or their bias (J * E,)."""
+        """Rotate the rows of the value heads, (J * E, D), or their bias (J * E,)."""
         width = self.architecture.head_width
         if weight.ndim == 1:
             return turn(weight.view(-1, width)).view(-1)
         return turn_rows(weight, width)
 
     def output(self, weight_DI: torch.Tensor) -> torch.Tensor:
-        """o: undo each head's rotation along the columns, then write rotated rows."""
+        """Undo each head's rotation in the columns of o, then rotate its rows."""
         width = self.architecture.head_width
         turn(weight_DI.view(-1, width))
         return self.writes_residual(weight_DI)
@@ -67,14 +67,14 @@ class Folding:
 
 
 def turn(x: torch.Tensor, block: int | None = None) -> torch.Tensor:
-    """spread(x) along the last axis, or hadamard(x) in blocks; in place, rows in groups that stay in cache."""
+    """Apply `spread` along the last axis, or `hadamard` in blocks; in place, in groups of rows that stay in cache."""
     for rows in x.split(max(1, TURNED_AT_ONCE // x.shape[-1])):
         rows.copy_(spread(rows) if block is None else hadamard(rows, block))
     return x
 
 
 def turn_rows(weight_OI: torch.Tensor, width: int) -> torch.Tensor:
-    """spread along the rows, in place: each run of `width` rows is one rotated space."""
+    """Apply `spread` along the rows, in place: each run of `width` rows is one rotated space."""
     for columns in weight_OI.split(CHUNK, 1):
         turned = turn(columns.T.reshape(-1, width))
         columns.copy_(turned.view(columns.shape[1], -1).T)

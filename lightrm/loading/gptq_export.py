@@ -1,11 +1,11 @@
-"""A checkpoint -> a folder of GPTQ files (version 1), for auto-gptq, GPTQModel, optimum and whatever reads theirs.
+"""A checkpoint -> a folder of GPTQ files (version 1), for auto-gptq, GPTQModel, optimum and other tools that read them.
 
     model.safetensors      each matrix of a layer as qweight, qzeros, scales and g_idx; every other tensor as it was
     config.json            the source's, with a quantization_config; the same settings in quantize_config.json
     head and text files    as they were
 
-4 bits, symmetric, one group size for all, no activation order: what every one of those tools' kernels runs. Weights
-are not rotated, for other programs' layers know no rotation. lightrm reads the folder back under `w4a16`.
+4 bits, symmetric, one group size for all, no activation order: what the kernels of all these tools run. Weights are not
+rotated, since other programs know no rotation. lightrm reads the folder back under `w4a16`.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def export_gptq(
 ) -> LoadReport:
     """Quantize a checkpoint and write it as GPTQ files; arguments as for `lightrm.load`.
 
-    Raises CheckpointError if the destination is taken or the source quantized, SchemeError for another scheme than
-    w4a16 or widths that the format does not take.
+    Raises CheckpointError if the destination exists or the source is quantized, SchemeError for another scheme than
+    w4a16 or for widths that the format does not support.
     """
     check_free(destination)
     place = choose_device(device)
@@ -87,7 +87,7 @@ def export_gptq(
 
 
 def common_group(a: Architecture, asked: int) -> int:
-    """The largest power of two up to `asked` that divides every layer's inputs."""
+    """Return the largest power of two up to `asked` that divides the inputs of every layer."""
     widths = (a.width, a.query_width, a.kv_width, a.ffn_width)
     if any(width % WIDTHS for width in widths):
         raise SchemeError(f"GPTQ tools take widths that are multiples of {WIDTHS}, this model has {widths}")
@@ -98,9 +98,9 @@ def common_group(a: Architecture, asked: int) -> int:
 
 
 class GptqLoader(CompensatingLoader):
-    """Rounds onto the grid of GPTQ files, compensated where there is calibration text; nothing is folded or rotated.
+    """Rounds to the values of GPTQ files, compensated if there is calibration text. Folds and rotates nothing.
 
-    Biases stay as the file has them: other programs have no place for one where the architecture has none.
+    Biases stay as the file has them: other programs cannot load one if the architecture has none.
     """
 
     corrects = False
@@ -123,7 +123,7 @@ class GptqLoader(CompensatingLoader):
 
 
 def write(folder: Path, checkpoint: Checkpoint, decoder: Decoder, group: int) -> None:
-    """Write a model whose layers hold GPTQ's grid; its layers are used up."""
+    """Write a model whose layers are in GPTQ's format. The layers are dropped one by one."""
     settings = {
         "bits": 4,
         "group_size": group,
@@ -152,7 +152,7 @@ def write(folder: Path, checkpoint: Checkpoint, decoder: Decoder, group: int) ->
 
 
 def packed_tensors(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
-    """The layers' matrices, under the file's own names; a layer is dropped once it is done."""
+    """Yield the matrices of the layers under the file's names. A layer is dropped once it is done."""
     rows, layers = part_rows(decoder.architecture), decoder.layers
     assert isinstance(layers, list)
     for i in range(decoder.architecture.layers):
@@ -173,7 +173,7 @@ def packed_tensors(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[s
 
 
 def layer_tensors(stem: str, weight: grouped.Grouped) -> Iterator[tuple[str, torch.Tensor]]:
-    """One layer in the format of `checkpoints.gptq_files`; version 1 stores zero points minus one."""
+    """Yield one layer in the format of `checkpoints.gptq_files`; version 1 stores zero points minus one."""
     words = torch.full(
         (len(weight.zero_GO), weight.shape[0] // 8), 0x11111111 * (grouped.MIDDLE - 1), dtype=torch.int32
     )
@@ -184,7 +184,8 @@ def layer_tensors(stem: str, weight: grouped.Grouped) -> Iterator[tuple[str, tor
 
 
 def other_tensors(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
-    """Embedding, norms, biases and the head, as they were; a head in a file of its own is copied with it."""
+    """Yield embedding, norms, biases and the head as they were. A head in a file of its own is copied with that
+    file."""
     adapter = checkpoint.adapter
     plain = {} if adapter is None else {stored: name for name, stored in adapter.replaced.items()}
     for ours, (source, foreign) in checkpoint.tensors.items():

@@ -1,12 +1,12 @@
-"""Rounding that compensates its own error: GPTQ (arXiv 2210.17323), onto grids of 4 bits in groups or 8 bits a row.
+"""Rounding that compensates its own error: GPTQ (arXiv 2210.17323), to 4 bits in groups or 8 bits per row.
 
-Columns are rounded one after the other. What rounding column i changed in the layer's output is undone as far as
-possible by the columns that are still in float, under the second moment H = X^T X of the layer's inputs:
+Columns are rounded one after the other. The change that rounding column i makes to the layer's output is undone as far
+as possible by the columns that are still in float, under the second moment H = X^T X of the layer's inputs:
 
     w[:, j] -= (w[:, i] - q[:, i]) * U[i, j] / U[i, i]   for j > i,   U = upper Cholesky factor of inverse(H)
 
-A group's step is chosen when its first column comes up, from the weights as compensated until then. Within a block of
-columns the update is applied at once (`kernels.passes.round_columns`), to the later blocks in one product.
+The step of a group is chosen when its first column is reached, from the weights as compensated so far. The update is
+applied at once within a block of columns (`kernels.passes.round_columns`), and to later blocks as one product.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ def compensated(
     choose: Callable[[torch.Tensor], torch.Tensor],
     bounds: tuple[int, int] = (LOW, HIGH),
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a weight to q * step: q int8 (O, I) within `bounds`, step (O, G) in the dtype that `choose` gives.
+    """Round a weight to q * step. Returns q int8 (O, I) within `bounds`, and step (O, G) in the dtype that `choose`
+    returns.
 
-    moment_II: float32 (I, I), summed over calibration rows. choose: the steps (O,) of one group's weights (O, K), as
-    compensated until then; the group divides I.
+    moment_II: float32 (I, I), summed over calibration rows. choose: weights of one group (O, K), as compensated so far
+    -> their steps (O,). group divides I.
     """
     inputs = weight_OI.shape[1]
     weight = weight_OI.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
@@ -59,7 +60,7 @@ def compensated(
 
 
 def compensated_int4(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int) -> int4.Int4:
-    """On the grid of `schemes.int4`: a step is the channel's scale times a small integer."""
+    """Round to `schemes.int4`, whose step is the channel's scale times a small integer."""
     scale_O = int4.channel_scale(weight_OI)
     q_OI, step_OG = compensated(weight_OI, moment_II, group, lambda part: scale_O * int4.best_multiplier(part, scale_O))
     multiplier_OG = (step_OG / scale_O[:, None]).round().to(torch.int8)
@@ -67,7 +68,7 @@ def compensated_int4(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: in
 
 
 def compensated_int8(weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """int8 (O, I) and one float32 scale a row, as of `schemes.int8`."""
+    """Round to `schemes.int8`: int8 (O, I) and a float32 scale for each row."""
     _, scale_O = int8.quantize_rows(weight_OI)
     inputs = weight_OI.shape[1]
     q_OI, _ = compensated(weight_OI, moment_II, inputs, lambda row: scale_O, (-int8.LEVELS, int8.LEVELS))
@@ -75,29 +76,30 @@ def compensated_int8(weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[
 
 
 def compensated_grouped(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int) -> grouped.Grouped:
-    """On the symmetric grid of GPTQ files: a float16 step for each group."""
+    """Round to symmetric GPTQ values, with a float16 step for each group."""
     return grouped.pack(*compensated(weight_OI, moment_II, group, grouped.best_step))
 
 
 def inverse_factor(moment_II: torch.Tensor) -> torch.Tensor:
-    """Upper triangular U with U^T U = inverse(H), H damped; in float64, for H may be nearly singular.
+    """Return upper triangular U with U^T U = inverse(H), H damped. Computed in float64, since H may be nearly singular.
 
-    Of R, upper triangular with R R^T = H, U is the inverse; R is the Cholesky factor of H with rows and columns in
-    reverse order, put back.
+    U is the inverse of R, upper triangular with R R^T = H. R is found as the Cholesky factor of H with rows and columns
+    in reverse order, reversed back.
     """
     reversed_II = damp(moment_II.flip(0, 1).double(), DAMPING)
     return triangular_inverse(torch.linalg.cholesky(reversed_II).flip(0, 1)).float()
 
 
 def damp(moment_II: torch.Tensor, share: float) -> torch.Tensor:
-    """Adds a share of the diagonal's mean to the diagonal, in place."""
+    """Add a share of the diagonal's mean to the diagonal, in place."""
     diagonal = moment_II.diagonal()
     diagonal += max(share * float(diagonal.mean()), 1e-12)
     return moment_II
 
 
 def triangular_inverse(upper_II: torch.Tensor) -> torch.Tensor:
-    """By halves, for a library's solver takes the other side for a full matrix; contiguous.
+    """Return the inverse of an upper triangular matrix, contiguous. A library's solver would take the identity as a
+    full matrix; this divides the matrix into halves:
 
     inverse([A B; 0 C]) = [inverse(A), -inverse(A) B inverse(C); 0, inverse(C)]
     """
@@ -115,10 +117,10 @@ def triangular_inverse(upper_II: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Sums over all rows x (I,) that a matrix reads, and y (O,) that is lacking from what it makes of each; float32.
+    """Sums over all rows: x (I,) that a matrix reads, and y (O,) that its output lacks; float32.
 
-    mean_I: of x; lack_O: mean of y; halves: sum y^T (x - mean) (O, I) and sum (x - mean)^T (x - mean) (I, I), each of
-    every other pack of rows; a single pack is the only one.
+    mean_I: mean of x. lack_O: mean of y. halves: sum y^T (x - mean) (O, I) and sum (x - mean)^T (x - mean) (I, I), once
+    for the even and once for the odd packs of rows; only one if there is a single pack.
     """
 
     mean_I: torch.Tensor
@@ -127,7 +129,8 @@ class Moments:
 
     @classmethod
     def of(cls, inputs: Sequence[torch.Tensor], lacking: Iterable[torch.Tensor], centered: bool = True) -> Moments:
-        """inputs, lacking: (T, I) and (T, O) for each pack; not centered: 0 is taken for the mean of x."""
+        """Sum over packs. inputs, lacking: (T, I) and (T, O) for each pack; centered=False takes 0 for the mean of
+        x."""
         tokens, width = sum(map(len, inputs)), inputs[0].shape[1]
         sums = torch.stack([x.sum(0) for x in inputs])
         mean_I = sums.sum(0) / tokens if centered else sums.new_zeros(width)
@@ -144,23 +147,23 @@ class Moments:
         return cls(mean_I, torch.stack(lack).sum(0) / tokens, tuple(halves))
 
     def through(self, weight_OI: torch.Tensor) -> Moments:
-        """Where not y, but what the weight makes of it, is lacking: the same sums without a product for every row."""
+        """Return the sums for a lack of weight @ y instead of y, without a product for every row."""
         halves = tuple((weight_OI @ cross, moment) for cross, moment in self.halves)
         return Moments(self.mean_I, weight_OI @ self.lack_O, halves)
 
     @property
     def moment_II(self) -> torch.Tensor:
-        """Of all rows."""
+        """The second moment of all rows."""
         first, *others = (moment for _, moment in self.halves)
         return sum(others, first)
 
 
 def regressed(halves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor | None:
-    """The weight D (O, I) that makes outputs y of rows x, by ridge regression; None if it would not help.
+    """Return the weight D (O, I) that predicts outputs y from rows x, by ridge regression; None if it would not help.
 
-    halves: (sum y^T x, sum x^T x) of two halves of the rows, float32 (O, I) and (I, I). The ridge is the one of RIDGES
-    whose D of either half leaves least of the other, |y - D x|^2 = |y|^2 - 2 <D, y^T x> + <D x^T x, D>: what is learnt
-    from a few rows must be found again in others. Of many outputs, some JUDGED that lie evenly apart decide.
+    halves: (sum y^T x, sum x^T x) of two halves of the rows, float32 (O, I) and (I, I). The ridge is chosen from RIDGES
+    by cross-validation: D is fitted on one half, and |y - D x|^2 = |y|^2 - 2 <D, y^T x> + <D x^T x, D> is computed on
+    the other. If there are many outputs, JUDGED of them, evenly spaced, decide.
     """
     every = max(1, len(halves[0][0]) // JUDGED)
     asked = [(cross[::every], moment) for cross, moment in halves]
@@ -176,12 +179,12 @@ def regressed(halves: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tens
 
 
 def ridge_regression(cross_OI: torch.Tensor, moment_II: torch.Tensor, ridge: float) -> torch.Tensor:
-    """cross @ inverse(moment + ridge * mean of its diagonal)."""
+    """Return cross @ inverse(moment + ridge * mean of its diagonal)."""
     factor = torch.linalg.cholesky(damp(moment_II.clone(), ridge))
     solved: torch.Tensor = torch.cholesky_solve(cross_OI.T, factor).T
     return solved
 
 
 def left_of(d_OI: torch.Tensor, cross_OI: torch.Tensor, moment_II: torch.Tensor) -> float:
-    """|y - D x|^2 - |y|^2 over rows with these sums."""
+    """Return |y - D x|^2 - |y|^2 over rows with these sums."""
     return float((d_OI * (d_OI @ moment_II - 2 * cross_OI)).sum())

@@ -1,7 +1,7 @@
-"""Checkpoint -> Decoder and ValueHead: read a tensor, check it, fold it, quantize it on the device, forget it.
+"""Checkpoint -> Decoder and ValueHead: read a tensor, check it, fold it, quantize it on the device, drop it.
 
-At no time is more of the model in float than about one tensor. Shapes and names are checked before the first weight
-is read, so a wrong folder fails in a second.
+Never more than about one tensor of the model is in float. Shapes and names are checked before the first weight is read,
+so a wrong folder fails within a second.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ CHECKED_AT_ONCE = 2**20
 
 
 class Loader:
-    """Places the tensors of one checkpoint on one device."""
+    """Places the tensors of one checkpoint on a device."""
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         self.checkpoint = checkpoint
@@ -52,8 +52,8 @@ class Loader:
         self.advance: Advance = ignored
 
     def load(self, streamed: bool = False, advance: Advance = ignored) -> Loaded:
-        """streamed: layers stay in the file, and are read and checked in the first pass over them. advance: called
-        after each layer that is placed."""
+        """Load the model. streamed: layers stay in the file, and are read and checked in the first pass over them.
+        advance: called after each layer that is placed."""
         self.advance = advance
         started = time.perf_counter()
         a = self.architecture
@@ -79,7 +79,7 @@ class Loader:
         return Loaded(decoder, head, report)
 
     def read(self, ours: str) -> torch.Tensor:
-        """Raises NumericsError if the tensor is not finite."""
+        """Return one tensor by our name. Raises NumericsError if it is not finite."""
         tensor = self.checkpoint.read(ours)
         if not self.measures:
             return tensor
@@ -96,14 +96,14 @@ class Loader:
         return tensor
 
     def norm(self, weight_D: torch.Tensor) -> torch.Tensor | None:
-        """A norm's weight as the model holds it; None where it is folded into what reads it."""
+        """Return the weight of a norm as the model holds it; None if it is folded into the layer that reads it."""
         return None if self.folding else weight_D.to(self.device, self.scheme.dtype, copy=True)
 
     def float_copy(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, torch.float32, copy=True)
 
     def embedding(self) -> torch.Tensor:
-        """In the compute dtype, or rotated and in float16: a lookup needs no arithmetic in it."""
+        """Return the table in the compute dtype; if it is rotated, in float16, since a lookup does no arithmetic."""
         table_VD = self.read("embedding.weight")
         dtype = torch.float16 if self.folding else self.scheme.dtype
         placed = torch.empty(table_VD.shape, dtype=dtype, device=self.device)
@@ -130,14 +130,14 @@ class Loader:
         return layers
 
     def layer(self, i: int) -> Layer:
-        """Checked and measured the first time."""
+        """Return a layer. The first time, its tensors are checked and its SQNR is measured."""
         self.measures = i not in self.checked
         made = self.made(i)
         self.checked.add(i)
         return self.once(made, self.beside(i))
 
     def beside(self, i: int) -> Layer | None:
-        """The twin's layer in the same place."""
+        """Return the twin's layer in the same place."""
         return None if self.twin is None or i >= len(self.twin.layers) else self.twin.layers[i]
 
     def once(self, part: Part, twin: Part | None) -> Part:
@@ -158,7 +158,8 @@ class Loader:
         )
 
     def linear(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Linear:
-        """One layer from its file's parts; norm_D: of the norm before it, where there is one."""
+        """Return one linear layer from its parts in the file. norm_D: weight of the norm before it, None if there is
+        none."""
         if self.keeps_file and (kept := self.file_weight(prefix, name)) is not None:
             return self.linear_of(name, kept, self.bias(prefix, name))
         packer = self.packer(*self.architecture.linears[name])
@@ -178,7 +179,8 @@ class Loader:
         return packer_for(scheme, outputs, inputs, self.device, self.measures)
 
     def file_weight(self, prefix: str, name: str) -> Held | None:
-        """A quantized file's own values of one layer; None if it does not pack all parts of it."""
+        """Return the quantized values of one linear layer as the file holds them; None if the file does not pack all
+        its parts."""
         whole = f"{prefix}{name}.weight"
         names = [whole] if whole in self.checkpoint.tensors else [f"{prefix}{part}.weight" for part in FUSED[name]]
         found = [self.checkpoint.packed(ours) for ours in names]
@@ -198,17 +200,18 @@ class Loader:
     def linear_of(
         self, name: str, held: Held, bias_O: torch.Tensor | None, shift_I: torch.Tensor | None = None
     ) -> Linear:
-        """A held weight as the layer that the scheme runs; shift_I: what is taken off the layer's rows."""
+        """Make the layer that the scheme runs from a held weight. shift_I: subtracted from its rows, see
+        `model.linear`."""
         block = self.folding.gated_block if self.folding is not None and name == "down" else 1
         return linear_for(self.scheme, held, bias_O, block, shift_I)
 
     def bias(self, prefix: str, name: str) -> torch.Tensor | None:
-        """The file's bias of one layer, float32, folded; None where it has none."""
+        """Return the bias of one linear layer, float32, folded; None if the file has none."""
         biases = [self.folded_bias(part, bias) for part, bias in self.parts(prefix, name, "bias")]
         return torch.cat(biases) if biases else None
 
     def parts(self, prefix: str, name: str, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
-        """The file's tensors behind one layer, by our part names; one fused tensor comes as its parts too."""
+        """Yield the file's tensors of one linear layer by part; a fused tensor is divided into its parts."""
         whole = f"{prefix}{name}.{kind}"
         if whole in self.checkpoint.tensors:
             tensor = self.read(whole)
@@ -220,7 +223,7 @@ class Loader:
                 yield part, self.read(f"{prefix}{part}.{kind}")
 
     def folded(self, part: str, weight: torch.Tensor, norm_D: torch.Tensor | None) -> torch.Tensor:
-        """A part's weight as the packer shall hold it: on the device, rotated where the scheme asks for it."""
+        """Return the weight of a part as it will be packed: on the device, rotated if the scheme asks for it."""
         if self.folding is None:
             return weight
         placed = self.float_copy(weight)
@@ -241,7 +244,7 @@ class Loader:
         return placed
 
     def head(self, final_norm_D: torch.Tensor) -> ValueHead:
-        """The value head in float32. Raises TensorMismatchError if its layers do not fit together."""
+        """Return the value head in float32. Raises TensorMismatchError if its layers do not fit together."""
         tensors, width = self.checkpoint.tensors, self.architecture.width
         weights: list[torch.Tensor] = []
         biases: list[torch.Tensor | None] = []

@@ -1,4 +1,4 @@
-"""What a caller of `lightrm.load` may say, as one record: a reference model is opened by a changed copy of it."""
+"""The options of `lightrm.load` as one record. A reference model is opened with a changed copy of it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Table = Literal["relative", "absolute"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadOptions:
-    """The options of `lightrm.load`, which says what each means. Raises InputError on a value that none can have."""
+    """The options of `lightrm.load`, where each is described. Raises InputError on a value that is never allowed."""
 
     scheme: str = "auto"
     device: str = "auto"

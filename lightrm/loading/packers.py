@@ -1,7 +1,7 @@
-"""Float rows in, a held weight out: `Packer` where rows are rounded one by one, `WholePacker` where a matrix is.
+"""Float rows in, a weight in its final format out: `Packer` rounds row by row, `WholePacker` a whole matrix.
 
-Rows arrive a few at a time, so that no second copy of the whole is ever held. Signal and noise are counted on the way,
-while both forms are at hand.
+Rows arrive a few at a time, so that there is never a second copy of the matrix. The signal and the noise are summed on
+the way.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ PACKED_AT_ONCE = 2**18  # numbers that are rounded at one time
 def packer_for(
     scheme: Scheme, outputs: int, inputs: int, device: torch.device, measures: bool = True
 ) -> Packer | WholePacker:
-    """measures: count signal and noise on the way."""
+    """Return the packer of a scheme. measures: sum the signal and the noise."""
     if scheme.weights == "nf4":
         return WholePacker(products.quantize_blockwise, device, measures)
     return Packer(scheme, outputs, inputs, device, measures)
 
 
 class Packer:
-    """Float, int8 or int4."""
+    """Packs float, int8 or int4."""
 
     def __init__(self, scheme: Scheme, outputs: int, inputs: int, device: torch.device, measures: bool = True) -> None:
         self.scheme, self.measures = scheme, measures
@@ -60,7 +60,7 @@ class Packer:
             start += len(rows)
 
     def pack(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The held form of some rows."""
+        """Return some rows in the final format."""
         if self.scheme.weights == "float":
             return (rows.to(self.scheme.dtype),)
         if self.scheme.weights == "int8":
@@ -69,7 +69,7 @@ class Packer:
         return made.packed, made.multiplier_OG, made.scale_O
 
     def stands_for(self, parts: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """What it stands for, in float32."""
+        """Return packed rows dequantized, float32."""
         if self.scheme.weights == "float":
             return parts[0].float()
         if self.scheme.weights == "int8":
@@ -85,7 +85,7 @@ class Packer:
 
 
 class WholePacker:
-    """Another program's format, made of a whole matrix: each part of a fused layer is rounded by itself."""
+    """Packs another program's format from a whole matrix. Each part of a fused layer is rounded by itself."""
 
     def __init__(
         self, make: Callable[[torch.Tensor], Grouped | Blockwise], device: torch.device, measures: bool = True

@@ -1,4 +1,4 @@
-"""What a loader is told about where a model goes and in which form, and what it reports when the model is there."""
+"""Where and in which form a loader places a model, and its report afterwards."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from lightrm.schemes.grammar import Scheme
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """alibi: the position table of a model that has one; twin: a resident model whose equal tensors are shared."""
+    """Where and in which form a model is placed.
+
+    alibi: the position table, for a model with ALiBi. twin: a resident model; tensors equal to its own are shared.
+    """
 
     scheme: Scheme
     device: torch.device
@@ -36,10 +39,10 @@ class Placement:
 class LoadReport:
     """What loading did.
 
-    seconds: wall time; bytes: of the weights as held, without layers that are streamed; shared: bytes among them that
-    another model holds; ignored: tensors of the file left out; sqnr_db: signal to quantization noise of each matrix
-    under our names, in dB, inf where nothing was lost; fidelity: what was measured of a quantized folder, if anything;
-    calibration: on how much text rounding compensated its error, in words.
+    seconds: wall time. bytes: of the weights in memory, without streamed layers. shared: how many of them another model
+    holds too. ignored: tensors of the file that a scorer does not need. sqnr_db: signal to quantization noise of each
+    matrix by our names, in dB, inf if nothing was lost. fidelity: what was measured of a quantized folder, if anything.
+    calibration: how much text was used for calibration, in words.
     """
 
     seconds: float
@@ -55,7 +58,7 @@ class LoadReport:
 
     @property
     def worst(self) -> tuple[str, float] | None:
-        """The matrix that lost most; None if all are exact."""
+        """The matrix with the lowest SQNR; None if all are exact."""
         lossy = {name: db for name, db in self.sqnr_db.items() if math.isfinite(db)}
         return min(lossy.items(), key=lambda item: item[1]) if lossy else None
 
@@ -71,7 +74,7 @@ class LoadReport:
 
 
 class Loaded(NamedTuple):
-    """A model in its place."""
+    """A loaded model and the report on it."""
 
     decoder: Decoder
     head: ValueHead

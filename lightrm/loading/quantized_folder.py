@@ -1,12 +1,11 @@
-"""lightrm's own folder of a quantized model: written once, mapped into memory afterwards.
+"""lightrm's own folder of a quantized model: written once, memory-mapped afterwards.
 
     lightrm.json          the manifest, written last: format, scheme, layout, template, checksums, where it came from
-    lightrm.safetensors   the decoder's tensors as held, and the value head with what was folded into it
+    lightrm.safetensors   the decoder's tensors in their final format, and the value head with what was folded into it
     config.json, tokenizer files, chat template: copied
 
-Every byte is under a checksum of `checksums`: the manifest holds those of all other files, of the weights tensor by
-tensor and header, and its own. So a folder loads as it was written, or not at all. The sha256 of the sources, also in
-the manifest, says what the weights came from.
+Every byte has a checksum: the manifest holds those of all other files, of each tensor and of the header of the weights,
+and its own. So a folder loads as it was written, or not at all. The manifest also holds the sha256 of the source files.
 """
 
 from __future__ import annotations
@@ -51,8 +50,11 @@ READ = (2, 3, FORMAT)  # format 2 knew no shifts; 2 and 3 have sums of words, an
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """lightrm.json, read and checked. files: the checksum of each other file; None in a format that had none. sums: of
-    the tensors; header: of what the weights' file begins with."""
+    """lightrm.json, read and checked.
+
+    files: checksum of each other file, None in formats without. sums: of the tensors. header: checksum of the header of
+    the weights.
+    """
 
     folder: Path
     scheme: str
@@ -68,11 +70,13 @@ class Manifest:
 
 
 def is_native(folder: Path) -> bool:
+    """Whether a folder is of this kind, or was meant to be."""
     return (folder / MANIFEST).exists() or (folder / WEIGHTS).exists()
 
 
 def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | None) -> None:
-    """Write a loaded model. Raises CheckpointError if the destination is taken, SchemeError if it is not quantized."""
+    """Write a loaded model. Raises CheckpointError if the destination exists, SchemeError if the model is not
+    quantized."""
     decoder, head, report = loaded
     if not report.scheme.folds:
         raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
@@ -111,7 +115,7 @@ def sha256(path: Path) -> str:
 
 
 def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every tensor of a quantized model, by the name it has in the file."""
+    """Yield every tensor of a quantized model, with its name in the file."""
     yield "embedding", decoder.embedding_VD
     for i in range(len(decoder.layers)):
         layer = decoder.layers[i]
@@ -137,7 +141,7 @@ def parts_of(weight: Held) -> dict[str, torch.Tensor]:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Raises CorruptFileError on anything but a whole folder of a format that this version knows."""
+    """Read a manifest. Raises CorruptFileError unless the folder is complete and of a known format."""
     raw = raw_manifest(folder)
     path = folder / MANIFEST
     try:
@@ -158,7 +162,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def raw_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest's object, under its own checksum since format 4. Raises CorruptFileError."""
+    """Return the manifest's object, which has a checksum of its own since format 4. Raises CorruptFileError."""
     check_finished(folder)
     path = folder / MANIFEST
     if not path.is_file():
@@ -179,18 +183,19 @@ def raw_manifest(folder: Path) -> dict[str, Any]:
 
 
 def older_note(kept: dict[str, Any]) -> bool:
-    """Of a bound that nothing uses any more: the model is as good as it was, its bound has to be measured again."""
+    """Whether a note holds a bound in a form that is no longer used. The model is as good as it was, but its bound must
+    be measured again."""
     return "bound" not in kept or isinstance(kept["bound"]["prompts"], int)
 
 
 def note_fidelity(folder: Path, note: FidelityNote) -> None:
-    """Keep what was measured in the manifest, whole or not at all."""
+    """Store what was measured in the manifest, whole or not at all."""
     raw = raw_manifest(folder) | {"fidelity": asdict(note)}
     write_json(folder / MANIFEST, sealed(raw) if SEAL in raw else raw)
 
 
 def check_files(manifest: Manifest) -> None:
-    """Raises CorruptFileError if one of the files beside the weights is not the one that was written."""
+    """Raise CorruptFileError if a file beside the weights is missing, changed, or not of this folder."""
     if manifest.files is None:
         return
     for name in dict.fromkeys((CONFIG, *text_files(manifest.folder), *manifest.files)):
@@ -208,7 +213,7 @@ def check_files(manifest: Manifest) -> None:
 
 
 def open_native(folder: Path) -> tuple[Manifest, Checkpoint]:
-    """The manifest, and the folder in the form that the text side and the repr ask for."""
+    """Return the manifest, and the folder as a Checkpoint for the text side and the repr."""
     manifest = read_manifest(folder)
     check_files(manifest)
     layout = next((layout for layout in LAYOUTS if layout.name == manifest.layout), None)
@@ -224,7 +229,7 @@ def open_native(folder: Path) -> tuple[Manifest, Checkpoint]:
 
 
 def chosen_scheme(manifest: Manifest, text: str, device: torch.device) -> Scheme:
-    """The folder's own for "auto". int4 runs with int8 or 16-bit activations, whichever it was written for."""
+    """Return the scheme to run; the folder's own for "auto". int4 weights run with int8 or with 16-bit activations."""
     try:
         own = parse_scheme(manifest.scheme, device, f"the folder holds {manifest.scheme}")
         if not own.folds:

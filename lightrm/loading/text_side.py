@@ -73,17 +73,17 @@ class TextSide:
         return Explanation(text, encoded.token_ids, pieces, encoded.cut, str(template), score)
 
     def read(self, sequences: Iterable[Sequence[int]]) -> list[list[int]]:
-        """Return each sequence up to the token that the score is read at: what stands behind it changes nothing.
+        """Return each sequence up to the token that the score is read at; what stands behind it changes nothing.
 
-        Raises InputError if a sequence lacks a token that it has to be read at.
+        Raises InputError if a sequence lacks the token that the score is read at.
         """
         return [self.reading.cut(ids) for ids in sequences]
 
     def first_texts(self, pairs: Iterable[tuple[Prompt, str]], most: int | None) -> list[list[int]]:
-        """Return the ids of calibration texts as scoring would read them: whole texts, from the first on, as long as
-        they have `most` tokens together or fewer; all of them if `most` is None.
+        """Return the ids of calibration texts as scoring would read them: whole texts, from the first on, with at most
+        `most` tokens together; all texts if `most` is None.
 
-        Raises TokenizerError for a model without text, InputError where the first text alone has more tokens.
+        Raises TokenizerError for a model without text, InputError if the first text alone has more tokens.
         """
         found: list[list[int]] = []
         count = 0
@@ -147,14 +147,14 @@ def template_of(name: str, tokens: Tokens, whole: bool) -> AnyTemplate:
 
 
 def check_length(asked: int | None, a: Architecture) -> None:
-    """Raises InputError."""
+    """Raise InputError if a max_length is below 8 or above the model's positions."""
     if asked is not None and not 8 <= asked <= a.max_positions:
         raise InputError(f"max_length must be between 8 and this model's {a.max_positions} positions, found {asked}")
 
 
 def length_limit(asked: int | None, template: AnyTemplate | None, tokens: Tokens | None, a: Architecture) -> int:
-    """Longest sequence in tokens: what was asked for, else the template's, else the tokenizer's; never more than the
-    model has positions."""
+    """Return the longest sequence in tokens: what was asked for, else the template's limit, else the tokenizer's; never
+    more than the model has positions."""
     own = template.max_length if template is not None else None
     if own is None and tokens is not None:
         own = tokens.max_length

@@ -1,7 +1,7 @@
 """Measuring fidelity: one model under several schemes, one after the other, on the same token ids.
 
-Only one of them is in memory at a time. Scores are kept beside the report as soon as a scheme is done, under a key of
-the ids and of the model's files, so that a run that was stopped goes on where it was.
+Only one of them is in memory at a time. Scores are stored beside the report as soon as a scheme is done, together with
+a key of the ids and of the model's files, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -99,8 +99,11 @@ def measure_fidelity(
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What is measured. folder: the model; source: its full-precision weights, called source_name; quantized: whether
-    the folder is lightrm's own and holds one scheme."""
+    """What is measured.
+
+    folder: the model. source: its full-precision weights, which the caller named source_name. schemes: to measure.
+    quantized: whether the folder is lightrm's own and holds one scheme.
+    """
 
     folder: Path
     source: str | os.PathLike[str]
@@ -128,8 +131,8 @@ class Subject:
 
 
 def check_schemes(schemes: Sequence[str], calibrates: bool, device: torch.device) -> None:
-    """Raise, before the minutes of work, SchemeError on an unknown scheme, and InputError where "+cal" and calibration
-    text do not come together."""
+    """Raise SchemeError on an unknown scheme, and InputError if there is a "+cal" without calibration text or the other
+    way round. This is checked before the minutes of work."""
     for scheme in schemes:
         parse_scheme(scheme.removesuffix(CALIBRATED), device)
     asks = [scheme for scheme in schemes if scheme.endswith(CALIBRATED)]
@@ -155,12 +158,13 @@ class Run:
         return open_model(path, replace(self.options, scheme=plain), ids_of, progress=self.progress)
 
     def measured(self, kept: Kept, path: str | os.PathLike[str], scheme: str, ids: Sequence[list[int]]) -> Measured:
-        """The kept scores of a scheme, or new ones."""
+        """Return the kept scores of a scheme, or new ones."""
         done = kept.get(scheme)
         return done or kept.put(measured(self.opened(path, scheme), scheme, ids, self.tell, self.progress))
 
     def of_schemes(self) -> dict[str, dict[str, str]]:
-        """What the scores of a scheme depend on beside the model: its calibration text, or its quantized folder."""
+        """Return what the scores of a scheme depend on beside the model: its calibration text, or its quantized
+        folder."""
         if self.subject.quantized:
             own = digest(parts(quantized_folder.open_native(self.subject.folder)[1]))
             return {scheme: {"quantized": own} for scheme in self.subject.schemes}
@@ -168,7 +172,7 @@ class Run:
         return {scheme: {"calibration": texts} for scheme in self.subject.schemes if scheme.endswith(CALIBRATED)}
 
     def sensitivity(self, questions: Sequence[Question], device: torch.device) -> tuple[Sensitivity, ...]:
-        """How far each layer alone moves the scores, for each scheme with int8 activations."""
+        """Measure how far each layer alone moves the scores, for each scheme with int8 activations."""
         if self.subject.quantized:
             return ()
         return tuple(
@@ -179,12 +183,12 @@ class Run:
 
 
 def ids_of_all(rm: RewardModel, questions: Sequence[Question]) -> list[list[int]]:
-    """The ids of every answer of every question, in order."""
+    """Return the ids of every answer of every question, in order."""
     return rm.encode([q.prompt for q in questions for _ in q.responses], [r for q in questions for r in q.responses])
 
 
 def floor_of(reference: str, device: torch.device) -> str:
-    """The half precision whose distance from the reference is the noise floor; "" where the reference is one."""
+    """Return the half precision that shows the noise floor; "" if the reference is a half precision itself."""
     if reference != "fp32":
         return ""
     return "fp16" if device.type == "cuda" else "bf16"
@@ -202,9 +206,11 @@ def measured(rm: RewardModel, scheme: str, ids: Sequence[list[int]], tell: Tell 
 
 
 def warm_up(rm: RewardModel, ids: Sequence[list[int]]) -> None:
-    """Compile what scoring ids will run, so that its time is of scoring alone: the largest and the smallest of its
-    packs through the first layer, twice, for the last layer of a model runs kernels of its own. What comes out of that
-    is no score, and may overflow."""
+    """Compile what scoring these ids will run, so that only scoring is timed.
+
+    Runs the largest and the smallest pack through the first layer, twice, since the last layer of a model has kernels
+    of its own. The results are not scores, and may overflow.
+    """
     if not ids:
         return
     every = sorted(packs(ids, rm.engine.tokens), key=lambda run: len(run[1]))
@@ -218,7 +224,7 @@ def warm_up(rm: RewardModel, ids: Sequence[list[int]]) -> None:
 
 
 def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
-    """So many of them, evenly over all; all where there are no more or nobody said."""
+    """Return `count` of the questions, spread evenly; all of them if there are no more, or if count is None."""
     taken = min(count or len(questions), len(questions))
     return [questions[k * len(questions) // taken] for k in range(taken)]
 
@@ -252,12 +258,12 @@ def evaluate(
     data: str = "",
     progress: bool = False,
 ) -> Evaluation:
-    """How often a model agrees with labels.
+    """Measure how often a model agrees with labels.
 
-    questions: a file, what `read_questions` gave of one, or records in the forms of `lightrm.data.record_forms`. model,
-    data: what to call the model and the questions.
+    questions: a file, what `read_questions` returned, or records in the forms of `lightrm.data.record_forms`. model,
+    data: what the result calls them.
 
-    Raises InputError for text that cannot be scored, or where no label prefers an answer to another.
+    Raises InputError for text that cannot be scored, or if the labels prefer no answer to another.
     """
     data = data or (Path(questions).name if isinstance(questions, str | os.PathLike) else "the data")
     asked = questions_of(questions)

@@ -1,8 +1,8 @@
-"""A model card's own numbers, read out of its README.md or MODEL_CARD.md, to hold the weights at hand against them.
+"""The numbers in a model's own card, README.md or MODEL_CARD.md, to compare the weights with.
 
-Two forms: Python examples that assign `query` and `response` and end in a comment `# reward: ...`, as Ziya's card has
-them, and JSON results with the fields of an evaluation, as the Baichuan reward models' card has them. Code of a card is
-parsed, never run.
+Two forms are read: Python examples that assign `query` and `response` and end in a comment `# reward: ...`, as in
+Ziya's card; and JSON results with the fields of an evaluation, as in the card of the Baichuan reward models. Code in a
+card is parsed, never run.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MARK = "eval_accuracy"
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt, its responses, and the scores that the card gives them, as many digits as it shows."""
+    """One prompt, its responses, and their scores as the card shows them."""
 
     prompt: str
     responses: tuple[str, ...]
@@ -35,14 +35,14 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """results: the published fields by the name of the model that they are of."""
+    """results: the published fields, by the name of the model that they describe."""
 
     examples: tuple[Example, ...]
     results: dict[str, dict[str, float]]
 
 
 def find_card(folder: Path) -> Path:
-    """The card in a checkpoint's folder, or in the one above it, where several models share one.
+    """Return the card in a checkpoint's folder, or in the folder above it, where several models may share one.
 
     Raises InputError if there is none.
     """
@@ -56,7 +56,7 @@ def find_card(folder: Path) -> Path:
 
 
 def read_card(path: Path) -> Card:
-    """Raises InputError if the file cannot be read or holds no number to compare with."""
+    """Read a card. Raises InputError if the file cannot be read or holds no number to compare with."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -72,7 +72,7 @@ def read_card(path: Path) -> Card:
 
 
 def example_of(block: str) -> Example | None:
-    """A code block's example; None where it is no whole one."""
+    """Return the example in a code block; None if it is not complete."""
     published = REWARD.search(block)
     try:
         statements = ast.parse(block).body
@@ -97,7 +97,7 @@ def example_of(block: str) -> Example | None:
 
 
 def is_number(value: Any) -> bool:
-    """A score that a float can hold."""
+    """Whether a value is a score that a float can hold."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 

@@ -1,7 +1,7 @@
-"""Which layer's quantization moves the score: one layer at a time as a scheme holds it, among layers in full precision.
+"""Which layer's quantization moves the score: one layer at a time is quantized, the others are in full precision.
 
-Schemes with int8 activations run in a rotated basis. The exact layers are put into the same basis, in float32, where
-they compute what the original computes; so a layer of one can stand among layers of the other.
+Schemes with int8 activations run in a rotated basis. The exact layers are rotated into the same basis, in float32,
+where they compute what the original computes. So a quantized layer can stand among exact ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TOKENS = 8192  # of text that the passes run over
 
 @dataclass(frozen=True, slots=True)
 class Mixture:
-    """Layers of one model, some of them taken from another."""
+    """The layers of one model, some of them replaced by those of another."""
 
     ours: Layers
     theirs: Layers
@@ -50,10 +50,10 @@ class Mixture:
 def measure_sensitivity(
     rm: RewardModel, questions: Sequence[Question], *, tokens: int = TOKENS, progress: bool = False
 ) -> Sensitivity:
-    """One pass for each layer over whole questions, the first ones, until they have `tokens` tokens.
+    """Run one pass for each layer over the first questions that have `tokens` tokens together.
 
-    progress: show a bar. rm: loaded from its source with int8 activations (w8a8, w4a8, ..., calibrated or not).
-    Raises SchemeError for other schemes, InputError for a folder that holds no exact weights.
+    rm: loaded from its source with int8 activations (w8a8, w4a8, ..., calibrated or not). progress: show a bar. Raises
+    SchemeError for other schemes, InputError for a folder that holds no exact weights.
     """
     if not rm.report.scheme.integer:
         raise SchemeError(f"sensitivity is of schemes with int8 activations, w8a8 or w4a8, not of {rm.report.scheme}")
@@ -85,7 +85,7 @@ def measure_sensitivity(
 
 
 def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tuple[list[list[int]], np.ndarray]:
-    """Whole questions until there are tokens enough, and each answer's question."""
+    """Return the ids of whole questions until there are enough tokens, and the question of each answer."""
     ids: list[list[int]] = []
     prompt: list[int] = []
     for k, question in enumerate(questions):
@@ -97,14 +97,14 @@ def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tup
 
 
 def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueHead, ids: Sequence[list[int]]) -> Array:
-    """Scores of `exact` with other layers in the place of its own; float64, one for each of ids."""
+    """Return the scores of `exact` with its layers replaced, float64, one for each of ids."""
     decoder = Decoder(exact.architecture, exact.embedding_VD, layers, None, exact.dtype)
     engine = Engine(decoder, head, rm.report.scheme, rm.engine.residence)
     return engine.all_scores(rm.text.read(ids)).astype(np.float64)
 
 
 def exact_twin(rm: RewardModel) -> tuple[Decoder, ValueHead]:
-    """The same model in float32 in the rotated basis, streamed where it does not fit, and its head."""
+    """Return the same model in float32 in the rotated basis, streamed if it does not fit, and its head."""
     positions = rm.engine.decoder.architecture.positions
     alibi = positions if isinstance(positions, Alibi) else Alibi()
     full = parse_scheme("fp32", rm.device)
