@@ -31,18 +31,6 @@ def tensor_sum(tensor: torch.Tensor) -> str:
     return xxhash.xxh3_128_hexdigest(tensor.contiguous().view(-1).view(torch.uint8).cpu().numpy().data)
 
 
-def word_sum(tensor: torch.Tensor) -> int:
-    """Return the checksum that folders of formats 2 and 3 hold: the sum of the tensor's 64-bit words, remaining bytes
-    added, modulo 2^64 and signed. It shows any single change, but not another order of the words."""
-    flat = tensor.contiguous().view(-1).view(torch.uint8)
-    whole = len(flat) // 8 * 8
-    words = flat[:whole]
-    if words.storage_offset() % 8 or words.data_ptr() % 8:
-        words = words.clone()
-    total = int(words.view(torch.int64).sum()) + int(flat[whole:].sum())
-    return (total + 2**63) % 2**64 - 2**63
-
-
 def sealed(raw: Mapping[str, Any]) -> dict[str, Any]:
     """Return the object with its own checksum, which does not depend on spaces and the order of keys."""
     others = {name: value for name, value in raw.items() if name != SEAL}

@@ -143,10 +143,7 @@ def shared_bytes(beside: RewardModel | None, placement: Placement, a: Architectu
     if beside is None or placement.twin is None or beside.report.scheme.name != placement.scheme.name:
         return 0
     other = placement.twin.architecture
-    same = (a.layers, a.width, a.ffn_width, a.query_heads) == (
-        other.layers, other.width, other.ffn_width, other.query_heads,
-    )  # fmt: skip
-    return beside.report.bytes if same else 0
+    return beside.report.bytes if (a.layers, a.linears) == (other.layers, other.linears) else 0
 
 
 def without(hoped: int, report: LoadReport, residence: Residence) -> Residence:

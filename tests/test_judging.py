@@ -91,9 +91,23 @@ def test_affine_and_platt(tmp_path: Path) -> None:
         Affine.fit([1, 2], [1, 2, 3])
     with pytest.raises(InputError, match="NaN"):
         Isotonic.fit([1, np.nan], [1, 2])
-    for text in ("{", '{"format": 1, "kind": "affine", "slope": "x", "offset": 1}', '{"format": 1, "kind": "other"}'):
+    affine, isotonic = '{"format": 1, "kind": "affine", ', '{"format": 1, "kind": "isotonic", '
+    for text, says in (
+        ("{", r"bad\.json is not a calibration"),
+        ('{"format": 1, "kind": ["affine"]}', r"bad\.json is not a calibration: its kind is"),
+        ('{"format": 2, "kind": "affine"}', "of another format"),
+        (affine + '"slope": "3", "offset": 1}', r"bad\.json\.slope must be a number"),
+        (affine + '"slope": 1, "offset": true}', r"bad\.json\.offset must be a number"),
+        (affine + '"slope": [1, 2], "offset": 1}', r"bad\.json\.slope must be a number"),
+        (affine + '"slope": null, "offset": 1}', "slope must be finite"),
+        (affine + '"offset": 1}', r"bad\.json lacks 'slope'"),
+        (isotonic + '"knots": ["a"], "values": [1]}', r"bad\.json\.knots\[0\] must be a number"),
+        (isotonic + '"knots": [], "values": []}', "a value for each knot"),
+        (isotonic + '"knots": [1, 2], "values": [1]}', "a value for each knot"),
+        (isotonic + '"knots": [2, 1], "values": [1, 2]}', "must not decrease"),
+    ):
         (tmp_path / "bad.json").write_text(text)
-        with pytest.raises(InputError, match=r"bad\.json"):
+        with pytest.raises(InputError, match=says):
             read_calibration(tmp_path / "bad.json")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -236,3 +238,17 @@ def test_unreadable_tokenizers(content: bytes, tmp_path: Path) -> None:
 def test_no_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(TokenizerError, match=r"neither tokenizer\.json nor tokenizer\.model: `score_ids` still works"):
         read_tokens(tmp_path)
+
+
+def test_any_version_of_protobuf_reads_a_model(tiny: Path) -> None:
+    """The classes that come with sentencepiece want one major version; transformers' own are read instead."""
+    program = f"""
+import sys
+from pathlib import Path
+sys.modules["sentencepiece.sentencepiece_model_pb2"] = None  # raises ImportError, as another version of protobuf does
+from lightrm.text.encoding import read_tokens
+tokens = read_tokens(Path({str(tiny)!r}))
+print(tokens.vocabulary.encode("hello", first=True, glued=True))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(read_tokens(tiny).vocabulary.encode("hello", first=True, glued=True))

@@ -14,7 +14,7 @@ import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,6 +22,7 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 from lightrm.errors import InputError
+from lightrm.typed_json import made, read_object
 
 Array = NDArray[np.float64]
 FORMAT = 1
@@ -29,9 +30,14 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """What the three share: each is saved as its name and its fields."""
+    """What the three share: each is saved as its name and its fields. Raises InputError on NaN or Inf."""
 
     kind: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        for name, value in dataclasses.asdict(self).items():
+            if not np.isfinite(value).all():
+                raise InputError(f"a calibration's {name} must be finite, found {value!r:.60}")
 
     def __call__(self, scores: ArrayLike) -> Array:
         raise NotImplementedError
@@ -102,6 +108,13 @@ class Isotonic(Calibration):
     values: tuple[float, ...]
     kind: ClassVar[str] = "isotonic"
 
+    def __post_init__(self) -> None:
+        Calibration.__post_init__(self)
+        if not self.knots or len(self.knots) != len(self.values):
+            raise InputError(f"expected a value for each knot, found {len(self.knots)} and {len(self.values)}")
+        if min([*np.diff(self.knots), *np.diff(self.values)], default=0) < 0:
+            raise InputError("the knots and the values of an isotonic calibration must not decrease")
+
     @classmethod
     def fit(cls, scores: ArrayLike, targets: ArrayLike) -> Isotonic:
         """Fit to targets: labels, or another model's scores. Equal scores share the mean of their targets."""
@@ -121,18 +134,13 @@ KINDS: dict[str, type[Affine] | type[Platt] | type[Isotonic]] = {kind.kind: kind
 
 def read_calibration(path: str | Path) -> Affine | Platt | Isotonic:
     """Read a saved calibration. Raises InputError if the file holds none."""
-    try:
-        raw: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-        if raw.pop("format") != FORMAT:
-            raise InputError(f"{path} is a calibration of another format: fit it again")
-        kind: Any = KINDS[raw.pop("kind")]
-        fields = {name: tuple(value) if isinstance(value, list) else float(value) for name, value in raw.items()}
-        made: Affine | Platt | Isotonic = kind(**fields)
-        return made
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is not a calibration: {error!r}") from error
+    raw = read_object(Path(path), "a calibration")
+    form, kind = raw.pop("format", None), raw.pop("kind", None)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise InputError(f"{path} is not a calibration: its kind is {kind!r:.40}, expected one of {', '.join(KINDS)}")
+    if form != FORMAT:
+        raise InputError(f"{path} is a calibration of another format: fit it again")
+    return made(KINDS[kind], raw, str(path))
 
 
 def matched(scores: ArrayLike, targets: ArrayLike) -> tuple[Array, Array]:

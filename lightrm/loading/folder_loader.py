@@ -16,7 +16,7 @@ from lightrm.architecture import Architecture, PostStep
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.checkpoints.safe import SafeFile
 from lightrm.checkpoints.stored import MANIFEST
-from lightrm.checksums import tensor_sum, word_sum
+from lightrm.checksums import tensor_sum
 from lightrm.display.progress import Advance, ignored
 from lightrm.engine.shared_weights import held_once
 from lightrm.engine.streaming import StreamedLayers
@@ -97,13 +97,12 @@ class Tensors:
         self.file = SafeFile(self.path)
         self.take = self.file.read if read else self.file.mapped
         self.names = frozenset(self.file.tensors)
-        if manifest.header is not None and tensor_sum(self.file.header()) != manifest.header:
+        if tensor_sum(self.file.header()) != manifest.header:
             raise CorruptFileError(f"{self.path}: its header was altered: copy or quantize it again")
         if self.names != self.sums.keys():
             raise CorruptFileError(
                 f"{self.path} holds other tensors than {MANIFEST} lists: copy both again, or quantize the source again"
             )
-        self.sum = word_sum if manifest.files is None else tensor_sum
         self.checked: set[str] = set()
 
     def get(self, name: str) -> torch.Tensor | None:
@@ -113,9 +112,8 @@ class Tensors:
         if name not in self.names:
             raise CorruptFileError(f"{self.path} lacks tensor {name!r}: quantize it again")
         tensor = self.take(name)
-        if name not in self.checked and self.sum(tensor) != self.sums[name]:
-            which = "" if self.sum is tensor_sum else f", or its sum in {MANIFEST},"
-            raise CorruptFileError(f"{self.path}: tensor {name!r}{which} was altered: copy or quantize it again")
+        if name not in self.checked and tensor_sum(tensor) != self.sums[name]:
+            raise CorruptFileError(f"{self.path}: tensor {name!r} was altered: copy or quantize it again")
         self.checked.add(name)
         return tensor.to(self.device)
 

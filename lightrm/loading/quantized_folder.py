@@ -45,15 +45,13 @@ from lightrm.schemes.int4 import Int4
 from lightrm.schemes.int8 import Rowwise
 
 WEIGHTS, CONFIG, FORMAT = "lightrm.safetensors", "config.json", 4
-READ = (2, 3, FORMAT)  # format 2 knew no shifts; 2 and 3 have sums of words, and of the weights alone
 
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
     """lightrm.json, read and checked.
 
-    files: checksum of each other file, None in formats without. sums: of the tensors. header: checksum of the header of
-    the weights.
+    files: checksum of each other file. sums: of the tensors. header: checksum of the header of the weights.
     """
 
     folder: Path
@@ -61,12 +59,12 @@ class Manifest:
     layout: str
     template: str | None
     post: PostStep
-    sums: dict[str, str | int]
+    sums: dict[str, str]
     sqnr_db: dict[str, float]
     bytes: int
     fidelity: FidelityNote | None
-    header: str | None = None
-    files: dict[str, str] | None = None
+    header: str
+    files: dict[str, str]
 
 
 def is_native(folder: Path) -> bool:
@@ -150,19 +148,18 @@ def read_manifest(folder: Path) -> Manifest:
             raise ValueError(f"the head's last step is {raw['head']}")
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
         note = None
-        if (kept := raw.get("fidelity")) and not older_note(kept):
+        if (kept := raw.get("fidelity")) is not None:
             note = FidelityNote.read(kept)
-        checked = {name: dict(raw[name]) for name in ("sums", *(["files"] if raw["format"] >= 4 else []))}
         return Manifest(
-            folder, str(raw["scheme"]), str(raw["layout"]), raw["template"], post, checked["sums"], sqnr,
-            int(raw["bytes"]), note, raw.get("header"), checked.get("files"),
+            folder, str(raw["scheme"]), str(raw["layout"]), raw["template"], post, dict(raw["sums"]), sqnr,
+            int(raw["bytes"]), note, str(raw["header"]), dict(raw["files"]),
         )  # fmt: skip
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise CorruptFileError(f"{path} is not a manifest of lightrm: {error!r}; copy or quantize it again") from error
 
 
 def raw_manifest(folder: Path) -> dict[str, Any]:
-    """Return the manifest's object, which has a checksum of its own since format 4. Raises CorruptFileError."""
+    """Return the manifest's object, checked against its own checksum. Raises CorruptFileError."""
     check_finished(folder)
     path = folder / MANIFEST
     if not path.is_file():
@@ -171,9 +168,9 @@ def raw_manifest(folder: Path) -> dict[str, Any]:
     found = raw.get("format")
     if type(found) is not int:
         raise CorruptFileError(f"{path} is not a manifest of lightrm: its format is {found!r}; copy it again")
-    if raw.get(SEAL) != (sealed(raw)[SEAL] if SEAL in raw or found >= 4 else None):
+    if raw.get(SEAL) != sealed(raw)[SEAL] and (SEAL in raw or found >= FORMAT):  # format 3 had no checksum
         raise CorruptFileError(f"{path} was altered: it does not match its own checksum; copy or quantize it again")
-    if found not in READ:
+    if found != FORMAT:
         cure = "update lightrm" if found > FORMAT else "quantize its source again"
         raise CorruptFileError(
             f"{folder} was written by lightrm {raw.get('lightrm')} in format {found}, this version reads format "
@@ -182,22 +179,14 @@ def raw_manifest(folder: Path) -> dict[str, Any]:
     return raw
 
 
-def older_note(kept: dict[str, Any]) -> bool:
-    """Whether a note holds a bound in a form that is no longer used. The model is as good as it was, but its bound must
-    be measured again."""
-    return "bound" not in kept or isinstance(kept["bound"]["prompts"], int)
-
-
 def note_fidelity(folder: Path, note: FidelityNote) -> None:
     """Store what was measured in the manifest, whole or not at all."""
     raw = raw_manifest(folder) | {"fidelity": asdict(note)}
-    write_json(folder / MANIFEST, sealed(raw) if SEAL in raw else raw)
+    write_json(folder / MANIFEST, sealed(raw))
 
 
 def check_files(manifest: Manifest) -> None:
     """Raise CorruptFileError if a file beside the weights is missing, changed, or not of this folder."""
-    if manifest.files is None:
-        return
     for name in dict.fromkeys((CONFIG, *text_files(manifest.folder), *manifest.files)):
         path, expected = manifest.folder / name, manifest.files.get(name)
         try:

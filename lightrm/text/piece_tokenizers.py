@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -162,9 +162,22 @@ def marks_of(model: bytes) -> set[str]:
     return {piece for piece in listed if steers(piece, special=False)}
 
 
+@cache
+def messages() -> Any:
+    """Return sentencepiece's protobuf classes.
+
+    Those that come with sentencepiece 0.2.3 need one major version of protobuf. For any other, transformers has a copy
+    that all versions read. Both cannot be imported in one process.
+    """
+    try:
+        return import_module("sentencepiece.sentencepiece_model_pb2")
+    except Exception:  # ImportError, or protobuf's own VersionError
+        return import_module("transformers.utils.sentencepiece_model_pb2_new")
+
+
 def model_proto(model: bytes) -> Any:
-    """Raises TokenizerError."""
-    proto = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
+    """Return a sentencepiece model as its description. Raises TokenizerError."""
+    proto = messages().ModelProto()
     try:
         proto.ParseFromString(model)
     except Exception as error:  # protobuf's own, by version
