@@ -71,14 +71,20 @@ class Architecture:
         return self.kv_heads * self.head_width
 
     @property
+    def parts(self) -> dict[str, dict[str, int]]:
+        """The linear layers of a block by our names, each with its parts in order and their output features."""
+        return {
+            "qkv": {"query": self.query_width, "key": self.kv_width, "value": self.kv_width},
+            "output": {"output": self.width},
+            "gate_up": {"gate": self.ffn_width, "up": self.ffn_width},
+            "down": {"down": self.width},
+        }
+
+    @property
     def linears(self) -> dict[str, tuple[int, int]]:
         """The linear layers of a block by our names, each with its output and its input features."""
-        return {
-            "qkv": (self.query_width + 2 * self.kv_width, self.width),
-            "output": (self.width, self.query_width),
-            "gate_up": (2 * self.ffn_width, self.width),
-            "down": (self.width, self.ffn_width),
-        }
+        inputs = {"output": self.query_width, "down": self.ffn_width}
+        return {name: (sum(rows.values()), inputs.get(name, self.width)) for name, rows in self.parts.items()}
 
     @property
     def matrix_parameters(self) -> int:
@@ -87,7 +93,7 @@ class Architecture:
 
     @property
     def bias_parameters(self) -> int:
-        layer = self.qkv_bias * (self.query_width + 2 * self.kv_width) + self.output_bias * self.width
+        layer = self.qkv_bias * self.linears["qkv"][0] + self.output_bias * self.width
         return self.layers * layer
 
     @property

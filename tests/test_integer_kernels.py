@@ -108,7 +108,7 @@ def test_of_two_exact_products_the_quicker_is_taken(slow: bool, monkeypatch: pyt
     """A CPU without instructions for int8 multiplies them one by one: floats are as exact, and quicker."""
     monkeypatch.setattr(gemm, "int_mm", integer.product)
     monkeypatch.setattr(gemm, "seconds", lambda product: 1.0 if (product is gemm.int_mm) == slow else 0.1)
-    chosen, why = gemm.cpu_product.__wrapped__()
+    chosen, why = gemm.chosen_product.__wrapped__()
     assert chosen is (gemm.float_blocks if slow else gemm.int_mm)
     assert ("twice as long" in why) == slow
 

@@ -203,7 +203,7 @@ def test_threads_that_run_out_of_memory(folder: Path, monkeypatch: pytest.Monkey
 
 def test_what_is_found_out_or_compiled_once() -> None:
     """The first call of several threads at once, of everything that is kept from its first call."""
-    for kept in (gemm.cpu_product, dispatch.imported, row_loops.widen_rows):
+    for kept in (gemm.cpu_product, gemm.chosen_product, dispatch.imported, row_loops.widen_rows):
         kept.cache_clear()
     here = torch.device("cpu")
     generator = torch.Generator().manual_seed(0)

@@ -58,9 +58,10 @@ class Config:
             raise ConfigError(f"{self.path}: field {name!r} must be a token id or null, found {shown(value)}")
         return value if value is not None and value >= 0 else None
 
-    def flag(self, name: str, default: bool = False) -> bool:
+    def flag(self, name: str) -> bool:
+        """Return true or false; a missing field is false."""
         value = self.raw.get(name)
-        value = default if value is None else value
+        value = False if value is None else value
         if not isinstance(value, bool):
             raise ConfigError(f"{self.path}: field {name!r} must be true or false, found {shown(value)}")
         return value

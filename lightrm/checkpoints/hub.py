@@ -5,6 +5,7 @@ huggingface-hub does the work: its cache, its resumable downloads, its HF_HUB_OF
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -16,14 +17,14 @@ DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 
 
-def resolve(path_or_id: str | Path, revision: str | None = None) -> Path:
+def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Return the folder of a checkpoint: an existing one, the bundled model for "demo", or the snapshot of a hub id.
 
     Raises CheckpointError if it is neither a folder nor a hub id, DownloadError if it cannot be fetched.
     """
     if path_or_id == DEMO:
         return DEMO_FOLDER
-    path = local(path_or_id)
+    path = local(path_or_id if isinstance(path_or_id, str) else Path(path_or_id))
     if path is not None and path.is_dir():
         return path
     if path is not None:

@@ -12,28 +12,20 @@ from lightrm.architecture import Architecture
 from lightrm.checkpoints.detect import Checkpoint, listed
 from lightrm.errors import MissingHeadError, TensorMismatchError
 
-FUSED = {"qkv": ("query", "key", "value"), "gate_up": ("gate", "up")}
-
 
 def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
     """Return our name -> shape of every tensor that the decoder needs, with fused weights as their parts."""
-    rows = part_rows(a)
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (a.vocabulary, a.width), "final_norm.weight": (a.width,)}
+    biased = {"qkv": a.qkv_bias, "output": a.output_bias}
     for i in range(a.layers):
         prefix = f"layers.{i}."
         shapes |= {f"{prefix}attention_norm.weight": (a.width,), f"{prefix}mlp_norm.weight": (a.width,)}
-        for part in ("query", "key", "value", "gate", "up"):
-            shapes[f"{prefix}{part}.weight"] = (rows[part], a.width)
-        shapes |= {f"{prefix}output.weight": (a.width, a.query_width), f"{prefix}down.weight": (a.width, a.ffn_width)}
-        if a.qkv_bias:
-            shapes |= {f"{prefix}{part}.bias": (rows[part],) for part in FUSED["qkv"]}
-        if a.output_bias:
-            shapes[f"{prefix}output.bias"] = (a.width,)
+        for name, (_, inputs) in a.linears.items():
+            for part, rows in a.parts[name].items():
+                shapes[f"{prefix}{part}.weight"] = (rows, inputs)
+                if biased.get(name):
+                    shapes[f"{prefix}{part}.bias"] = (rows,)
     return shapes
-
-
-def part_rows(a: Architecture) -> dict[str, int]:
-    return {"query": a.query_width, "key": a.kv_width, "value": a.kv_width, "gate": a.ffn_width, "up": a.ffn_width}
 
 
 def real_architecture(checkpoint: Checkpoint) -> Architecture:
@@ -55,14 +47,12 @@ def check_tensors(checkpoint: Checkpoint) -> None:
             "missing, or config.json belongs to another model"
         )
     expected = expected_shapes(a)
-    rows = part_rows(a)
     for ours in checkpoint.tensors:
         stem, _, kind = ours.rpartition(".")
         if stem.endswith(".qkv"):  # one fused tensor in place of three
-            parts = [f"{stem.removesuffix('qkv')}{part}.{kind}" for part in FUSED["qkv"]]
+            parts = [f"{stem.removesuffix('qkv')}{part}.{kind}" for part in a.parts["qkv"]]
             if all(part in expected for part in parts):
-                total = sum(rows[part] for part in FUSED["qkv"])
-                expected[ours] = (total, a.width) if kind == "weight" else (total,)
+                expected[ours] = a.linears["qkv"] if kind == "weight" else a.linears["qkv"][:1]
                 for part in parts:
                     del expected[part]
     present = {ours for ours in checkpoint.tensors if not ours.startswith(("head.", "normalizer."))}

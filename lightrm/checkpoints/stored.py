@@ -20,12 +20,12 @@ import torch
 from lightrm.checkpoints.safe import DTYPES
 from lightrm.errors import CheckpointError, CorruptFileError
 from lightrm.files import UNFINISHED, to_disk
+from lightrm.text.tokenizer_files import CONFIG, DESCRIBED, MODEL, OTHERS
 
 MANIFEST = "lightrm.json"  # of lightrm's own folder
 TEXT_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "chat_template.jinja", "chat_template.json", "generation_config.json", "vocab.json", "merges.txt", "vocab.txt",
-    "tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model",
+    DESCRIBED, MODEL, CONFIG, *OTHERS, "special_tokens_map.json", "added_tokens.json", "merges.txt",
+    "chat_template.jinja", "chat_template.json", "generation_config.json",
 )  # fmt: skip
 TEMPLATES = "additional_chat_templates/*.jinja"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -1,7 +1,8 @@
 """The rows of a file of records of any kind: JSONL, a JSON array, CSV or Parquet, gzipped or not.
 
 The first bytes tell the kind: Parquet begins with a mark, a table with a line that names fields. A file with the ending
-.json that begins with a bracket is one array.
+.json that begins with a bracket is one array. Readers of whole tables (datasets, polars, pyarrow.csv) infer one schema
+and stop at the first bad row; here each bad row is numbered and the others are read, in bounded memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Which fields the records of a source have, and of which types.
 
-All records are looked at before the first one is scored, so that a format which cannot hold them is refused early.
+All records are looked at before the first one is scored, so that a format which cannot hold them is refused early. Own
+code, since pyarrow silently drops a field that the first record of a batch lacks, rounds large whole numbers, and names
+neither field nor row in its errors.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from lightrm.kernels.arena import empty
 
 LEAST_ROWS, MULTIPLE = 32, 8  # what cuBLAS takes: more than 16 rows, widths in whole eights
 EXACT_TERMS = 2**24 // 2**14  # |int8 * int8| is at most 2^14
-ONE_AT_A_TIME = threading.Lock()  # who measures sets PyTorch's number of threads, and sets it back
+ONE_AT_A_TIME = threading.Lock()  # a measurement sets PyTorch's number of threads, and sets it back
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -58,7 +58,16 @@ def card_product(x_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tensor:
 
 @lru_cache(maxsize=1)
 def cpu_product() -> tuple[Product, str]:
-    """Return the int8 product that this CPU runs, and why."""
+    """Return the int8 product that this CPU runs, and why.
+
+    The first call chooses. Other threads wait for it, since a second measurement could choose the other product.
+    """
+    with ONE_AT_A_TIME:
+        return chosen_product()
+
+
+@lru_cache(maxsize=1)
+def chosen_product() -> tuple[Product, str]:
     if not torch.backends.mkldnn.is_available():
         return float_blocks, "float32 blocks, exact, because this PyTorch has no oneDNN"
     generator = torch.Generator().manual_seed(0)
@@ -70,9 +79,7 @@ def cpu_product() -> tuple[Product, str]:
         return float_blocks, f"float32 blocks, exact, because torch._int_mm says: {str(error).splitlines()[0]}"
     if not torch.equal(found, float_blocks(x, weight)):
         return float_blocks, "float32 blocks, exact, because torch._int_mm saturates on this CPU"
-    with ONE_AT_A_TIME:
-        slow = 2 * seconds(float_blocks) < seconds(int_mm)
-    if slow:
+    if 2 * seconds(float_blocks) < seconds(int_mm):
         return float_blocks, "float32 blocks, exact, because torch._int_mm takes more than twice as long on this CPU"
     return int_mm, f"torch._int_mm, {torch.backends.cpu.get_cpu_capability()}"
 

@@ -58,8 +58,7 @@ def restore(
     else:
         layers = []
         for i in range(a.layers):
-            beside = None if twin is None or i >= len(twin.layers) else twin.layers[i]
-            layer, saved = held_once(layer_of(tensors, i, a, scheme), beside)
+            layer, saved = held_once(layer_of(tensors, i, a, scheme), placement.beside(i))
             layers.append(layer)
             shared += saved
             advance(1)

@@ -22,7 +22,7 @@ import torch
 from lightrm.architecture import LINEARS, Architecture
 from lightrm.checkpoints.detect import HEAD_FILES, Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
-from lightrm.checkpoints.inventory import FUSED, part_rows, real_architecture
+from lightrm.checkpoints.inventory import real_architecture
 from lightrm.checkpoints.stored import check_free, copy_text_files, whole_folder, write_safetensors
 from lightrm.display.progress import item_progress
 from lightrm.engine.devices import choose_device
@@ -67,7 +67,7 @@ def export_gptq(
     wanted = parse_scheme(scheme, place)
     if wanted.kind != "w4a16":
         raise SchemeError(f"GPTQ files hold 4-bit weights for 16-bit activations: ask for w4a16[-gN], not {wanted}")
-    folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
+    folder = resolve(path_or_id, revision)
     if is_native(folder):
         raise CheckpointError(f"{folder} is quantized already: export its source")
     checkpoint = open_checkpoint(folder)
@@ -92,7 +92,7 @@ def common_group(a: Architecture, asked: int) -> int:
     if any(width % WIDTHS for width in widths):
         raise SchemeError(f"GPTQ tools take widths that are multiples of {WIDTHS}, this model has {widths}")
     group = asked
-    while any(inputs % group for inputs in (a.width, a.query_width, a.ffn_width)):
+    while any(inputs % group for _, inputs in a.linears.values()):
         group //= 2
     return group
 
@@ -153,7 +153,7 @@ def write(folder: Path, checkpoint: Checkpoint, decoder: Decoder, group: int) ->
 
 def packed_tensors(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the matrices of the layers under the file's names. A layer is dropped once it is done."""
-    rows, layers = part_rows(decoder.architecture), decoder.layers
+    fused, layers = decoder.architecture.parts, decoder.layers
     assert isinstance(layers, list)
     for i in range(decoder.architecture.layers):
         layer = layers.pop(0)
@@ -164,7 +164,7 @@ def packed_tensors(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[s
             whole = f"layers.{i}.{name}.weight"
             parts = {whole: joined.shape[0]}
             if whole not in checkpoint.tensors:
-                parts = {f"layers.{i}.{part}.weight": rows[part] for part in FUSED[name]}
+                parts = {f"layers.{i}.{part}.weight": rows for part, rows in fused[name].items()}
             start = 0
             for ours, count in parts.items():
                 stem = checkpoint.tensors[ours][1].removesuffix(".weight")

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from lightrm.checkpoints.detect import Checkpoint
-from lightrm.checkpoints.inventory import FUSED, check_tensors, part_rows, real_architecture
+from lightrm.checkpoints.inventory import check_tensors, real_architecture
 from lightrm.display.progress import Advance, ignored
 from lightrm.engine.shared_weights import Part, held_once
 from lightrm.engine.streaming import StreamedLayers
@@ -40,6 +40,7 @@ class Loader:
     def __init__(self, checkpoint: Checkpoint, placement: Placement) -> None:
         self.checkpoint = checkpoint
         self.scheme, self.device, self.twin = placement.scheme, placement.device, placement.twin
+        self.beside = placement.beside
         self.shared = 0
         self.architecture = placement.applied(real_architecture(checkpoint))
         self.keeps_file = self.scheme.kind == checkpoint.holds
@@ -136,10 +137,6 @@ class Loader:
         self.checked.add(i)
         return self.once(made, self.beside(i))
 
-    def beside(self, i: int) -> Layer | None:
-        """Return the twin's layer in the same place."""
-        return None if self.twin is None or i >= len(self.twin.layers) else self.twin.layers[i]
-
     def once(self, part: Part, twin: Part | None) -> Part:
         held, saved = held_once(part, twin)
         self.shared += saved
@@ -182,7 +179,8 @@ class Loader:
         """Return the quantized values of one linear layer as the file holds them; None if the file does not pack all
         its parts."""
         whole = f"{prefix}{name}.weight"
-        names = [whole] if whole in self.checkpoint.tensors else [f"{prefix}{part}.weight" for part in FUSED[name]]
+        names = [f"{prefix}{part}.weight" for part in self.architecture.parts[name]]
+        names = [whole] if whole in self.checkpoint.tensors else names
         found = [self.checkpoint.packed(ours) for ours in names]
         parts = [products.placed(part, self.device) for part in found if part is not None]
         if len(parts) < len(names):
@@ -212,13 +210,12 @@ class Loader:
 
     def parts(self, prefix: str, name: str, kind: str) -> Iterator[tuple[str, torch.Tensor]]:
         """Yield the file's tensors of one linear layer by part; a fused tensor is divided into its parts."""
-        whole = f"{prefix}{name}.{kind}"
+        whole, rows = f"{prefix}{name}.{kind}", self.architecture.parts[name]
         if whole in self.checkpoint.tensors:
             tensor = self.read(whole)
-            sizes = [part_rows(self.architecture)[part] for part in FUSED.get(name, ())] or [len(tensor)]
-            yield from zip(FUSED.get(name, (name,)), torch.split(tensor, sizes), strict=True)
+            yield from zip(rows, torch.split(tensor, list(rows.values())), strict=True)
             return
-        for part in FUSED.get(name, ()):
+        for part in rows:
             if f"{prefix}{part}.{kind}" in self.checkpoint.tensors:
                 yield part, self.read(f"{prefix}{part}.{kind}")
 

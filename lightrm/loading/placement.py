@@ -13,7 +13,7 @@ from lightrm.checkpoints.detect import listed
 from lightrm.display.sizes import size_text
 from lightrm.judge.bounds import FidelityNote
 from lightrm.kernels.dispatch import KernelChoice
-from lightrm.model.decoder import Decoder
+from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import Scheme
 
@@ -29,6 +29,10 @@ class Placement:
     device: torch.device
     alibi: Alibi = field(default_factory=Alibi)
     twin: Decoder | None = None
+
+    def beside(self, i: int) -> Layer | None:
+        """Return the twin's layer i."""
+        return None if self.twin is None or i >= len(self.twin.layers) else self.twin.layers[i]
 
     def applied(self, a: Architecture) -> Architecture:
         """Return the architecture with the position table that was asked for."""

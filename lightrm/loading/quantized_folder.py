@@ -173,7 +173,7 @@ def raw_manifest(folder: Path) -> dict[str, Any]:
     if found != FORMAT:
         cure = "update lightrm" if found > FORMAT else "quantize its source again"
         raise CorruptFileError(
-            f"{folder} was written by lightrm {raw.get('lightrm')} in format {found}, this version reads format "
+            f"{path} was written by lightrm {raw.get('lightrm')} in format {found}, this version reads format "
             f"{FORMAT}: {cure}"
         )
     return raw

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -85,7 +84,7 @@ def open_source(
     path_or_id: str | os.PathLike[str], revision: str | None = None, base: str | os.PathLike[str] | None = None
 ) -> Source:
     """Read configs, tensor names and shapes, all as for `lightrm.load`. Raises a CheckpointError."""
-    folder = resolve(path_or_id if isinstance(path_or_id, str) else Path(path_or_id), revision)
+    folder = resolve(path_or_id, revision)
     if quantized_folder.is_native(folder):
         return Quantized(*quantized_folder.open_native(folder))
     checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)

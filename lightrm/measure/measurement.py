@@ -119,7 +119,7 @@ class Subject:
         schemes: Sequence[str],
     ) -> Subject:
         """Raises InputError for a quantized folder whose source is not named."""
-        folder = resolve(model if isinstance(model, str) else Path(model))
+        folder = resolve(model)
         if not quantized_folder.is_native(folder):
             return cls(folder, folder, model, tuple(schemes), False)
         if reference_model is None:

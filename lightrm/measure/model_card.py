@@ -91,12 +91,12 @@ def example_of(block: str) -> Example | None:
     values = scores if isinstance(scores, list) else [scores]
     if not isinstance(query, str) or not isinstance(responses, list) or len(values) != len(responses):
         return None
-    if not all(isinstance(text, str) for text in responses) or not all(map(is_number, values)):
+    if not all(isinstance(text, str) for text in responses) or not all(map(is_score, values)):
         return None
     return Example(query, tuple(responses), tuple(map(float, values)))
 
 
-def is_number(value: Any) -> bool:
+def is_score(value: Any) -> bool:
     """Whether a value is a score that a float can hold."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
@@ -106,5 +106,5 @@ def fields_of(block: str) -> dict[str, float]:
         raw = json.loads(block)
     except UNREADABLE:
         return {}
-    fields = {name: float(value) for name, value in raw.items() if is_number(value)}
+    fields = {name: float(value) for name, value in raw.items() if is_score(value)}
     return fields if MARK in fields else {}

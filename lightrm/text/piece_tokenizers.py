@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from copy import deepcopy
 from functools import cache, cached_property
 from importlib import import_module
 from typing import Any, Protocol
@@ -129,7 +130,7 @@ def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]
     Metaspace with prepend_scheme `first` adds a space mark only at the very start. A later run that is encoded alone
     would get one that the whole text does not have.
     """
-    copy = json.loads(json.dumps(description))
+    copy = deepcopy(description)
     pending = [copy.get("pre_tokenizer")]
     while pending:
         step = pending.pop()
@@ -137,7 +138,7 @@ def without_first_prefix(description: dict) -> dict:  # type: ignore[type-arg]
             pending += step.get("pretokenizers", ())
             if step.get("type") == "Metaspace" and step.get("prepend_scheme") == "first":
                 step["prepend_scheme"] = "never"
-    return dict(copy)
+    return copy
 
 
 def load_processor(proto: Any) -> sentencepiece.SentencePieceProcessor:
