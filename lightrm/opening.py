@@ -150,8 +150,8 @@ def without(hoped: int, report: LoadReport, residence: Residence) -> Residence:
     """Return the residence of a model that shares less than was hoped for. Raises SchemeError if it does not fit."""
     if residence.streamed:
         raise SchemeError(
-            f"beside= shares {size_text(report.shared)} of the {size_text(hoped)} that this model has room for only if "
-            f"they are shared: {residence.reason}; load it without beside="
+            f"beside= shares only {size_text(report.shared)}, and not {size_text(hoped)}, so this model does not fit: "
+            f"{residence.reason}; load it without beside="
         )
     return residence
 

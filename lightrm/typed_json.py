@@ -28,7 +28,7 @@ def read_object(path: Path, what: str) -> dict[str, Any]:
     """Return the JSON object in a file. Raises InputError, which says what the file should be."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested beyond all measure
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: nested too large a number
         raise InputError(f"{path} is not {what}: {first_line(error)}") from error
     if not isinstance(raw, dict):
         raise InputError(f"{path} is not {what}: it holds {kind(raw)}, not an object")
@@ -52,7 +52,7 @@ def made(cls: type[Made], raw: Any, at: str = "it") -> Made:
         null = field.metadata.get(NULL, math.nan)
         known[field.name] = value_of(types_of[field.name], raw[field.name], f"{at}.{field.name}", null)
     if unknown := sorted(map(str, raw.keys() - {field.name for field in dataclasses.fields(cls)})):  # type: ignore[arg-type]
-        raise InputError(f"{at} has a field that nobody knows: {unknown[0][:40]!r}")
+        raise InputError(f"{at} has an unknown field: {unknown[0][:40]!r}")
     return cls(**known)
 
 
@@ -90,7 +90,7 @@ def plain(wanted: Any, raw: Any, at: str) -> Any:
     if not isinstance(raw, wanted) or isinstance(raw, bool) != (wanted is bool):
         raise InputError(f"{at} must be {wanted.__name__}, found {kind(raw)}")
     if isinstance(raw, int) and abs(raw) >= MOST:
-        raise InputError(f"{at} is a number beyond all measure")
+        raise InputError(f"{at} is too large a number")
     return raw
 
 
@@ -100,7 +100,7 @@ def number_of(raw: Any, at: str, null: float) -> float:
     if isinstance(raw, bool) or not isinstance(raw, int | float):
         raise InputError(f"{at} must be a number, found {kind(raw)}")
     if (isinstance(raw, int) and abs(raw) >= MOST) or not math.isfinite(raw):
-        raise InputError(f"{at} is a number beyond all measure")
+        raise InputError(f"{at} is too large a number")
     return float(raw)
 
 

@@ -187,7 +187,7 @@ def read_positions(config: Config, family: str) -> Rope | Alibi:
         if not config.has("max_position_embeddings"):
             raise UnsupportedModelError(
                 f"{config.path}: model_type 'baichuan' with neither model_max_length (13B, ALiBi) nor "
-                "max_position_embeddings (7B, RoPE): which of the two it is cannot be told"
+                "max_position_embeddings (7B, RoPE): lightrm cannot tell which of the two it is"
             )
     return read_rope(config)
 

@@ -2,7 +2,8 @@
 that holds more than plain tensors is refused.
 
 Since PyTorch 1.6 such a file is a zip archive, with a CRC-32 of each record. PyTorch ignores them; lightrm checks each
-record the first time that it is read. Older files have none.
+record the first time that it is read. Older files have none. A writer may store 0 instead, which zipfile would call a
+bad CRC, so the archive is read here.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ A file is: the header's length as 8 bytes, little endian; the header, a JSON obj
 the header gives dtype, shape, and the first and last byte; together they fill the rest of the file without gaps.
 
 The safetensors library maps the file for a quantized folder. To load layer by layer, lightrm reads it itself: pages of
-a mapped file stay in memory, and a file that is changed or cut short while it is mapped must not end the process.
+a mapped file stay in memory, and a file that is changed or cut short while it is mapped must not end the process. The
+library's own check of a header also accepts a name twice, and its errors name no tensor.
 """
 
 from __future__ import annotations

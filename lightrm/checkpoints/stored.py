@@ -1,9 +1,9 @@
 """Writing model folders, whole or not at all, and tensors one after the other.
 
 A folder is written beside its destination, under a name that nothing loads, and renamed when it is complete. The writer
-of the safetensors library would need a second copy of all tensors in memory. A file is: the header's length as 8 bytes,
-little endian; the header, JSON padded with spaces to 8 bytes; the tensors' bytes, end to end, larger element sizes
-first so that each tensor is aligned.
+of the safetensors library copies all tensors in versions below 0.8, and in later ones if they are on a card. A file is:
+the header's length as 8 bytes, little endian; the header, JSON padded with spaces to 8 bytes; the tensors' bytes, end
+to end, larger element sizes first so that each tensor is aligned.
 """
 
 from __future__ import annotations

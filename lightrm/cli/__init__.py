@@ -1,4 +1,5 @@
-"""The command line: parses, prints, and leaves the work to the rooms below. One file for each kind of command.
+"""The command line: parses options and prints; the work is done by the modules below. One file for each kind of
+command.
 
 Commands import what they need, so that `lightrm --help` is quick.
 """
@@ -15,7 +16,7 @@ from lightrm.errors import LightRMError
 
 
 class Group(click.Group):
-    """Shows a LightRMError, and what the system refuses, as one sentence, not as a traceback."""
+    """Shows a LightRMError or an OSError as one sentence instead of a traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -29,7 +30,7 @@ class Group(click.Group):
 
 
 def refused(error: OSError) -> str:
-    """What the system would not do, and with which file."""
+    """Return what the system refused, and for which file."""
     named = "" if error.filename is None else f": {error.filename}"
     return f"{error.strerror}{named}" if error.strerror else str(error) or type(error).__name__
 

@@ -1,4 +1,4 @@
-"""The texts that `lightrm demo` scores: our own prompts, each with a proper answer and three spoilt ones."""
+"""The texts that `lightrm demo` scores: our own prompts, each with a proper answer and three damaged ones."""
 
 from __future__ import annotations
 

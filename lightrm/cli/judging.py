@@ -1,4 +1,4 @@
-"""lightrm fidelity, evaluate, verify-card: what a scheme does to the scores, and what the scores are worth."""
+"""lightrm fidelity, evaluate, verify-card: how a scheme changes the scores, and how good the scores are."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def fidelity(
     options: LoadOptions,
     quiet: bool,
 ) -> None:
-    """Measure how far each scheme moves the scores and the rankings of MODEL, against full precision, on the same ids.
+    """Measure how far each scheme moves the scores and rankings of MODEL from full precision, on the same token ids.
 
-    With -o, the report is written as fidelity.json and fidelity.html, and a run that was stopped goes on where it was.
-    Its tokens/s counts the tokens of all texts, a prompt's with each of its answers, and the seconds of scoring alone.
-    A MODEL that `lightrm quantize` wrote gets the result into its manifest, for `lightrm.load` to show.
+    With -o, the report is written as fidelity.json and fidelity.html, and a run that was stopped goes on. tokens/s
+    counts the tokens of all texts, a prompt's with each of its answers, and the time of scoring alone. If `lightrm
+    quantize` wrote MODEL, the result is also stored in its manifest, where `lightrm.load` shows it.
     """
     from lightrm.checkpoints.hub import resolve
     from lightrm.data.preferences import calibration_pairs, read_questions
@@ -86,7 +86,7 @@ def fidelity(
 @click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
 @quiet
 def evaluate(model: str, data: Path, options: LoadOptions, as_json: bool, quiet: bool) -> None:
-    """Say how often MODEL agrees with the labels of --data, beside a coin and the longer answer.
+    """Measure how often MODEL agrees with the labels of --data, and compare with a coin and with the longer answer.
 
     Reads chosen and rejected answers (plain, as turns, as hh-rlhf's dialogues, RewardBench's columns) and lists with
     scores or ranks. Prints the fields that trainers print, with 95 % intervals and a breakdown.
@@ -114,10 +114,10 @@ def evaluate(model: str, data: Path, options: LoadOptions, as_json: bool, quiet:
 def verify_card(
     model: str, card: Path | None, data: Path | None, options: LoadOptions, tolerance: float, quiet: bool
 ) -> None:
-    """Hold MODEL against the numbers of its own card: published scores, one by one, and published evaluations.
+    """Compare MODEL with the numbers of its own card: published scores, one by one, and published evaluations.
 
-    The default tolerance is for fp32, bf16 and fp16: a card shows two decimals of an fp16 model's scores, which fp16
-    itself moves by about 0.01. A quantized scheme moves them further. Exits with 1 if a score is off.
+    The default tolerance suits fp32, bf16 and fp16: a card shows two decimals of an fp16 model's scores, which fp16
+    itself moves by about 0.01. A quantized scheme moves them further. Exits with 1 if a score is outside the tolerance.
     """
     from lightrm.checkpoints.hub import resolve
     from lightrm.data.preferences import read_questions

@@ -1,4 +1,4 @@
-"""lightrm inspect, plan, doctor: what a model and a machine are, before anything is scored."""
+"""lightrm inspect, plan, doctor: facts about a model and about a machine, before anything is scored."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PLANNED = (
 @click.argument("path")
 @load_options("revision")
 def inspect(path: str, options: LoadOptions) -> None:
-    """Say what the checkpoint at PATH is, without loading weights (a hub id is fetched first)."""
+    """Describe the checkpoint at PATH without loading its weights. A hub id is downloaded first."""
     terminal().print(Sheet(NAMED, tuple(describe(path, options))))
 
 
@@ -83,7 +83,7 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
 @click.option("--token-budget", type=int, help="Tokens computed at once; default: as many as pay.")
 @load_options("device", "revision")
 def plan(path: str, memory: str | None, token_budget: int | None, options: LoadOptions) -> None:
-    """Say how each scheme would run the model at PATH, and what 'auto' takes, without its weights."""
+    """Show how each scheme would run the model at PATH, and which one 'auto' chooses. Needs no weights."""
     from lightrm.checkpoints.config import read_architecture, read_config
     from lightrm.checkpoints.detect import check_promises, said_to_store
     from lightrm.checkpoints.hub import resolve_config
@@ -127,7 +127,7 @@ def plan(path: str, memory: str | None, token_budget: int | None, options: LoadO
 
 @click.command()
 def doctor() -> None:
-    """Say which kernels run on this machine, and why."""
+    """Show which kernels run on this machine, and why."""
     import platform
     from importlib.metadata import PackageNotFoundError, version
 

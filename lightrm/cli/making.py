@@ -31,10 +31,11 @@ def quantize(
     options: LoadOptions,
     quiet: bool,
 ) -> None:
-    """Write the model at SOURCE, a folder or hub id, as a quantized folder that loads at once.
+    """Write the model at SOURCE, a folder or hub id, as a quantized folder, which loads quickly.
 
-    With --calibrate, rounding to 8 or 4 bits compensates its own error on the texts of a file of prompts with answers:
-    slower to make, closer to the original. --format gptq writes files for auto-gptq, GPTQModel and optimum.
+    With --calibrate, rounding to 8 or 4 bits compensates its error on the texts of a file of prompts with answers. This
+    takes longer, and the result is closer to the original. --format gptq writes files for auto-gptq, GPTQModel and
+    optimum.
     """
     from lightrm.checkpoints.stored import check_free
     from lightrm.data.preferences import calibration_pairs

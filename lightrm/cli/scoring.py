@@ -28,15 +28,15 @@ SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 @load_options("scheme", "device", "memory", "template", "strict")
 @quiet
 def score(source: str, model: str, output: str, options: LoadOptions, quiet: bool) -> None:
-    """Score records from SOURCE: JSONL, a JSON array, CSV (all of them also gzipped) or Parquet; '-' is stdin.
+    """Score records from SOURCE: JSONL, a JSON array or CSV (all also gzipped), or Parquet; '-' is standard input.
 
-    A record is {"prompt": ..., "responses": [...]}, or has any of the other forms that `lightrm evaluate` reads. A
-    prompt is a string or a list of {"role", "content"} turns. Each record is written back with "scores", one for each
-    of its answers in order (chosen ones before rejected), and "scored_by": as .jsonl, .jsonl.gz, .csv, .csv.gz or
-    .parquet. With -o, a run that was stopped goes on where it was when it is started again.
+    A record is {"prompt": ..., "responses": [...]}, or has another of the forms that `lightrm evaluate` reads. A prompt
+    is a string or a list of {"role", "content"} turns. Each record is written with two more fields: "scores", one for
+    each answer in order (chosen answers before rejected ones), and "scored_by". The output is .jsonl, .jsonl.gz, .csv,
+    .csv.gz or .parquet. With -o, a run that was stopped goes on when the same command is started again.
 
-    Records that cannot be scored are reported by number and left out, and reported again when a run goes on. The exit
-    status is 1 if there were any, or if the run failed; 0 if all records were scored.
+    Records that cannot be scored are reported by number and left out. The exit status is 1 if there were any or if the
+    run failed, and 0 if all records were scored.
     """
     from lightrm.data import record_files
     from lightrm.display.progress import on_terminal, row_progress

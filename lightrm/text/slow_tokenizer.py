@@ -1,7 +1,8 @@
 """A whole text through tokenizer.model alone, as Hugging Face's slow tokenizers of 2023 read it.
 
-Used only for folders whose tokenizer class is code of their own, which lightrm does not run. It has those attributes of
-`checkpoint_tokenizer.CheckpointTokenizer` that whole texts need.
+Used only for folders whose tokenizer class is code of their own, which lightrm does not run; transformers 5 no longer
+has a slow class to use instead. It has those attributes of `checkpoint_tokenizer.CheckpointTokenizer` that whole texts
+need.
 """
 
 from __future__ import annotations
