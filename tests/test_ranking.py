@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightrm
-from lightrm.checksums import sealed
 from lightrm.judge.bounds import CONFIDENCE, Bound, FidelityNote, Limit, order_error, wrong_gap
 from lightrm.judge.exact_ranking import groups, plain_ranking, ranking, settled, too_close
 from lightrm.loading import quantized_folder
@@ -221,12 +220,3 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
     with pytest.raises(lightrm.InputError, match="pass reference="):
         lightrm.load(tmp_path / "w8a8").rank("what?", ANSWERS, exact=True)
     assert not list((tmp_path / "w8a8").glob("*unfinished*"))
-    path = tmp_path / "w8a8" / quantized_folder.MANIFEST
-    manifest = json.loads(path.read_text())
-    for older in (
-        {"pair_error": {"error": 0.25, "prompts": 99}},
-        {"bound": {"prompts": 99, "gaps": [0.25], "error": 0.5}},
-    ):
-        manifest["fidelity"] = {"summary": "tau-b", "reference": "fp32"} | older
-        path.write_text(json.dumps(sealed(manifest)))
-        assert lightrm.load(tmp_path / "w8a8").report.fidelity is None, "an older bound is of another kind"
