@@ -23,7 +23,7 @@ import numpy as np
 import lightrm
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.data.preferences import Question, questions_in, read_questions
-from lightrm.judge.fidelity import FidelityReport, Row, number
+from lightrm.judge.fidelity import FidelityReport, Row
 from lightrm.measure.measurement import measure_fidelity
 from lightrm.measure.sensitivity import some_ids
 from lightrm.text.conversation import Prompt
@@ -122,7 +122,7 @@ def described(report: FidelityReport, speed: dict[str, float]) -> dict[str, Any]
 
 def cells(row: Row) -> list[str]:
     a = row.agreement
-    return [a.mean_error.percent(2), a.p99_error.percent(2), number(a.tau), a.flips.percent(2), a.top1.percent(2)]
+    return [a.mean_error.percent(2), a.p99_error.percent(2), a.tau.text(3), a.flips.percent(2), a.top1.percent(2)]
 
 
 def table(result: dict[str, Any]) -> str:

@@ -28,7 +28,6 @@ from lightrm.architecture import LINEARS
 from lightrm.data.preferences import Question, read_questions
 from lightrm.display.progress import item_progress
 from lightrm.judge.agreement import Array, Estimate, Prompts, agreement, estimate, flips_less, spread_of
-from lightrm.judge.fidelity import number
 from lightrm.loading.calibrated_loader import CompensatingLoader
 from lightrm.measure.sensitivity import exact_twin, scores_through, some_ids
 from lightrm.model.decoder import Layer, Layers
@@ -181,7 +180,7 @@ def table(result: dict[str, Any]) -> str:
         ]  # fmt: skip
         for row, one in model["rows"].items():
             error, tau, flips = (made(Estimate, one[figure]) for figure in FIGURES)
-            figures = (error.percent(2), number(tau), flips.percent(2))
+            figures = (error.percent(2), tau.text(3), flips.percent(2))
             lines.append(f"| {row} | {one['bytes'] / 2**20:.1f} MiB | {' | '.join(figures)} |")
         lines.append("")
         for rival, one in model["rivals"].items():

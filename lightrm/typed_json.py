@@ -1,7 +1,7 @@
 """A dataclass from a JSON file that anyone may have written: each field is there, and of its declared type.
 
 JSON has no NaN and no infinity: null stands for NaN in a float, or for what the field's metadata says under NULL. Own
-code, since libraries that do this (pydantic, cattrs, msgspec) need each record declared again for null and for arrays.
+code: pydantic does the same, but needs a setting in each of a dozen records and 10 MB; msgspec accepts unknown fields.
 """
 
 from __future__ import annotations

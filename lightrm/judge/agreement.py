@@ -39,8 +39,12 @@ class Estimate:
     high: float
     n: int
 
+    def text(self, digits: int) -> str:
+        """Return the figure with its interval: "0.912 (0.905 - 0.918)"."""
+        return f"{self.value:.{digits}f} ({self.low:.{digits}f} - {self.high:.{digits}f})"
+
     def percent(self, digits: int) -> str:
-        """Return a share and its interval in percent, such as "12.3 % (10.1 - 14.5)"."""
+        """Return a share with its interval in percent: "12.3 % (10.1 - 14.5)"."""
         value, low, high = (f"{100 * x:.{digits}f}" for x in (self.value, self.low, self.high))
         return f"{value} % ({low} - {high})"
 

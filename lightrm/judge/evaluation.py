@@ -74,11 +74,11 @@ class Evaluation:
     def __rich__(self) -> Group:
         title = f"{self.model} as {self.scheme} on {self.pairs} pairs of {self.prompts} prompts of {self.data}"
         lines = [
-            ("eval_accuracy", interval(self.accuracy)),
-            ("eval_loss", interval(self.loss)),
+            ("eval_accuracy", self.accuracy.text(4)),
+            ("eval_loss", self.loss.text(4)),
             *((name, f"{self.fields[name]}") for name in list(self.fields)[2:]),
             ("a coin", "0.5000, loss 0.6931"),
-            ("the longer answer", interval(self.longer)),
+            ("the longer answer", self.longer.text(4)),
         ]
         whole = Sheet((Column("", words=True), Column("", words=True)), tuple(lines), title)
         headings = (
@@ -95,10 +95,6 @@ class Evaluation:
         return plain_text(self, 80)
 
     __repr__ = __str__
-
-
-def interval(e: Estimate) -> str:
-    return f"{e.value:.4f}  ({e.low:.4f} - {e.high:.4f})"
 
 
 def wilson(right: float, n: int) -> Estimate:

@@ -235,7 +235,7 @@ def row_cells(row: Row, floor: bool) -> tuple[str, ...]:
 def figures(a: Agreement) -> tuple[str, ...]:
     """Return the cells of a row, one for each heading in FIGURES."""
     return (
-        a.mean_error.percent(2), a.p99_error.percent(2), number(a.tau), number(a.tau_within), a.flips.percent(2),
+        a.mean_error.percent(2), a.p99_error.percent(2), a.tau.text(3), a.tau_within.text(3), a.flips.percent(2),
         a.top1.percent(2),
     )  # fmt: skip
 
@@ -307,8 +307,4 @@ def stacked(cell: str) -> str:
 
 def short(a: Agreement) -> str:
     error = a.mean_error.percent(2)
-    return f"tau-b {number(a.tau)}, flips {a.flips.percent(2)}, mean error {error} of a standard deviation"
-
-
-def number(e: Estimate) -> str:
-    return f"{e.value:.3f} ({e.low:.3f} - {e.high:.3f})"
+    return f"tau-b {a.tau.text(3)}, flips {a.flips.percent(2)}, mean error {error} of a standard deviation"
