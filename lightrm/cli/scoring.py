@@ -16,7 +16,7 @@ from lightrm.cli.shared_options import load_options, quiet, tell
 from lightrm.loading.options import LoadOptions
 
 if TYPE_CHECKING:
-    from lightrm.display.progress import Told
+    from lightrm.display.progress import AdvanceRows
 
 SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 
@@ -44,7 +44,7 @@ def score(source: str, model: str, output: str, options: LoadOptions, quiet: boo
     from lightrm.jobs import job, job_outputs
     from lightrm.opening import open_model
 
-    def shown(rows: int | None) -> AbstractContextManager[Told]:
+    def make_bar(rows: int | None) -> AbstractContextManager[AdvanceRows]:
         return row_progress(rows, not quiet)
 
     if output != "-":
@@ -54,7 +54,7 @@ def score(source: str, model: str, output: str, options: LoadOptions, quiet: boo
     rm = open_model(model, options, progress=on_terminal(quiet))
     if output != "-":
         try:
-            counts = job.score_file(rm, model, source, Path(output), tell, shown)
+            counts = job.score_file(rm, model, source, Path(output), tell, make_bar)
         except KeyboardInterrupt:
             tell(f"stopped; the same command goes on from {output}{UNFINISHED}")
             raise
@@ -62,8 +62,8 @@ def score(source: str, model: str, output: str, options: LoadOptions, quiet: boo
         piped = source == "-"
         rows = record_files.line_rows(click.open_file("-", "rb")) if piped else record_files.read_rows(Path(source))
         total = None if piped or quiet else sum(1 for _ in record_files.read_rows(Path(source)))
-        with shown(total) as told, click.open_file("-", "w", encoding="utf-8") as sink:
-            counts = job.score_stream(rm, model, rows, sink, tell, told)
+        with make_bar(total) as advance_rows, click.open_file("-", "w", encoding="utf-8") as sink:
+            counts = job.score_stream(rm, model, rows, sink, tell, advance_rows)
     if counts.resumed:
         tell(f"{counts.resumed} records were scored by an earlier run")
     if counts.cut:

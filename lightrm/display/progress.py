@@ -23,13 +23,13 @@ def ignored(done: float, /) -> None:
     """Show nothing."""
 
 
-class Told(Protocol):
+class AdvanceRows(Protocol):
     """Called with the rows (or part of a row) and the tokens that were just done."""
 
     def __call__(self, rows: float, tokens: float, /) -> None: ...
 
 
-def untold(rows: float, tokens: float, /) -> None:
+def rows_ignored(rows: float, tokens: float, /) -> None:
     """Show nothing."""
 
 
@@ -65,10 +65,10 @@ def token_progress(total: int | None, shown: bool) -> Iterator[Advance]:
 
 
 @contextmanager
-def row_progress(total: int | None, shown: bool) -> Iterator[Told]:
+def row_progress(total: int | None, shown: bool) -> Iterator[AdvanceRows]:
     """Show a bar over `total` rows (None if unknown), with tokens per second."""
     if not shown:
-        yield untold
+        yield rows_ignored
         return
     from rich.progress import Progress
 
@@ -80,12 +80,12 @@ def row_progress(total: int | None, shown: bool) -> Iterator[Told]:
     with Progress(*columns("scoring", total, saying(rows_done)), console=console()) as bar:
         task = bar.add_task("", total=total, tokens=0)
 
-        def told(rows: float, tokens: float, /) -> None:
+        def advance_rows(rows: float, tokens: float, /) -> None:
             nonlocal done
             done += tokens
             bar.update(task, advance=rows, tokens=done)
 
-        yield told
+        yield advance_rows
 
 
 @contextmanager

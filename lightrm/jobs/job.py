@@ -22,7 +22,7 @@ import torch
 from lightrm.data.record_files import read_rows
 from lightrm.data.record_forms import answers_of
 from lightrm.data.records import Row, to_line
-from lightrm.display.progress import Told, untold
+from lightrm.display.progress import AdvanceRows, rows_ignored
 from lightrm.errors import InputError, LightRMError, MemoryLimitError, NumericsError
 from lightrm.files import to_disk
 from lightrm.jobs.identity import identity, summary
@@ -36,11 +36,11 @@ STDIN, INPUT, PART = "-", ".input", ".part"  # the endings of what lies beside a
 OF_ONE_RECORD = (MemoryLimitError, NumericsError, torch.OutOfMemoryError, MemoryError)
 
 
-Shown = Callable[[int], AbstractContextManager[Told]]
+MakesBar = Callable[[int], AbstractContextManager[AdvanceRows]]
 
 
-def unshown(rows: int) -> AbstractContextManager[Told]:
-    return nullcontext(untold)
+def no_bar(rows: int) -> AbstractContextManager[AdvanceRows]:
+    return nullcontext(rows_ignored)
 
 
 @dataclass(slots=True)
@@ -67,7 +67,7 @@ class EncodedRow:
 
 
 def score_rows(
-    rm: RewardModel, rows: Iterator[Row], counts: Counts, report: Tell, told: Told
+    rm: RewardModel, rows: Iterator[Row], counts: Counts, report: Tell, advance_rows: AdvanceRows
 ) -> Iterator[list[tuple[Row, Entry]]]:
     """Yield rows with their scores, in order, a window of rows at a time."""
     window: list[EncodedRow] = []
@@ -76,10 +76,10 @@ def score_rows(
         window.append(encoded(rm, row, counts))
         tokens += window[-1].tokens
         if tokens >= rm.engine.window or len(window) == MOST_ROWS:
-            yield score_window(rm, window, counts, report, told)
+            yield score_window(rm, window, counts, report, advance_rows)
             window, tokens = [], 0
     if window:
-        yield score_window(rm, window, counts, report, told)
+        yield score_window(rm, window, counts, report, advance_rows)
 
 
 def encoded(rm: RewardModel, row: Row, counts: Counts) -> EncodedRow:
@@ -98,7 +98,7 @@ def encoded(rm: RewardModel, row: Row, counts: Counts) -> EncodedRow:
 
 
 def score_window(
-    rm: RewardModel, window: list[EncodedRow], counts: Counts, report: Tell, told: Told
+    rm: RewardModel, window: list[EncodedRow], counts: Counts, report: Tell, advance_rows: AdvanceRows
 ) -> list[tuple[Row, Entry]]:
     tokens = sum(one.tokens for one in window)
     shown = 0.0
@@ -107,7 +107,7 @@ def score_window(
         nonlocal shown
         part = min(done / tokens * len(window), len(window) - shown) if tokens else 0.0
         shown += part
-        told(part, done)
+        advance_rows(part, done)
 
     found: list[tuple[Row, Entry]] = []
     good = [one for one in window if not one.error]
@@ -121,7 +121,7 @@ def score_window(
             counts.good += 1
         entry = (one.row.checksum, None, made) if isinstance(made, str) else (one.row.checksum, made, "")
         found.append((one.row, entry))
-    told(len(window) - shown, 0)
+    advance_rows(len(window) - shown, 0)
     return found
 
 
@@ -140,13 +140,18 @@ def scored(rm: RewardModel, rows: list[EncodedRow], advance: Callable[[float], N
 
 
 def score_stream(
-    rm: RewardModel, model: str, rows: Iterator[Row], sink: IO[str], report: Tell, told: Told = untold
+    rm: RewardModel,
+    model: str,
+    rows: Iterator[Row],
+    sink: IO[str],
+    report: Tell,
+    advance_rows: AdvanceRows = rows_ignored,
 ) -> Counts:
     """Write rows to a stream as they are scored. Such a run cannot be resumed."""
     rm.text.check()
     counts, by = Counts(), summary(identity(rm, model))
     said: set[str] = set()
-    for window in score_rows(rm, rows, counts, report, told):
+    for window in score_rows(rm, rows, counts, report, advance_rows):
         for row, (_, scores, _) in window:
             if scores is not None:
                 aside = names_aside(list(row.record))
@@ -164,12 +169,12 @@ def score_file(
     source: str | Path,
     target: Path,
     report: Tell,
-    shown: Shown = unshown,
+    make_bar: MakesBar = no_bar,
 ) -> Counts:
     """Score a file, or "-" for standard input, to a file; or go on where a run stopped.
 
-    shown: makes a progress bar over a number of rows. Raises InputError if the output exists already, cannot hold the
-    fields of the source, or was begun with another model or source.
+    make_bar: number of rows -> a progress bar. Raises InputError if the output exists already, cannot hold the fields
+    of the source, or was begun with another model or source.
     """
     rm.text.check()
     ending_of(target)
@@ -182,7 +187,7 @@ def score_file(
             counts = Counts()
             same = recount(journal, path, by, counts, report) if finished else True
             if not finished:
-                work(rm, journal, path, target, by, counts, report, shown)
+                work(rm, journal, path, target, by, counts, report, make_bar)
         beside(target, PART).unlink(missing_ok=True)
         journal.done = True
     to_disk(target.parent)
@@ -260,16 +265,16 @@ def work(
     by: dict[str, str],
     counts: Counts,
     report: Tell,
-    shown: Shown,
+    make_bar: MakesBar,
 ) -> None:
     """Score the rows that are not in the journal, and write the output."""
     output = output_for(path, target, report)
     journal.begin(by)
-    with shown(output.survey.rows) as told:
+    with make_bar(output.survey.rows) as advance_rows:
         rest = journal.rest(read_rows(path), path, lambda row, entry: had(row, entry, counts, report), report)
         first = list(islice(rest, 1))
-        told(counts.resumed, 0)
-        for window in score_rows(rm, chain(first, rest), counts, report, told):
+        advance_rows(counts.resumed, 0)
+        for window in score_rows(rm, chain(first, rest), counts, report, advance_rows):
             journal.write(entry for _, entry in window)
     draft = beside(target, PART)
     try:

@@ -23,7 +23,7 @@ from lightrm.text.guard import PRIVATE, Aliased, Span, aliased, made_at, overlap
 from lightrm.text.piece_tokenizers import marks_of
 from lightrm.text.shared_start import Dividers, ids_of_all
 from lightrm.text.tokenizer_files import DESCRIBED, MODEL
-from lightrm.text.tokenizer_limits import check_description, told
+from lightrm.text.tokenizer_limits import as_tokenizer_errors, check_description
 
 STRANGE = "\U000ffff0 \U0003134a \ua66e"  # at least one of these becomes the unknown token, if there is one
 
@@ -112,7 +112,7 @@ class CheckpointTokenizer:
         return self.surrounded(found) if whole else found
 
     def plain(self, text: str, whole: bool) -> list[int]:
-        with self.lock, told(UNUSABLE.format(self.folder)):
+        with self.lock, as_tokenizer_errors(UNUSABLE.format(self.folder)):
             found = self.tokenizer(text, add_special_tokens=whole, truncation=False, padding=False, verbose=False)
         return list(found["input_ids"])
 
@@ -159,7 +159,7 @@ class CheckpointTokenizer:
         """Return ids in which only the special tokens at the spans `kept` act."""
         if self.backend is None:
             return self.apart(text, kept)
-        with self.lock, told(UNUSABLE.format(self.folder)):
+        with self.lock, as_tokenizer_errors(UNUSABLE.format(self.folder)):
             kept = made_at(self.backend, text, kept, self.steering)
             alphabet = unused(text, len(self.steering))
             if alphabet not in self.aliases:  # keep one unusual alphabet only: a caller's text chooses it
@@ -172,7 +172,7 @@ class CheckpointTokenizer:
         ids, at = [], 0
         for start, end in [*kept, (len(text), len(text))]:
             if text[at:start]:
-                with self.lock, told(UNUSABLE.format(self.folder)):
+                with self.lock, as_tokenizer_errors(UNUSABLE.format(self.folder)):
                     part = self.tokenizer(text[at:start], add_special_tokens=False, split_special_tokens=True)
                 ids += part["input_ids"]
             if text[start:end]:
@@ -194,12 +194,12 @@ def open_tokenizer(folder: Path, parse_specials: bool) -> CheckpointTokenizer:
         if name is None:
             raise
         raise TokenizerError(f"{folder / name} cannot be read: {error.__cause__ or error}") from error
-    with told(UNUSABLE.format(folder)):
+    with as_tokenizer_errors(UNUSABLE.format(folder)):
         return CheckpointTokenizer(found, folder, parse_specials)
 
 
 def read(folder: Path) -> Any:
-    with told(UNUSABLE.format(folder)):
+    with as_tokenizer_errors(UNUSABLE.format(folder)):
         transformers = import_module("transformers")
         with quiet(transformers):
             try:
@@ -221,7 +221,7 @@ def damaged(folder: Path) -> str | None:
     for name, reader in readers:
         if (folder / name).is_file():
             try:
-                with told(UNUSABLE.format(folder)):
+                with as_tokenizer_errors(UNUSABLE.format(folder)):
                     reader(str(folder / name))
             except TokenizerError:
                 return name

@@ -19,7 +19,7 @@ import tokenizers
 
 from lightrm.errors import TokenizerError
 from lightrm.text.guard import pattern_of, steers
-from lightrm.text.tokenizer_limits import told
+from lightrm.text.tokenizer_limits import as_tokenizer_errors
 
 USER_DEFINED, CONTROL = 4, 3  # SentencePiece.Type in sentencepiece_model.proto
 
@@ -88,7 +88,7 @@ class JsonVocabulary:
     """A `tokenizer.json`, read by the tokenizers library."""
 
     def __init__(self, content: bytes, parse_specials: bool) -> None:
-        with told("tokenizer.json cannot be read"):
+        with as_tokenizer_errors("tokenizer.json cannot be read"):
             description = json.loads(content)
             if not parse_specials:
                 for token in description.get("added_tokens", ()):
@@ -106,7 +106,7 @@ class JsonVocabulary:
 
     def encode(self, text: str, *, first: bool, glued: bool) -> list[int]:
         tokenizer = self.tokenizer if first and not glued else self.later
-        with told("tokenizer.json cannot encode a text"):
+        with as_tokenizer_errors("tokenizer.json cannot encode a text"):
             return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def id_of(self, piece: str) -> int | None:
@@ -119,7 +119,7 @@ class JsonVocabulary:
     @cached_property
     def adds_first(self) -> bool:
         """Whether the file's own post-processor puts a token before a text."""
-        with told("tokenizer.json cannot encode a text"):
+        with as_tokenizer_errors("tokenizer.json cannot encode a text"):
             bare = self.tokenizer.encode("a", add_special_tokens=False).ids
             return list(self.tokenizer.encode("a", add_special_tokens=True).ids[: len(bare)]) != list(bare)
 

@@ -52,7 +52,7 @@ def check_description(path: Path) -> None:
 
 
 @contextmanager
-def told(what: str) -> Iterator[None]:
+def as_tokenizer_errors(what: str) -> Iterator[None]:
     """Turn whatever the library raises into a TokenizerError: bare Exceptions, and Rust's panics, which are not
     Exceptions."""
     try:
