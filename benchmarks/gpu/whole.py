@@ -62,8 +62,8 @@ def ours(a: Architecture, name: str, device: torch.device) -> Score:
 
     norm = None if scheme.folds else torch.ones(a.width, dtype=scheme.dtype, device=device)
     layers = [
-        Layer(norm, linear(a.query_width + 2 * a.kv_width, a.width), linear(a.width, a.query_width),
-              norm, linear(2 * a.ffn_width, a.width), linear(a.width, a.ffn_width, block))
+        Layer(norm, linear(*a.linears["qkv"]), linear(*a.linears["output"]),
+              norm, linear(*a.linears["gate_up"]), linear(*a.linears["down"], block))
         for _ in range(a.layers)
     ]  # fmt: skip
     table = torch.randn(a.vocabulary, a.width, device=device).half()

@@ -7,6 +7,7 @@ Files of any kind in `record_files`, records of any form in `record_forms`. The 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -38,6 +39,11 @@ class Question:
     lang: str
     kind: str
     source: str
+
+    @property
+    def worths(self) -> tuple[float, ...]:
+        """The worth of each answer, NaN if the data does not say."""
+        return self.worth or (math.nan,) * len(self.responses)
 
 
 def read_questions(path: str | Path, tell: Tell | None = None) -> list[Question]:

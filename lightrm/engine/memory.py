@@ -77,7 +77,7 @@ def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
 
     Float32 copies of the residual stream are included: norms make them, and allocators keep them.
     """
-    qkv, size, widest = a.query_width + 2 * a.kv_width, scheme.dtype.itemsize, max(a.width, a.ffn_width)
+    qkv, size, widest = a.linears["qkv"][0], scheme.dtype.itemsize, max(a.width, a.ffn_width)
     if scheme.integer:
         stream, attention = 2 * 4 * a.width, a.width + 8 * qkv
         mlp = a.width + 8 * a.ffn_width + a.ffn_width

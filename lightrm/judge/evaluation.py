@@ -109,7 +109,7 @@ def evaluate_scores(
     """Judge scores, one for each answer of each question, in order. Raises InputError if the labels prefer no
     answer."""
     prompt = np.asarray([k for k, q in enumerate(questions) for _ in q.responses], np.int64)
-    worth = np.asarray([w for q in questions for w in (q.worth or [math.nan] * len(q.responses))])
+    worth = np.asarray([w for q in questions for w in q.worths])
     length = np.asarray([len(text) for q in questions for text in q.responses])
     prompts = Prompts(prompt)
     wanted = np.sign(np.nan_to_num(margins(worth, prompts)))

@@ -93,8 +93,8 @@ def plots(report: FidelityReport) -> dict[str, Any]:
     return found
 
 
-def panels(count: int, height: float = 3.2) -> tuple[Any, list[Any]]:
-    figure = import_module("matplotlib.figure").Figure(figsize=(3.4 * max(count, 1), height), layout="constrained")
+def panels(count: int) -> tuple[Any, list[Any]]:
+    figure = import_module("matplotlib.figure").Figure(figsize=(3.4 * max(count, 1), 3.2), layout="constrained")
     return figure, list(figure.subplots(1, max(count, 1), squeeze=False)[0])
 
 

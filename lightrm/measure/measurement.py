@@ -92,7 +92,7 @@ def measure_fidelity(
     half = floor_of(reference, place)
     floor = None if not half else run.measured(kept, subject.source, half, ids)
     found = [run.measured(kept, subject.folder, scheme, ids) for scheme in subject.schemes]
-    name = name or (Path(data).name if isinstance(data, str | os.PathLike) else "the data")
+    name = name or name_of(data)
     report = build(str(model), asked(name, questions, ids), exact, found, floor, about(place))
     return replace(report, sensitivity=run.sensitivity(questions, place) if layers else ())
 
@@ -231,7 +231,7 @@ def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
 
 def asked(name: str, questions: Sequence[Question], ids: Sequence[list[int]]) -> Asked:
     every = [(k, q) for k, q in enumerate(questions) for _ in q.responses]
-    worth = [value for q in questions for value in (q.worth or [float("nan")] * len(q.responses))]
+    worth = [value for q in questions for value in q.worths]
     return Asked(
         name=name,
         prompt=np.asarray([k for k, _ in every], np.int64),
@@ -250,6 +250,11 @@ def about(device: torch.device) -> dict[str, str]:
     }
 
 
+def name_of(data: object) -> str:
+    """Return what a report calls some data: the name of its file, if it is one."""
+    return Path(data).name if isinstance(data, str | os.PathLike) else "the data"
+
+
 def evaluate(
     rm: RewardModel,
     questions: str | os.PathLike[str] | Iterable[Question | Mapping[str, Any]],
@@ -265,7 +270,7 @@ def evaluate(
 
     Raises InputError for text that cannot be scored, or if the labels prefer no answer to another.
     """
-    data = data or (Path(questions).name if isinstance(questions, str | os.PathLike) else "the data")
+    data = data or name_of(questions)
     asked = questions_of(questions)
     started = time.perf_counter()
     ids = ids_of_all(rm, asked)

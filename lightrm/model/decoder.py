@@ -190,7 +190,7 @@ class Decoder:
         """Return the queries of the last tokens, and the keys and values of all tokens."""
         a, last_S = self.architecture, flow.batch.last_S
         queries = layer.qkv.outputs(0, a.query_width)
-        others = layer.qkv.outputs(a.query_width, a.query_width + 2 * a.kv_width)
+        others = layer.qkv.outputs(a.query_width, a.linears["qkv"][0])
         if queries is None or others is None:
             query, key, value = self.heads(layer.qkv, layer.attention_norm_D, flow.residual, flow.rotation)
             return query[last_S], key, value
