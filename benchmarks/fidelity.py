@@ -3,16 +3,14 @@
     python -m benchmarks.fidelity DATA --work FOLDER [--reference FOLDER]
 
 The bundled model, and with --reference the 135 M model of `training.rebuild`. Held-out pairs and lists, each answer
-with its prompt, cut at LONGEST tokens; the schemes with "+cal" are calibrated on training pairs. Speed is measured in
-turn: the same text by every scheme, ROUNDS times around, the median of the ratios to float32. Scores are kept in
---work: a stopped run goes on. Writes results/fidelity.json and the table in the documents.
+with its prompt, cut at LONGEST tokens; the schemes with "+cal" are calibrated on training pairs. Scores are kept in
+--work: a stopped run goes on. Writes results/fidelity.json and the tables in the documents.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,16 +21,15 @@ import numpy as np
 import lightrm
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.data.preferences import Question, questions_in, read_questions
+from lightrm.display.sizes import size_text
 from lightrm.judge.fidelity import FidelityReport, Row
 from lightrm.measure.measurement import measure_fidelity
-from lightrm.measure.sensitivity import some_ids
 from lightrm.text.conversation import Prompt
 
 LONGEST = 512  # tokens
 CALIBRATION = 4 * 16384  # characters of prompts and answers, so 16384 tokens or more
 SCHEMES = ("w8a8", "w8a8+cal", "w4a8+cal", "w4a8-g32+cal", "nf4")
 PAIRS, LISTS = 160, 32
-ROUNDS, SPEED_TOKENS = 5, 6000
 
 
 def options(description: str | None, **most: int) -> argparse.ArgumentParser:
@@ -83,29 +80,10 @@ def measured(path: str, questions: list[Question], schemes: Sequence[str], data:
     )  # fmt: skip
 
 
-def speeds(path: str, questions: list[Question], schemes: Sequence[str]) -> dict[str, float]:
-    """Tokens a second over float32's, in turn; calibration does not change a scheme's speed."""
-    names = ["fp32", *dict.fromkeys(scheme.removesuffix("+cal") for scheme in schemes)]
-    models = {name: lightrm.load(path, scheme=name, max_length=LONGEST) for name in names}
-    ids, _ = some_ids(models["fp32"], questions, SPEED_TOKENS)
-    ratios: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(ROUNDS + 1):
-        seconds = {}
-        for name, model in models.items():
-            started = time.perf_counter()
-            model.score_ids(ids)
-            seconds[name] = time.perf_counter() - started
-        if turn:  # the first round compiles
-            for name in names:
-                ratios[name].append(seconds["fp32"] / seconds[name])
-    return {name: float(np.median(found)) for name, found in ratios.items()}
-
-
-def described(report: FidelityReport, speed: dict[str, float]) -> dict[str, Any]:
+def described(report: FidelityReport) -> dict[str, Any]:
     def row(one: Row) -> dict[str, Any]:
         return {
             "bytes": one.bytes,
-            "speed": speed[one.scheme.removesuffix("+cal")],
             "whole": dataclasses.asdict(one.agreement),
             "parts": {name: dataclasses.asdict(part) for name, part in one.slices.items()},
         }
@@ -131,14 +109,14 @@ def table(result: dict[str, Any]) -> str:
         lines += [
             f"**{name}**, {model['prompts']} prompts with {model['answers']} answers:",
             "",
-            "| | weights | speed over fp32 | mean error | 99th percentile | tau-b | flips | same best |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-            f"| fp32 | {model['bytes'] / 2**20:.1f} MiB | 1.00 | - | - | - | - | - |",
+            "| | weights | mean error | 99th percentile | tau-b | flips | same best |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+            f"| fp32 | {size_text(model['bytes'])} | - | - | - | - | - |",
         ]
         for scheme, row in model["rows"].items():
             title = {"bf16": "bf16: the noise floor"}.get(scheme, scheme)
             figures = " | ".join(model["cells"][scheme])
-            lines.append(f"| {title} | {row['bytes'] / 2**20:.1f} MiB | {row['speed']:.2f} | {figures} |")
+            lines.append(f"| {title} | {size_text(row['bytes'])} | {figures} |")
         lines.append("")
     return "\n".join([*lines, measured_on(result), ""])
 
@@ -169,8 +147,7 @@ def main() -> None:
         keep = arguments.work / path.replace("/", "-")
         report = measured(path, questions, SCHEMES, arguments.data, keep)
         print(report, flush=True)
-        floor = [report.floor.scheme] if report.floor else []
-        models[name] = described(report, speeds(path, questions, [*floor, *SCHEMES]))
+        models[name] = described(report)
     versions = provenance(("torch", "numpy", "numba", "scipy", "bitsandbytes"))
     write_result("fidelity", {**versions, **this_cpu(), "models": models})
     quote("fidelity", table)

@@ -37,7 +37,6 @@ TABLES = {
     "mixed": mixed.table,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
-    "sharing_amx": sharing.sentence,
     "sharing_cpu": sharing.table,
     "streaming": streaming.table,
     "text_differential": text_differential.sentence,
