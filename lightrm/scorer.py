@@ -147,12 +147,15 @@ class RewardModel:
         """Return each prompt's responses, best first.
 
         exact: rank in the order of full precision. Answers whose quick scores are close to each other are scored again
-        by the reference, the same model in full precision, which is loaded the first time. confidence: probability that
-        this gives the right order of all answers, for a further prompt like those that were measured. The higher it is,
-        the more answers are scored again. bound: a report's bound, or the distance in raw scores, 0 or more, up to
-        which two scores are too close. None takes what `lightrm fidelity` measured of the folder. The result's `effort`
-        says how much was scored again, and the confidence that the bound allows: lower if few prompts with as many
-        answers were measured, 0 for a bound that is a number.
+        by the reference, the same model in full precision, which is loaded the first time.
+        confidence: probability that this gives the right order of all answers, for a further prompt like those that
+        were measured. The higher it is, the more answers are scored again.
+        bound: a report's bound, or the distance in raw scores, 0 or more, up to which two scores are too close. None
+        takes what `lightrm fidelity` measured of the folder.
+        progress: show a bar over the tokens.
+
+        The result's `effort` says how much was scored again, and the confidence that the bound allows: lower if few
+        prompts with as many answers were measured, 0 for a bound that is a number.
 
         Raises InputError if the lists do not match, confidence is not between 0 and 1, the bound is not such a number,
         a bound is given without exact=True, or none is known; otherwise as `score`.

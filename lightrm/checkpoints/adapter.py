@@ -50,13 +50,16 @@ KINDS = {
 
 @dataclass(frozen=True, slots=True)
 class Adapter:
-    """An adapter, read.
+    """An adapter, read. Keys are names of changed tensors: in the base or, for a replaced tensor, in the adapter file.
 
-    replaced: base name -> name in the adapter file, for each tensor that the adapter replaces. The keys of the others
-    are names of changed tensors: in the base or, for a replaced tensor, in the adapter file. pairs: names of A (r, I)
-    and B (O, r), with their scale. shifts: biases that are added, with their scale. rows: indices and values of
-    replaced rows. lengths: DoRA's lengths of rows. transposed: embeddings, whose pairs are stored transposed.
-    taken_off: the initialization whose factors are subtracted, if any. base, revision: where the base model was.
+    replaced: base name -> name in the adapter file, for each tensor that the adapter replaces.
+    pairs: names of A (r, I) and B (O, r), with their scale.
+    shifts: biases that are added, with their scale.
+    rows: indices and values of replaced rows.
+    lengths: DoRA's lengths of rows.
+    transposed: embeddings, whose pairs are stored transposed.
+    taken_off: the initialization whose factors are subtracted, if any.
+    base, revision: where the base model was.
     """
 
     source: TensorSource

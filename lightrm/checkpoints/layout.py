@@ -60,14 +60,16 @@ def no_post(config: Config, buffers: dict[str, torch.Tensor]) -> PostStep:
 class Layout:
     """One kind of reward-model checkpoint.
 
-    matches: tells the layout from the config and the tensor names. template: name of its prompt template, "chat" for
-    the checkpoint's own, None if unknown. ending: what the trainer puts at the end of every text: see
-    `text.templates.Ending`. regroup: turns the file's fused qkv weight into query, key, value rows; None if its rows
-    are in this order. reading: where the model's own code reads the score. appended: id of the token that this code
-    puts behind every text. whole: whether this code tokenizes the rendered chat like any text, with the BOS that the
-    tokenizer adds. head_stem: the name of the head, if the config says it. averages: whether this code takes the mean
-    of several outputs; in other layouts several outputs are refused. fields: fields of config.json that only this
-    layout reads.
+    matches: tells the layout from the config and the tensor names.
+    template: name of its prompt template, "chat" for the checkpoint's own, None if unknown.
+    ending: what the trainer puts at the end of every text: see `text.templates.Ending`.
+    regroup: turns the file's fused qkv weight into query, key, value rows; None if its rows are in this order.
+    reading: where the model's own code reads the score. appended: id of the token that this code puts behind every
+    text.
+    whole: whether this code tokenizes the rendered chat like any text, with the BOS that the tokenizer adds.
+    head_stem: the name of the head, if the config says it.
+    averages: whether this code takes the mean of several outputs; in other layouts several outputs are refused.
+    fields: fields of config.json that only this layout reads.
     """
 
     name: str

@@ -22,8 +22,12 @@ WORDS = {"bool": "true or false", "int": "a number", "float": "a number", "str":
 
 @dataclass(slots=True)
 class Field:
-    """kinds: types of its values, each with the first row that has it. low, high: range of its whole numbers. item:
-    what its lists hold. inner: the fields of its objects. broken: the first row with a text that is not valid Unicode.
+    """A field of the records.
+
+    kinds: types of its values, each with the first row that has it.
+    low, high: range of its whole numbers.
+    item: what its lists hold. inner: the fields of its objects.
+    broken: the first row with a text that is not valid Unicode.
     """
 
     kinds: dict[str, str] = field(default_factory=dict)

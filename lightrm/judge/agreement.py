@@ -61,9 +61,10 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """mean_error, p99_error: of |found - reference|, in within-prompt standard deviations of the reference. tau_within:
-    tau-b of the answers to a prompt, averaged over prompts. top1: share of the prompts with two or more answers whose
-    best answer is the same. accuracy: share of the labelled pairs that `found` orders as labelled, None without labels.
+    """mean_error, p99_error: of |found - reference|, in within-prompt standard deviations of the reference.
+    tau_within: tau-b of the answers to a prompt, averaged over prompts.
+    top1: share of the prompts with two or more answers whose best answer is the same.
+    accuracy: share of the labelled pairs that `found` orders as labelled, None without labels.
     spread: the within-prompt standard deviation, in raw scores."""
 
     spread: float

@@ -43,9 +43,11 @@ class Placement:
 class LoadReport:
     """What loading did.
 
-    seconds: wall time. bytes: of the weights in memory, without streamed layers. shared: how many of them another model
-    holds too. ignored: tensors of the file that a scorer does not need. sqnr_db: signal to quantization noise of each
-    matrix by our names, in dB, inf if nothing was lost. fidelity: what was measured of a quantized folder, if anything.
+    seconds: wall time.
+    bytes: of the weights in memory, without streamed layers. shared: how many of them another model holds too.
+    ignored: tensors of the file that a scorer does not need.
+    sqnr_db: signal to quantization noise of each matrix by our names, in dB, inf if nothing was lost.
+    fidelity: what was measured of a quantized folder, if anything.
     calibration: how much text was used for calibration, in words.
     """
 

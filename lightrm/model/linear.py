@@ -18,11 +18,12 @@ from lightrm.schemes.grammar import Scheme
 class Linear:
     """A linear layer.
 
-    int8: whether it reads int8 rows; otherwise it reads floats in the compute dtype. bias_O: float32 for int8 rows,
-    otherwise in the compute dtype, or None. block: size of the Hadamard transform that its rows have gone through, 1
-    for none. shift_I: float32 (I,) or None. It is subtracted from each normed row before the row is rounded to int8,
-    and weight @ shift is added to the bias in full precision. So what all rows have in common uses up no int8 levels,
-    and the error of the weight does not act on it.
+    int8: whether it reads int8 rows; otherwise it reads floats in the compute dtype.
+    bias_O: float32 for int8 rows, otherwise in the compute dtype, or None.
+    block: size of the Hadamard transform that its rows have gone through, 1 for none.
+    shift_I: float32 (I,) or None. It is subtracted from each normed row before the row is rounded to int8, and weight @
+    shift is added to the bias in full precision. So what all rows have in common uses up no int8 levels, and the error
+    of the weight does not act on it.
     """
 
     weight: Held

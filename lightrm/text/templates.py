@@ -98,11 +98,12 @@ class PlainText:
 class Template:
     """A frozen template.
 
-    opening, user, assistant, closing: pieces with the slot `{}`; the answer begins where `user` ends. bos: put BOS
-    first; None does what the tokenizer files say. joined: which adjacent texts are tokenized as one string: `all`,
-    those of the `prompt` only, or `none`. cut: where a text that is too long is shortened. `response end` keeps EOS;
-    `prompt start` keeps BOS and the whole end; `each side` cuts prompt and answer to half of `max_length` each, EOS
-    counted with the answer. verified: whether published scores or ids confirm it; the others follow the trainer's code.
+    opening, user, assistant, closing: pieces with the slot `{}`; the answer begins where `user` ends.
+    bos: put BOS first; None does what the tokenizer files say.
+    joined: which adjacent texts are tokenized as one string: `all`, those of the `prompt` only, or `none`.
+    cut: where a text that is too long is shortened. `response end` keeps EOS; `prompt start` keeps BOS and the whole
+    end; `each side` cuts prompt and answer to half of `max_length` each, EOS counted with the answer.
+    verified: whether published scores or ids confirm it; the others follow the trainer's code.
     """
 
     name: str
