@@ -6,7 +6,7 @@ The checkpoint has the shape of LLaMA-7B or Baichuan-13B, random weights, and fe
 every peer is a process of its own, asleep while another works, and its peak memory is its own; each round runs every
 peer once, ratios are taken within a round, and the median of the rounds is reported. `error` is that of the scores
 against float32, over their spread, on random weights: it compares kernels, and says nothing about real models.
-Since lightrm computes a part of the last layer only, few layers flatter it; the committed result is of a time before.
+Since lightrm computes a part of the last layer only, few layers flatter it: at two layers, by up to a half.
 Writes results/scoring_cpu.json and the table in the documents. For cards: benchmarks.gpu.
 """
 
@@ -207,8 +207,9 @@ def table(result: dict[str, Any]) -> str:
         lines.append(f"| {name} | {' | '.join(cells)} | {peak} | {error} | {row['kernel']} |")
     absolute = ", ".join(f"{rows['lightrm w8a8']['tokens/s']:.0f} ({load})" for load, rows in loads.items())
     lines.append(f"\nw8a8 alone, tokens/s of {result['layers']} layers: {absolute}. {measured_on(result)}")
-    for name, error in result["failed"].items():
-        lines.append(f"Not measured: {name}: {error}.")
+    for error in dict.fromkeys(result["failed"].values()):
+        names = [name for name, why in result["failed"].items() if why == error]
+        lines[-1] += f" Not measured: {', '.join(names)} ({error})."
     return "\n".join(lines) + "\n"
 
 

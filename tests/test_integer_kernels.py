@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -303,3 +304,18 @@ def test_the_next_process_compiles_nothing(tmp_path: Path) -> None:
         kept.append(sorted(path.name for path in tmp_path.rglob("*.nbc")))
     assert kept[0]
     assert kept[1] == kept[0]
+
+
+def test_other_work_of_the_machine_does_not_choose_the_product() -> None:
+    """A product is timed by the CPU time of its thread: waiting counts nothing, and computing twice counts twice."""
+    alone = min(gemm.seconds(gemm.float_blocks) for _ in range(3))
+
+    def waits(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.02)
+        return gemm.float_blocks(x, weight)
+
+    def computes(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return [gemm.float_blocks(x, weight) for _ in range(20)][0]
+
+    assert min(gemm.seconds(waits) for _ in range(3)) < 0.01 + alone
+    assert min(gemm.seconds(computes) for _ in range(3)) > 5 * alone

@@ -38,10 +38,11 @@ TABLES = {
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
     "sharing_cpu": sharing.table,
+    "sharing_pass": sharing.sentence,
     "streaming": streaming.table,
     "text_differential": text_differential.sentence,
 }
-RESULT_OF = {"fidelity_short": "fidelity"}  # where block and result have different names
+RESULT_OF = {"fidelity_short": "fidelity", "sharing_pass": "sharing_cpu"}  # where block and result have different names
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n(.*?)<!-- end: (\w+) -->", re.DOTALL)
 
 

@@ -20,6 +20,7 @@ from lightrm.kernels.arena import empty
 
 LEAST_ROWS, MULTIPLE = 32, 8  # what cuBLAS takes: more than 16 rows, widths in whole eights
 EXACT_TERMS = 2**24 // 2**14  # |int8 * int8| is at most 2^14
+RUNS = 8  # of a small layer: Windows counts CPU time in steps of 16 ms
 ONE_AT_A_TIME = threading.Lock()  # a measurement sets PyTorch's number of threads, and sets it back
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -85,16 +86,15 @@ def chosen_product() -> tuple[Product, str]:
 
 
 def seconds(product: Product) -> float:
-    """Return the least time of three runs of a small layer, in one thread: more would wait for other work of the
-    machine."""
-    x, weight, found = torch.ones(32, 1024, dtype=torch.int8), torch.ones(256, 1024, dtype=torch.int8), []
+    """Return the time of a small layer in one thread: CPU time, which other work of this machine does not lengthen."""
+    x, weight = torch.ones(32, 1024, dtype=torch.int8), torch.ones(256, 1024, dtype=torch.int8)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        for _ in range(4):
-            started = time.perf_counter()
+        product(x, weight)
+        started = time.thread_time()
+        for _ in range(RUNS):
             product(x, weight)
-            found.append(time.perf_counter() - started)
+        return (time.thread_time() - started) / RUNS
     finally:
         torch.set_num_threads(threads)
-    return min(found[1:])
