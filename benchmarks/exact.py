@@ -108,7 +108,7 @@ def costs(rm: lightrm.RewardModel, ranked: Sequence[Ranked]) -> dict[str, int]:
         "prompts": len(ranked), "same order": sum(one.right for one in ranked),
         "same order alone": sum(one.alone for one in ranked), "raised": sum(one.raised for one in ranked),
         "answers": len(answers), "rescored": len(again),
-        "tokens": rm.engine.distinct(answers), "rescored tokens": rm.engine.distinct(again),
+        "tokens": rm.engine.distinct_tokens(answers), "rescored tokens": rm.engine.distinct_tokens(again),
     }  # fmt: skip
 
 

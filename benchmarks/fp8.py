@@ -51,8 +51,8 @@ class Fp8Linear(Linear):
     def __call__(self, rows: Rows) -> Sums:
         return Linear.__call__(self, Rows(rounded(rows.values_TI)))
 
-    def onto(self, residual: Residual, rows: Rows) -> None:
-        Linear.onto(self, residual, Rows(rounded(rows.values_TI)))
+    def add_to(self, residual: Residual, rows: Rows) -> None:
+        Linear.add_to(self, residual, Rows(rounded(rows.values_TI)))
 
 
 def scores_in_fp8(rm: lightrm.RewardModel, path: str, texts: list[list[int]], rotated: bool) -> np.ndarray:

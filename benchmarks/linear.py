@@ -50,8 +50,8 @@ def build(scheme_name: str, outputs: int, inputs: int) -> Linear:
 def added(layer: Linear, stream_TO: torch.Tensor, x_TI: torch.Tensor) -> torch.Tensor:
     """stream + layer(x), its rows rounded first where it reads int8."""
     residual = Residual(stream_TO)
-    layer.onto(residual, layer.rows(x_TI))
-    return products.settled(residual)
+    layer.add_to(residual, layer.rows(x_TI))
+    return products.add_pending(residual)
 
 
 def timed(run: Callable[[], object]) -> float:

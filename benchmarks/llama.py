@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file
 
-from lightrm.engine.packing import common
+from lightrm.engine.packing import common_prefix
 
 NAMES = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
@@ -93,7 +93,7 @@ class LlamaScorer:
 
     def one(self, ids: np.ndarray) -> float:
         c = self.c
-        kept = min(common(ids, self.before), len(ids) - 1) if self.keeps else 0
+        kept = min(common_prefix(ids, self.before), len(ids) - 1) if self.keeps else 0
         batch = c.llama_batch_init(len(ids), 0, 1)
         for row, token in enumerate(ids[kept:]):
             batch.token[row], batch.pos[row] = int(token), kept + row

@@ -38,11 +38,11 @@ def ours(scheme: str, shares: bool = True) -> Load:
     def load(folder: Path) -> tuple[Score, str]:
         import lightrm
         from lightrm.engine import engine
-        from lightrm.engine.packing import ALONE, packs
+        from lightrm.engine.packing import SHARE_NOTHING, packs
 
         rm = lightrm.load(folder, scheme=scheme, device="cpu")
         if not shares:
-            engine.packs = partial(packs, least_shared=ALONE)
+            engine.packs = partial(packs, least_shared=SHARE_NOTHING)
         return rm.score_ids, rm.report.kernels.name
 
     return load

@@ -180,7 +180,7 @@ class RewardModel:
         return exact_rankings(
             quick, texts, known, confidence,
             rescore=lambda answers: self._exact()._scores(sequences(answers), progress),
-            tokens=lambda answers: self.engine.distinct(sequences(answers)),
+            tokens=lambda answers: self.engine.distinct_tokens(sequences(answers)),
         )  # fmt: skip
 
     def explain(self, prompt: Prompt, response: Response) -> Explanation:
@@ -267,7 +267,7 @@ class Reference:
         self.opens = opens
         self.opened: RewardModel | None = None
         self.forked()
-        forks.renew(self)
+        forks.call_after_fork(self)
 
     def forked(self) -> None:
         self.opening = threading.Lock()

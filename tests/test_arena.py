@@ -67,7 +67,7 @@ def test_only_large_tensors_of_the_thread_that_opened_it() -> None:
             taken.append(tuple(shape))
             return super().empty(shape, dtype)
 
-    with arena.used(Watching(2 * LEAST)):
+    with arena.use_arena(Watching(2 * LEAST)):
         assert arena.empty(3, 5, dtype=torch.int8).shape == (3, 5)
         assert arena.empty(0, LEAST, dtype=torch.int8).shape == (0, LEAST)
         assert arena.empty(LEAST, dtype=torch.int8, device=torch.device("meta")).is_meta
@@ -87,7 +87,7 @@ def test_no_memory_for_it_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(12, "Cannot allocate memory")
 
     monkeypatch.setattr(arena, "Arena", none)
-    with arena.used(arena.reserved(2**60)):
+    with arena.use_arena(arena.reserved(2**60)):
         assert arena.empty(LEAST, dtype=torch.int8).shape == (LEAST,)
 
 

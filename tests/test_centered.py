@@ -13,7 +13,7 @@ import lightrm
 from benchmarks import rounding
 from benchmarks.rounding import Bounded
 from lightrm.cli.demo_texts import EXAMPLES
-from lightrm.engine.packing import ALONE, packs
+from lightrm.engine.packing import SHARE_NOTHING, packs
 from lightrm.kernels import integer, passes
 from lightrm.kernels.cpu import cpu_passes
 from lightrm.kernels.operands import Residual, Sums
@@ -103,7 +103,7 @@ def test_calibrated_models_are_centered_and_travel(scheme: str, tmp_path: Path) 
 def test_calibrated_streams_are_right_on_average() -> None:
     """What the residual stream is off by has no mean over the calibration text, after either half of every layer."""
     ids = lightrm.load("demo").encode([p for p, _ in TEXT], [t for _, t in TEXT])
-    pack = next(batch for _, batch in packs(ids, 2048, ALONE))
+    pack = next(batch for _, batch in packs(ids, 2048, SHARE_NOTHING))
 
     def streams(decoder: Decoder) -> dict[str, torch.Tensor]:
         found: dict[str, torch.Tensor] = {}

@@ -205,7 +205,7 @@ def test_memory_that_is_not_written_shows(holder: object, name: str) -> None:
     made = getattr(holder, name)(*arguments)
     assert made.shape == (2, 3)
     assert made.isnan().all()
-    with arena.used(Arena(4 * LEAST)):
+    with arena.use_arena(Arena(4 * LEAST)):
         assert (arena.empty(LEAST, dtype=torch.int8) == 99).all()
     assert arena.empty(LEAST, dtype=torch.float32).isnan().all()
 

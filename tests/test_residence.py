@@ -377,7 +377,7 @@ def test_the_streams_of_a_window_leave_no_holes() -> None:
     decoder = Decoder(SEVEN, normal(64, SEVEN.width, seed=1).bfloat16(), [], None, torch.float32)
     ids = torch.arange(1, 601) % 64
     with Watching():
-        x_TD = decoder.embedded(ids)
+        x_TD = decoder.embed(ids)
     assert torch.equal(x_TD, decoder.embedding_VD[ids].float())
     assert max(set(made) - {x_TD.nbytes}) <= x_TD.nbytes / 8, "only the stream itself is large"
 

@@ -13,7 +13,6 @@ from benchmarks import (
     fidelity,
     fp8,
     gptq_files,
-    linear,
     loading,
     mixed,
     schemes,
@@ -32,7 +31,6 @@ TABLES = {
     "fidelity_short": fidelity.short_table,
     "fp8": fp8.sentence,
     "gptq_files": gptq_files.sentence,
-    "linear_cpu": linear.table,
     "loading": loading.table,
     "mixed": mixed.table,
     "schemes": schemes.table,
@@ -92,8 +90,9 @@ def test_results_say_where_they_come_from() -> None:
 
 def test_peers_compute_the_same_model() -> None:
     """In the committed comparison, unquantized peers agree with float32: all really scored the same weights."""
-    rows = read_result("scoring_cpu")["workloads"]["real mix"]
+    rows = read_result("scoring_cpu")["workloads"]["4 x 256"]
     assert rows["lightrm fp32"]["error"] == 0
     assert rows["transformers fp32"]["error"] < 1e-3
     assert rows["transformers bf16"]["error"] < 0.03
-    assert all(row["error"] is None or row["error"] < 0.3 for row in rows.values())
+    assert max(rows[name]["error"] for name in ("lightrm w8a8", "torch quantize_dynamic")) < 0.1
+    assert all(row["error"] is None or row["error"] < 1 for row in rows.values()), "4 bits, of four random scores"

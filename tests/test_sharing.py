@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightrm
-from lightrm.engine.packing import ALONE, LEAST_SHARED, pack, packs
+from lightrm.engine.packing import LEAST_SHARED, SHARE_NOTHING, pack, packs
 from lightrm.kernels import library, passes, reference
 from lightrm.kernels.segments import ROOT, views
 from lightrm.model.decoder import Decoder, Flow, Layer
@@ -33,7 +33,7 @@ def path(batch: PackedBatch, last: int) -> list[int]:
 @given(
     st.lists(st.lists(st.integers(0, 1), min_size=1, max_size=9), max_size=12),
     st.integers(1, 30),
-    st.sampled_from([1, 2, 4, ALONE]),
+    st.sampled_from([1, 2, 4, SHARE_NOTHING]),
 )
 def test_every_sequence_is_a_path(sequences: list[list[int]], budget: int, least: int) -> None:
     """Ids and positions along the path are the sequence's own; each is in one pack; budgets hold."""
@@ -62,7 +62,7 @@ def test_answers_share_their_prompt() -> None:
     batch = pack(sequences)
     assert len(batch) == 60 + 40 + 6 * 20
     assert sum(segment.parent == ROOT for segment in batch.segments) == 2
-    assert len(pack(sequences, ALONE)) == 3 * 80 + 3 * 60
+    assert len(pack(sequences, SHARE_NOTHING)) == 3 * 80 + 3 * 60
     few = [[7] * (LEAST_SHARED - 1) + [k] * 5 for k in range(4)]
     assert all(segment.parent == ROOT for segment in pack(few).segments), "not worth a segment"
 

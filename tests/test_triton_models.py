@@ -45,7 +45,7 @@ def test_tiny_models_are_equal(scheme: str, card: int, tmp_path, lend: Lend, mon
     """With float32 between the kernels, the same scores as on the CPU to the last bits of a float."""
     model = lightrm.load(specimens()["ziya"].write(tmp_path), scheme=scheme)
     expected = model.score_ids(TINY)
-    monkeypatch.setattr(launch, "ON_CARD", torch.float32)
+    monkeypatch.setattr(launch, "PRODUCT_DTYPE", torch.float32)
     lend(card)
     np.testing.assert_allclose(model.score_ids(TINY), expected, atol=5e-6, rtol=0)
 
@@ -57,7 +57,7 @@ def test_the_bundled_model(scheme: str, lend: Lend, monkeypatch: pytest.MonkeyPa
     model = lightrm.load("demo", scheme=scheme)
     expected = model.score_ids(IDS)
     exact = lightrm.load("demo", scheme="fp32").score_ids(IDS)
-    monkeypatch.setattr(launch, "ON_CARD", torch.float32)
+    monkeypatch.setattr(launch, "PRODUCT_DTYPE", torch.float32)
     lend(80)
     assert np.abs(model.score_ids(IDS) - expected).max() < 0.3 * np.abs(expected - exact).max()
 
@@ -96,7 +96,7 @@ def test_float_schemes(name: str, tmp_path, lend: Lend) -> None:
 def test_the_published_table_of_alibi(lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
     """A parity option that no kernel has: attention goes the plain way, all else through Triton."""
     ids = ids_of("baichuan-13b-value-head")
-    monkeypatch.setattr(launch, "ON_CARD", torch.float32)  # the table is rounded to the dtype of the query
+    monkeypatch.setattr(launch, "PRODUCT_DTYPE", torch.float32)  # the table is rounded to the dtype of the query
     for scheme in ("fp32", "w8a8"):
         model = lightrm.load(DATA / "baichuan-13b-value-head", scheme=scheme, alibi="absolute")
         expected = model.score_ids(ids)
@@ -111,7 +111,7 @@ def test_alibi_in_8_bits(lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
     model = lightrm.load(DATA / "baichuan-13b-value-head", scheme="w8a8")
     expected = model.score_ids(ids)
     exact = lightrm.load(DATA / "baichuan-13b-value-head", scheme="fp32").score_ids(ids)
-    monkeypatch.setattr(launch, "ON_CARD", torch.float32)
+    monkeypatch.setattr(launch, "PRODUCT_DTYPE", torch.float32)
     lend(80)
     np.testing.assert_allclose(model.score_ids(ids), expected, atol=0.1 * np.abs(expected - exact).max(), rtol=0)
 

@@ -85,7 +85,7 @@ def weights(suite: Suite, outputs: int, inputs: int) -> dict[str, Any]:
 
     def product(weight: Rowwise | Int4, tokens: int) -> Run:
         made = rows(tokens)
-        return lambda: cuda_products.product(*made, weight, None, launch.ON_CARD)
+        return lambda: cuda_products.product(*made, weight, None, launch.PRODUCT_DTYPE)
 
     def floats(tokens: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.randn(tokens, inputs, device=suite.device).to(dtype)

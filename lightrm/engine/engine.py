@@ -32,7 +32,9 @@ class MemoryWarning(UserWarning):
     """The device ran out of memory; packs are smaller from now on."""
 
 
-def share(window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance, layers: int) -> Callable[[], None]:
+def layer_progress(
+    window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance, layers: int
+) -> Callable[[], None]:
     """Return a function that reports, each time a layer is done, a layer's share of the tokens of a window. Tokens that
     several sequences share count once for each."""
     tokens = sum(len(sequences[i]) for group, _ in window for i in group)
@@ -54,7 +56,7 @@ class Engine:
         self.callers: set[object] = set()  # of `scores`, while the arena is kept for them
         self.warned = False
         self.forked()
-        forks.renew(self)
+        forks.call_after_fork(self)
 
     def forked(self) -> None:
         """In a forked child, as in a new engine: nobody computes."""
@@ -74,7 +76,7 @@ class Engine:
         try:
             while waiting:
                 done: set[int] = set()
-                for group, found in self.sweep([sequences[i] for i in waiting], advance):
+                for group, found in self.score_packs([sequences[i] for i in waiting], advance):
                     done.update(group)
                     positions = [waiting[k] for k in group]
                     self.check_finite(positions, found, sequences)
@@ -98,7 +100,7 @@ class Engine:
         together."""
         return self.residence.window or 2 * self.tokens
 
-    def sweep(self, sequences: Sequence[Sequence[int]], advance: Advance) -> Iterator[Scored]:
+    def score_packs(self, sequences: Sequence[Sequence[int]], advance: Advance) -> Iterator[Scored]:
         """Compute one pack after the other; of a streamed model, one window of packs after the other. Stops early if
         memory ran out."""
         window: list[Run] = []
@@ -124,14 +126,14 @@ class Engine:
         with self.turn:
             if self.warned and len(largest) > self.tokens and not is_path(largest):
                 return []  # another thread found out, while this one waited, that such packs do not fit
-            with arena.used(self.memory(largest)):
-                found = self.tried(window, share(window, sequences, advance, len(self.decoder.layers)))
+            with arena.use_arena(self.arena_for(largest)):
+                found = self.attempt(window, layer_progress(window, sequences, advance, len(self.decoder.layers)))
             if found is None:
                 self.arena = None
                 self.halve(largest)
         return found or []
 
-    def memory(self, largest: PackedBatch) -> arena.Arena | None:
+    def arena_for(self, largest: PackedBatch) -> arena.Arena | None:
         """Return the memory for tensors between layers on a CPU. On a card PyTorch's own allocator keeps it: None."""
         if self.device.type != "cpu":
             return None
@@ -141,7 +143,7 @@ class Engine:
             kept = self.arena = arena.reserved(size)
         return kept
 
-    def tried(self, window: list[Run], after: Callable[[], None]) -> list[Scored] | None:
+    def attempt(self, window: list[Run], after: Callable[[], None]) -> list[Scored] | None:
         """Return None if memory ran out; everything that the attempt allocated is free again by then."""
         try:
             hidden = self.decoder.last_hiddens([batch.to(self.device) for _, batch in window], after=after)
@@ -151,7 +153,7 @@ class Engine:
                 raise
             return None
 
-    def distinct(self, sequences: Sequence[Sequence[int]]) -> int:
+    def distinct_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
         """Tokens that scoring these computes, a shared beginning once."""
         return sum(len(batch) for _, batch in packs(sequences, self.tokens))
 

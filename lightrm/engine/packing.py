@@ -19,25 +19,26 @@ import torch
 from lightrm.kernels.segments import ROOT, Segment
 from lightrm.model.packed_batch import PackedBatch
 
-ALONE = 2**31  # as `least_shared`: nothing is shared
+SHARE_NOTHING = 2**31  # as `least_shared`: nothing is shared
 LEAST_SHARED = 8  # tokens that a segment of its own saves; fewer are computed again
 Ids = Sequence[int]
 Run = tuple[list[int], PackedBatch]  # which sequences, and their pack; last_S in the same order
 
 
 def packs(sequences: Sequence[Ids], budget: int, least_shared: int = LEAST_SHARED) -> Iterator[Run]:
-    """Divide sequences into packs of at most `budget` distinct tokens. A longer sequence gets a pack of its own.
+    """Divide sequences into packs of at most `budget` distinct tokens. A longer sequence gets a pack of its own. No
+    sequence may be empty.
 
-    least_shared: share a prefix only if it has so many tokens or more; ALONE shares nothing. No sequence may be empty.
+    least_shared: share a prefix only if it has so many tokens or more; SHARE_NOTHING shares none.
     """
     arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
     order = sorted(range(len(arrays)), key=[ids.astype(">u4").tobytes() for ids in arrays].__getitem__)
     arrays = [arrays[i] for i in order]
-    shared = [0] + [common(a, b) for a, b in pairwise(arrays)]
+    shared = [0] + [common_prefix(a, b) for a, b in pairwise(arrays)]
     lengths = [len(ids) for ids in arrays]
     first = 0
     while first < len(arrays):
-        end = cut(lengths, shared, first, budget)
+        end = run_end(lengths, shared, first, budget)
         batch = forest(arrays[first:end], shared[first:end], least_shared)
         while len(batch) > max(budget, lengths[first]):  # prefixes too short to be shared were counted once
             end = max(first + 1, first + (end - first) * budget // len(batch))
@@ -52,14 +53,14 @@ def pack(sequences: Sequence[Ids], least_shared: int = LEAST_SHARED) -> PackedBa
     return PackedBatch(batch.token_ids_T, batch.position_ids_T, batch.segments, batch.last_S[np.argsort(order)])
 
 
-def common(a: np.ndarray, b: np.ndarray) -> int:
+def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     """Return the length of the longest common prefix."""
     length = min(len(a), len(b))
     differs = a[:length] != b[:length]
     return int(differs.argmax()) if differs.any() else length
 
 
-def cut(lengths: list[int], shared: list[int], first: int, budget: int) -> int:
+def run_end(lengths: list[int], shared: list[int], first: int, budget: int) -> int:
     """Return the end of the run that begins at `first`. shared[k]: length of the prefix that sequences k - 1 and k
     share.
 
@@ -76,7 +77,7 @@ def cut(lengths: list[int], shared: list[int], first: int, budget: int) -> int:
 
 
 def forest(sequences: list[np.ndarray], shared: list[int], least_shared: int) -> PackedBatch:
-    """Make the pack of one run. sequences: in lexicographic order; shared: as in `cut`."""
+    """Make the pack of one run. sequences: in lexicographic order; shared: as in `run_end`."""
     lengths = [len(ids) for ids in sequences]
     segments: list[Segment] = []
     ids: list[np.ndarray] = []

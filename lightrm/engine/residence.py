@@ -44,7 +44,7 @@ class Residence:
         return f"packs of {self.tokens} tokens, {self.reason}"
 
 
-def stream_bytes(a: Architecture, scheme: Scheme) -> int:
+def bytes_between_layers(a: Architecture, scheme: Scheme) -> int:
     """Return what a token of a window needs between layers: its residual stream and its RoPE tables."""
     return (4 if scheme.integer else scheme.dtype.itemsize) * a.width + 4 * a.head_width + 16
 
@@ -64,7 +64,7 @@ def streamed_bytes(a: Architecture, scheme: Scheme, tokens: int, window: int) ->
     """Return the bytes of a streamed model: embedding table, two layers, the tensor that is read, the activations of a
     pack and the residual streams of a window."""
     held = table_bytes(a, scheme) + 2 * layer_bytes(a, scheme) + reading_bytes(a, scheme)
-    return held + activation_bytes(a, scheme, tokens) + window * stream_bytes(a, scheme)
+    return held + activation_bytes(a, scheme, tokens) + window * bytes_between_layers(a, scheme)
 
 
 def resident_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
@@ -98,7 +98,9 @@ def choose_residence(
         return Residence(chosen, 0, left, total, "as asked" if tokens else reason)
     left = room.bytes - streamed_bytes(a, scheme, 0, 0)
     chosen = tokens or min(tokens_within(a, scheme, left // 2), STREAMED_TOKENS)
-    window = min((left - activation_bytes(a, scheme, chosen)) // stream_bytes(a, scheme), MOST_WINDOW[device.type])
+    window = min(
+        (left - activation_bytes(a, scheme, chosen)) // bytes_between_layers(a, scheme), MOST_WINDOW[device.type]
+    )
     if chosen < least or window < chosen:
         raise SchemeError(
             f"{scheme} of this model needs {size_text(resident_bytes(a, scheme, least))} resident and "
@@ -107,5 +109,5 @@ def choose_residence(
         )
     total = streamed_bytes(a, scheme, chosen, window) + overhead(device)
     need = size_text(resident_bytes(a, scheme, least))
-    left -= window * stream_bytes(a, scheme)
+    left -= window * bytes_between_layers(a, scheme)
     return Residence(chosen, window, left, total, f"{need} would not fit into {room.of}")

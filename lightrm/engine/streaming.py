@@ -23,7 +23,7 @@ class StreamedLayers:
         self.count, self.make, self.device = count, make, device
         self.copies = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.forked()
-        forks.renew(self)
+        forks.call_after_fork(self)
 
     def forked(self) -> None:
         """In a forked child: start a reading thread of its own, with nothing read yet."""

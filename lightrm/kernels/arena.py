@@ -77,7 +77,7 @@ def reserved(size: int) -> Arena | None:
 
 
 @contextmanager
-def used(arena: Arena | None) -> Iterator[None]:
+def use_arena(arena: Arena | None) -> Iterator[None]:
     """Within this context, `empty` takes memory from the arena, in this thread."""
     IN_USE.arena = arena
     try:

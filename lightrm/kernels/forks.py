@@ -36,7 +36,7 @@ def alone() -> bool:
     return ALONE.is_set()
 
 
-def renew(holder: Forked) -> None:
+def call_after_fork(holder: Forked) -> None:
     """Register an object whose `forked()` is called in every child that is forked from now on."""
     started()
     HOLDERS.add(holder)

@@ -28,7 +28,7 @@ class Rows(NamedTuple):
     values_TI: torch.Tensor
     scale_T: torch.Tensor | None = None
 
-    def picked(self, rows_S: torch.Tensor) -> Rows:
+    def select(self, rows_S: torch.Tensor) -> Rows:
         """Return some of the rows."""
         return Rows(self.values_TI[rows_S], None if self.scale_T is None else self.scale_T[rows_S])
 
@@ -57,7 +57,7 @@ class Residual:
     x_TD: torch.Tensor
     pending: Sums | None = None
 
-    def taken(self) -> Sums | None:
+    def take_pending(self) -> Sums | None:
         """Return the pending product and forget it: the caller adds it."""
         pending, self.pending = self.pending, None
         return pending

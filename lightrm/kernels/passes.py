@@ -18,7 +18,7 @@ import torch
 from lightrm.kernels import dispatch, reference
 from lightrm.kernels.operands import Heads, Residual, Rotation, Rows, Sums
 from lightrm.kernels.paths import Paths
-from lightrm.kernels.products import check, check_sums, settled
+from lightrm.kernels.products import add_pending, check, check_sums
 from lightrm.kernels.segments import Segment
 
 
@@ -36,7 +36,7 @@ def norm(
     rounded to int8; the bias of the layer behind makes up for it.
     """
     if not int8:
-        x_TD = settled(residual)
+        x_TD = add_pending(residual)
         if weight_D is not None:
             check(x_TD.shape[-1:] == weight_D.shape, "norm", x=x_TD, weight=weight_D)
         return Rows(dispatch.passes(x_TD.device).rms_norm(x_TD, weight_D, eps))
@@ -45,7 +45,7 @@ def norm(
     check(x_TD.ndim == 2 and x_TD.dtype == torch.float32, "norm", x=x_TD)
     if shift_D is not None:
         check(shift_D.shape == x_TD.shape[1:] and shift_D.dtype == torch.float32, "norm", x=x_TD, shift=shift_D)
-    pending = residual.taken()
+    pending = residual.take_pending()
     if pending is None:
         return dispatch.passes(x_TD.device).norm_quantize(x_TD, eps, shift_D)
     check_sums("norm", pending, x_TD.shape)

@@ -30,7 +30,7 @@ def product(rows: Rows, weight: Held, bias_O: torch.Tensor | None) -> Sums:
 
 def add_product(residual: Residual, rows: Rows, weight: Held, bias_O: torch.Tensor | None) -> None:
     """Add a product to the residual stream, or leave it pending there if the kernel cannot add while it multiplies."""
-    x_TO = settled(residual)
+    x_TO = add_pending(residual)
     if rows.scale_T is None:
         residual.x_TD = x_TO + float_product(rows.values_TI, weight, bias_O)
         return
@@ -44,11 +44,11 @@ def kernels(device: torch.device) -> Products:
     return dispatch.triton_products(device) or library_products
 
 
-def settled(residual: Residual) -> torch.Tensor:
+def add_pending(residual: Residual) -> torch.Tensor:
     """Add what is pending, and return the stream as a tensor."""
-    pending = residual.taken()
+    pending = residual.take_pending()
     if pending is not None:
-        check_sums("settled", pending, residual.x_TD.shape)
+        check_sums("add_pending", pending, residual.x_TD.shape)
         dispatch.passes(residual.x_TD.device).add_sums(residual.x_TD, pending)
     return residual.x_TD
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from lightrm.checkpoints.detect import Checkpoint
-from lightrm.engine.packing import ALONE, packs
+from lightrm.engine.packing import SHARE_NOTHING, packs
 from lightrm.errors import SchemeError
 from lightrm.kernels import passes
 from lightrm.kernels.operands import Held, Residual, Rows, Sums
-from lightrm.kernels.products import settled
+from lightrm.kernels.products import add_pending
 from lightrm.loading.gptq_rounding import Moments, compensated_int4, compensated_int8, regressed
 from lightrm.loading.loader import Loader
 from lightrm.loading.placement import Placement
@@ -60,7 +60,7 @@ class CompensatingLoader(Loader):
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]]) -> None:
         super().__init__(checkpoint, placement)
-        self.packs = [batch.to(self.device) for _, batch in packs(calibration, PACK, ALONE)]
+        self.packs = [batch.to(self.device) for _, batch in packs(calibration, PACK, SHARE_NOTHING)]
         self.calibration = f"{len(calibration)} texts of {sum(map(len, calibration))} tokens" if calibration else ""
 
     @torch.inference_mode()
@@ -96,7 +96,7 @@ class CompensatingLoader(Loader):
         for x_TD, pack in zip(streams, self.packs, strict=True):
             heads = decoder.heads(qkv, norm_D, Residual(x_TD), decoder.rotation(pack))
             paths = passes.paths(pack.segments, x_TD.device)
-            found.append(decoder.mix(*heads, paths, decoder.slopes_H).values_TI.float())
+            found.append(decoder.attention_kernel(*heads, paths, decoder.slopes_H).values_TI.float())
         return found
 
     def gated(self, decoder: Decoder, streams: Packs, norm_D: torch.Tensor | None, gate_up: Linear) -> Packs:
@@ -167,6 +167,6 @@ def added(streams: Packs, inputs: Packs, linear: Linear) -> Packs:
     found = []
     for x_TD, values_TI in zip(streams, inputs, strict=True):
         residual = Residual(x_TD)
-        linear.onto(residual, linear.rows(values_TI.to(x_TD.dtype)))
-        found.append(settled(residual))
+        linear.add_to(residual, linear.rows(values_TI.to(x_TD.dtype)))
+        found.append(add_pending(residual))
     return found

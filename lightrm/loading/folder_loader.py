@@ -18,7 +18,7 @@ from lightrm.checkpoints.safe import SafeFile
 from lightrm.checkpoints.stored import MANIFEST
 from lightrm.checksums import tensor_sum
 from lightrm.display.progress import Advance, ignored
-from lightrm.engine.shared_weights import held_once
+from lightrm.engine.shared_weights import share_equal
 from lightrm.engine.streaming import StreamedLayers
 from lightrm.errors import CorruptFileError
 from lightrm.kernels.dispatch import kernels_for
@@ -50,7 +50,7 @@ def restore(
     check_fits(tensors, checkpoint.architecture, scheme)
     head = head_of(tensors, manifest.post)
     checkpoint.check_config(len(head.weights[-1]) if head.weights else None)
-    embedding, shared = held_once(tensors["embedding"], None if twin is None else twin.embedding_VD)
+    embedding, shared = share_equal(tensors["embedding"], None if twin is None else twin.embedding_VD)
     a = placement.applied(replace(checkpoint.architecture, vocabulary=len(embedding)))
     layers: Layers
     if streamed:
@@ -58,7 +58,7 @@ def restore(
     else:
         layers = []
         for i in range(a.layers):
-            layer, saved = held_once(layer_of(tensors, i, a, scheme), placement.beside(i))
+            layer, saved = share_equal(layer_of(tensors, i, a, scheme), placement.beside(i))
             layers.append(layer)
             shared += saved
             advance(1)

@@ -16,7 +16,7 @@ import torch
 from lightrm.checkpoints.detect import Checkpoint
 from lightrm.checkpoints.inventory import check_tensors, real_architecture
 from lightrm.display.progress import Advance, ignored
-from lightrm.engine.shared_weights import Part, held_once
+from lightrm.engine.shared_weights import Part, share_equal
 from lightrm.engine.streaming import StreamedLayers
 from lightrm.errors import NumericsError, TensorMismatchError
 from lightrm.kernels import products
@@ -138,7 +138,7 @@ class Loader:
         return self.once(made, self.beside(i))
 
     def once(self, part: Part, twin: Part | None) -> Part:
-        held, saved = held_once(part, twin)
+        held, saved = share_equal(part, twin)
         self.shared += saved
         return held
 

@@ -23,13 +23,13 @@ import torch
 from lightrm.architecture import Alibi, Architecture, Rope
 from lightrm.kernels import passes
 from lightrm.kernels.operands import Heads, Residual, Rotation, Rows
-from lightrm.kernels.products import settled
+from lightrm.kernels.products import add_pending
 from lightrm.model.linear import Linear
 from lightrm.model.packed_batch import PackedBatch
 from lightrm.model.positions import alibi_slopes, inverse_frequencies, rope_tables
 
 Watch = Callable[[str, torch.Tensor], None]
-EMBEDDED = 64  # tokens
+EMBEDDED_AT_ONCE = 64  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,11 @@ class Flow:
         device = decoder.embedding_VD.device
         self.paths = passes.paths(batch.segments, device)
         self.last_paths = passes.paths(batch.segments, device, batch.last_S.tolist())
-        self.residual = Residual(decoder.embedded(batch.token_ids_T))
+        self.residual = Residual(decoder.embed(batch.token_ids_T))
 
-    def seen(self, name: str, watch: Watch | None) -> None:
+    def report(self, name: str, watch: Watch | None) -> None:
         if watch is not None:
-            watch(name, settled(self.residual))
+            watch(name, add_pending(self.residual))
 
 
 class Decoder:
@@ -98,7 +98,7 @@ class Decoder:
         else:
             self.slopes_H = alibi_slopes(architecture.query_heads).to(device)
         absolute = isinstance(positions, Alibi) and positions.table == "absolute"
-        self.mix = passes.attention_by_table if absolute else passes.attention
+        self.attention_kernel = passes.attention_by_table if absolute else passes.attention
 
     @property
     def bytes(self) -> int:
@@ -126,39 +126,39 @@ class Decoder:
 
         after: called when a layer is done.
         """
-        self.watch_over()
+        self.check_weights()
         flows = [Flow(batch, self) for batch in batches]
         for i in range(len(self.layers)):
-            self.watch_over()
+            self.check_weights()
             layer, last = self.layers[i], i == len(self.layers) - 1
             for flow in flows:
                 self.attention_of_last(layer, flow) if last else self.attention(layer, flow)
-                flow.seen(f"layers.{i}.attention", watch)
+                flow.report(f"layers.{i}.attention", watch)
                 self.mlp(layer, flow)
-                flow.seen(f"layers.{i}.mlp", watch)
+                flow.report(f"layers.{i}.mlp", watch)
                 if len(flows) > 1:
-                    settled(flow.residual)  # a product that is pending would be held in every pack
+                    add_pending(flow.residual)  # a product that is pending would be held in every pack
             del layer  # before the next one is asked for
             if after is not None:
                 after()
         eps = self.architecture.norm_eps
-        return [passes.norm_each(settled(flow.residual), self.final_norm_D, eps) for flow in flows]
+        return [passes.norm_each(add_pending(flow.residual), self.final_norm_D, eps) for flow in flows]
 
-    def watch_over(self) -> None:
+    def check_weights(self) -> None:
         for check in self.watching:
             check()
 
-    def embedded(self, token_ids_T: torch.Tensor) -> torch.Tensor:
+    def embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
         """Return rows of the embedding table in the compute dtype.
 
-        On a CPU only EMBEDDED tokens at a time are copied in the table's own dtype. A copy of all of them would leave a
-        hole of that size in the memory for each pack of a window.
+        On a CPU only EMBEDDED_AT_ONCE tokens at a time are copied in the table's own dtype. A copy of all of them would
+        leave a hole of that size in the memory for each pack of a window.
         """
         table_VD = self.embedding_VD
         if table_VD.device.type != "cpu" or table_VD.dtype == self.dtype:
             return table_VD[token_ids_T].to(self.dtype)
         x_TD = table_VD.new_empty((len(token_ids_T), table_VD.shape[1]), dtype=self.dtype)
-        for ids, rows in zip(token_ids_T.split(EMBEDDED), x_TD.split(EMBEDDED), strict=True):
+        for ids, rows in zip(token_ids_T.split(EMBEDDED_AT_ONCE), x_TD.split(EMBEDDED_AT_ONCE), strict=True):
             rows.copy_(table_VD[ids])
         return x_TD
 
@@ -178,13 +178,17 @@ class Decoder:
     def attention(self, layer: Layer, flow: Flow) -> None:
         """x += output(attention(split(qkv(norm(x)))))"""
         heads = self.heads(layer.qkv, layer.attention_norm_D, flow.residual, flow.rotation)
-        layer.output.onto(flow.residual, self.mix(*heads, flow.paths, self.slopes_H, int8=layer.output.int8))
+        layer.output.add_to(
+            flow.residual, self.attention_kernel(*heads, flow.paths, self.slopes_H, int8=layer.output.int8)
+        )
 
     def attention_of_last(self, layer: Layer, flow: Flow) -> None:
         """As `attention`, for the last token of each sequence only. Afterwards the residual stream holds only these."""
         heads = self.heads_of_last(layer, flow)
-        flow.residual = Residual(settled(flow.residual)[flow.batch.last_S])
-        layer.output.onto(flow.residual, self.mix(*heads, flow.last_paths, self.slopes_H, int8=layer.output.int8))
+        flow.residual = Residual(add_pending(flow.residual)[flow.batch.last_S])
+        layer.output.add_to(
+            flow.residual, self.attention_kernel(*heads, flow.last_paths, self.slopes_H, int8=layer.output.int8)
+        )
 
     def heads_of_last(self, layer: Layer, flow: Flow) -> Heads:
         """Return the queries of the last tokens, and the keys and values of all tokens."""
@@ -197,7 +201,7 @@ class Decoder:
         rows = self.norm(flow.residual, layer.attention_norm_D, layer.qkv)
         _, key, value = passes.split_heads(others(rows), (0, a.kv_width), a.head_width, flow.rotation)
         rotation = None if flow.rotation is None else (flow.rotation[0][last_S], flow.rotation[1][last_S])
-        last = queries(rows.picked(last_S))
+        last = queries(rows.select(last_S))
         query, _, _ = passes.split_heads(last, (a.query_width, 0), a.head_width, rotation)
         return query, key, value
 
@@ -205,4 +209,4 @@ class Decoder:
         """x += down(swiglu(gate_up(norm(x))))"""
         rows = self.norm(flow.residual, layer.mlp_norm_D, layer.gate_up)
         down = layer.down
-        down.onto(flow.residual, passes.swiglu(layer.gate_up(rows), block=down.block, int8=down.int8))
+        down.add_to(flow.residual, passes.swiglu(layer.gate_up(rows), block=down.block, int8=down.int8))

@@ -39,7 +39,7 @@ class Linear:
         """Convert a float input to rows of the kind that this layer reads."""
         return passes.quantize(x_TI) if self.int8 else Rows(x_TI)
 
-    def onto(self, residual: Residual, rows: Rows) -> None:
+    def add_to(self, residual: Residual, rows: Rows) -> None:
         """residual += product."""
         products.add_product(residual, rows, self.weight, self.bias_O)
 

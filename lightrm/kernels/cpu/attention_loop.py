@@ -20,11 +20,11 @@ from lightrm.kernels.cpu.simd import BYTES, LANES, ROWS, VECTOR, tile
 from lightrm.kernels.paths import HEADER
 
 QUERIES, KEYS = 128, 64  # of a tile, of a block: in whole LANES and ROWS
-NEVER = np.finfo(np.float32).min  # not -inf: a score that overflowed is no hidden one, and shall show
+MASKED = np.finfo(np.float32).min  # not -inf: a score that overflowed is no hidden one, and shall show
 
 
 @njit(**PLAIN)
-def soften(score_KQ, total_Q, most_Q, shrink_Q, keys):
+def online_softmax(score_KQ, total_Q, most_Q, shrink_Q, keys):
     """Turn scores into weights and update the running maximum and total. shrink: what earlier sums must be multiplied
     by."""
     used = most_Q.shape[0]
@@ -42,7 +42,7 @@ def soften(score_KQ, total_Q, most_Q, shrink_Q, keys):
         for i in range(used):
             x = row[i]
             weight = exponential(x - most_Q[i]) + (x - x)  # NaN and Inf become NaN, numbers stay
-            row[i] = float32(0) if x == NEVER else weight
+            row[i] = float32(0) if x == MASKED else weight
             total_Q[i] += row[i]
 
 
@@ -56,7 +56,7 @@ def shrink(out_QE, shrink_Q):
 
 
 @njit(**PLAIN)
-def lean(score_KQ, slope, ahead, keys):
+def add_alibi(score_KQ, slope, ahead, keys):
     """Add ALiBi: slope * (key position - query position). ahead: that difference for the first key and query."""
     for k in range(keys):
         row = score_KQ[k]
@@ -65,18 +65,18 @@ def lean(score_KQ, slope, ahead, keys):
 
 
 @njit(**PLAIN)
-def hide_future(score_KQ, ahead, keys):
+def mask_future(score_KQ, ahead, keys):
     for k in range(keys):
         row = score_KQ[k]
         for i in range(min(ahead + k, row.shape[0])):
-            row[i] = NEVER
+            row[i] = MASKED
 
 
 SCORE, SCORE_NARROW, MIX = tile(ROWS, LANES, onto=False), tile(ROWS, VECTOR, onto=False), tile(ROWS, LANES, onto=True)
 
 
 @njit(**PLAIN)
-def fetch(x_TE, table, start, stop, block_KE):
+def gather(x_TE, table, start, stop, block_KE):
     """Copy the rows of positions start .. stop of a path, range by range."""
     depth, width = (table.shape[0] - HEADER) // 2, x_TE.shape[1]
     for d in range(depth):
@@ -124,20 +124,20 @@ def attend(query, key_TE, value_TE, table, head, scale, slope, out):
         for e in range(width):
             query_EQ[e, i] = query[row + i, head, e] * scale
     block_KE, score_KQ = np.zeros((KEYS, padded), np.float32), np.empty((KEYS, used), np.float32)
-    total_Q, most_Q, shrink_Q = np.zeros(used, np.float32), np.full(used, NEVER), np.empty(used, np.float32)
+    total_Q, most_Q, shrink_Q = np.zeros(used, np.float32), np.full(used, MASKED), np.empty(used, np.float32)
     out_QE = np.zeros((used, padded), np.float32)
     for start in range(0, end, KEYS):
         stop = min(start + KEYS, end)
         keys = stop - start
-        fetch(key_TE, table, start, stop, block_KE)
+        gather(key_TE, table, start, stop, block_KE)
         score(block_KE, query_EQ, score_KQ, keys)
         if slope != 0:
-            lean(score_KQ, slope, start - begins, keys)
+            add_alibi(score_KQ, slope, start - begins, keys)
         if stop > begins + 1:
-            hide_future(score_KQ, start - begins, keys)
-        soften(score_KQ, total_Q, most_Q, shrink_Q, keys)
+            mask_future(score_KQ, start - begins, keys)
+        online_softmax(score_KQ, total_Q, most_Q, shrink_Q, keys)
         shrink(out_QE, shrink_Q)
-        fetch(value_TE, table, start, stop, block_KE)
+        gather(value_TE, table, start, stop, block_KE)
         mix(score_KQ, block_KE, out_QE, keys)
     for i in range(count):
         for e in range(width):

@@ -16,7 +16,7 @@ from lightrm.kernels.cpu.row_loops import EXACT, over_rows
 
 
 @njit(**EXACT)
-def take_off(row, error, factor):
+def subtract(row, error, factor):
     for k in range(row.shape[0]):
         row[k] -= error * factor[k]
 
@@ -31,4 +31,4 @@ def round_column_rows(weight_OI, first, end, step_O, factor_II, low, high, q_OK,
             error = (row[i] - q * step) / factor_II[i, i]
             q_OK[o, k] = np.int8(int32(q))
             error_OK[o, k] = error
-            take_off(row[i + 1 : end], error, factor_II[i, i + 1 : end])
+            subtract(row[i + 1 : end], error, factor_II[i, i + 1 : end])

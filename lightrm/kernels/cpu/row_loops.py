@@ -100,7 +100,7 @@ def sum_of_squares(x):
 
 
 @njit(**PLAIN)
-def moved(out, x, factor, shift):
+def scale_and_shift(out, x, factor, shift):
     for k in range(out.shape[0]):
         out[k] = x[k] * factor - shift[k]
 
@@ -116,7 +116,7 @@ def norm_quantize_row(x_D, eps, shift_D, values_D):
         round_to(values_D, x_D, LEVELS_F / most)
         return most / LEVELS_F / root
     normed_D = np.empty(x_D.shape[0], np.float32)
-    moved(normed_D, x_D, float32(1) / root, shift_D)
+    scale_and_shift(normed_D, x_D, float32(1) / root, shift_D)
     most = at_least_tiny(peak(normed_D))
     round_to(values_D, normed_D, LEVELS_F / most)
     return most / LEVELS_F

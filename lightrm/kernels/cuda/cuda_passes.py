@@ -152,7 +152,7 @@ def silu_mul_quantize(sums: Sums, block: int) -> Rows:
 
 
 def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
-    parts = split(sums, widths, head_width, rotation, launch.ON_CARD)
+    parts = split(sums, widths, head_width, rotation, launch.PRODUCT_DTYPE)
     query, key, value = (part.unflatten(1, (part.shape[1] // head_width, head_width)) for part in parts)
     return query, key, value
 

@@ -25,7 +25,7 @@ SMALLEST_HALF = 32  # inputs of an int8 product at least
 
 def multiply(rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> Sums:
     assert rows.scale_T is not None
-    return Sums(product(rows.values_TI, rows.scale_T, weight, bias_O, launch.ON_CARD))
+    return Sums(product(rows.values_TI, rows.scale_T, weight, bias_O, launch.PRODUCT_DTYPE))
 
 
 def multiply_onto(x_TO: torch.Tensor, rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> None:

@@ -14,7 +14,7 @@ import triton
 from triton import knobs
 
 VERSION = triton.__version__
-ON_CARD = torch.float16  # products between kernels: rounded to 11 bits, then to 8 when they become rows
+PRODUCT_DTYPE = torch.float16  # products between kernels: rounded to 11 bits, then to 8 when they become rows
 INTERPRETED = bool(knobs.runtime.interpret)
 
 

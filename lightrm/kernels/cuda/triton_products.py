@@ -88,7 +88,7 @@ def group_values(pointer, start, GROUP: tl.constexpr, HALF: tl.constexpr):
 
 
 @triton.jit
-def less_of(multiplier):
+def offset_of(multiplier):
     """|multiplier| * n - multiplier * q: see `schemes.int4`."""
     return (tl.abs(multiplier) * (8 - (multiplier < 0).to(tl.int8))).to(tl.int8)
 
@@ -96,8 +96,8 @@ def less_of(multiplier):
 @triton.jit
 def widened(bytes_, low, high):
     """Return the first and the last inputs of a block as int8, from its bytes and the multipliers of both halves."""
-    times_low, less_low = tl.abs(low).to(tl.int8), less_of(low)
-    times_high, less_high = tl.abs(high).to(tl.int8), less_of(high)
+    times_low, less_low = tl.abs(low).to(tl.int8), offset_of(low)
+    times_high, less_high = tl.abs(high).to(tl.int8), offset_of(high)
     if not EMULATED:
         first, last = tl.inline_asm_elementwise(
             WIDEN_ASM,
