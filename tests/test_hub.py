@@ -61,3 +61,4 @@ def test_only_needed_files_are_wanted() -> None:
     assert "pytorch_model.bin" in hub.wanted(pickles)
     assert not {"training_args.bin", "modeling_llama_rm.py", "onnx/model.bin"} & set(hub.wanted(pickles))
     assert "value_head.*" in hub.wanted(pickles)
+    assert {"tokenizer.model", "merges.txt", "vocab.json", "tiktoken.model"} <= set(hub.wanted(pickles))

@@ -1,5 +1,5 @@
 """Strangers' files: which layout a folder has, how its tensors are named, what its config means.
 
-`source` reads tensors, `config` reads architectures, `layout` holds what all layouts share. Each layout has a file of
-its own with a renaming that can be tested on strings. `detect` chooses among them. Nothing here builds modules.
+`source` reads tensors, `config` reads architectures, `layout` holds what all layouts share. Each layout is a file with
+a renaming that can be tested on strings; `detect` chooses among them. Nothing here builds modules.
 """

@@ -10,9 +10,10 @@ import re
 from pathlib import Path
 
 from lightrm.errors import CheckpointError, DownloadError
+from lightrm.text.tokenizer_files import MODEL, OTHERS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-SMALL = ("*.json", "*.jinja", "tokenizer.model", "value_head.*", "adapter_model.*", "README.md")
+SMALL = ("*.json", "*.jinja", MODEL, *OTHERS, "merges.txt", "value_head.*", "adapter_model.*", "README.md")
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 

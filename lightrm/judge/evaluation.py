@@ -43,7 +43,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """longer, shorter: accuracy of preferring the answer with more characters, or with fewer; ties count half.
+    """longer: accuracy of preferring the answer with more characters; ties count half.
 
     A coin is right in half of the pairs. A model whose accuracy is not clearly above 50 % and above `longer` has
     learned nothing about this data.
