@@ -21,7 +21,7 @@ import transformers
 from torch import nn
 
 from lightrm.data.record_forms import prompt_of
-from lightrm.engine.packing import common
+from lightrm.engine.packing import common_prefix
 from lightrm.text.conversation import Turn, turns_of
 from lightrm.text.encoding import Tokens, read_tokens
 from training.corruptions import cut, repeated
@@ -87,7 +87,7 @@ class Groups:
         worse(0, min(foreign, key=lambda text: abs(len(text) - len(chosen))))
         rows = [self.encode(turns, text) for text in texts]
         first_row = np.asarray(rows[0])
-        start = min([common(first_row, np.asarray(row)) for row in rows[1:]] + [len(row) - 1 for row in rows])
+        start = min([common_prefix(first_row, np.asarray(row)) for row in rows[1:]] + [len(row) - 1 for row in rows])
         return Group(rows[0][:start], [row[start:] for row in rows], comparisons)
 
     def epoch(self, number: int) -> list[list[Group]]:
