@@ -23,7 +23,7 @@ MARKS = ("<a>", "x<a>b", "<b>", "<a><b>")
 
 def tokenizer(prepend: str, normalized: bool, single_word: bool, strips: bool) -> Tokenizer:
     """One that merges letters, with special tokens that hold each other."""
-    pieces = ["<unk>", *LETTERS, "▁", "ab", "ba", "▁a", "▁b", "a<", ">a"]
+    pieces = ["<unk>", *LETTERS, "▁", "ab", "xa", "▁a", "▁b", "a<", ">a"]
     merges = [(piece[0], piece[1]) for piece in pieces[len(LETTERS) + 2 :]]
     made = Tokenizer(models.BPE({p: i for i, p in enumerate(pieces)}, merges, unk_token="<unk>"))
     made.normalizer = normalizers.Replace("E", "a")
