@@ -42,7 +42,7 @@ def ours(scheme: str, shares: bool = True) -> Load:
 
         rm = lightrm.load(folder, scheme=scheme, device="cpu")
         if not shares:
-            engine.packs = partial(packs, least_shared=SHARE_NOTHING)
+            engine.packs = partial(packs, least_shared=SHARE_NOTHING)  # type: ignore[attr-defined]
         return rm.score_ids, rm.report.kernels.name
 
     return load

@@ -160,10 +160,10 @@ def attention(
     """
     heads, width, keys = q.shape[1], q.shape[2], len(k)
     blocks = -(-keys // LEAST_BLOCK) + 1
-    k, v = (Bounded.of(x.repeat_interleave(heads // x.shape[1], 1).transpose(0, 1)) for x in (k, v))
+    key, value = (Bounded.of(x.repeat_interleave(heads // x.shape[1], 1).transpose(0, 1)) for x in (k, v))
     root = torch.full((1, 1, 1), width**-0.5, dtype=torch.float64, device=q.device)
     query = Bounded(q.double().transpose(0, 1) * root, torch.zeros_like(q.transpose(0, 1), dtype=torch.float64))
-    score = query.product(k.each(lambda x: x.transpose(1, 2)), more=4)  # the scale, its own rounding, and the bias
+    score = query.product(key.each(lambda x: x.transpose(1, 2)), more=4)  # the scale, its own rounding, and the bias
     if slopes is not None:
         ahead = Bounded.of((place[None, :] - place[:, None])[None])
         score = score + (Bounded.of(slopes[:, None, None]) * ahead).rounded(bias_dtype)
@@ -174,7 +174,7 @@ def attention(
     own = U * (3 * distance + (EXP + 1) * blocks)
     weight = below.exp()
     weights = Bounded(weight, weight * torch.expm1(score.off.masked_fill(~seen, 0) * (1 + U) + own) + TINY)
-    mixed = weights.rounded(q.dtype, cut).product(v, more=blocks + 1)
+    mixed = weights.rounded(q.dtype, cut).product(value, more=blocks + 1)
     total = weights.total()
     out = mixed / Bounded(total.exact, total.off + gamma(blocks) * total.most)
     return out.each(lambda x: x.transpose(0, 1))

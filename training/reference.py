@@ -22,8 +22,9 @@ from torch import nn
 
 from lightrm.data.record_forms import prompt_of
 from lightrm.engine.packing import common_prefix
-from lightrm.text.conversation import Turn, turns_of
+from lightrm.text.conversation import turns_of
 from lightrm.text.encoding import Tokens, read_tokens
+from lightrm.text.templates import Turn
 from training.corruptions import cut, repeated
 from training.lowrank import save_adapter, with_updates
 from training.records import read_jsonl
@@ -67,7 +68,7 @@ class Groups:
         self.answers = {lang: [item[1] for item in self.items if item[3] == lang] for lang in ("zh", "en")}
 
     def encode(self, turns: list[Turn], answer: str) -> list[int]:
-        return self.tokens.encode(self.template, turns, answer, 2 * LONGEST_TEXT, True).token_ids
+        return self.tokens.encode(self.template, turns, [answer], 2 * LONGEST_TEXT, strict=True)[0].token_ids
 
     def make(self, item: tuple[list[Turn], str, str, str], rng: random.Random) -> Group:
         turns, chosen, rejected, lang = item

@@ -116,12 +116,10 @@ def passes(suite: Suite) -> Found:
         yield from rows_within(f"norm, shifted {width}", *cuda_passes.norm_quantize(x, 1e-6, shift), centered)
         gate_up, bias = normal(suite, 33, 2 * ffn).half(), normal(suite, 2 * ffn)
         ones = torch.ones(33, device=suite.device), torch.ones(2 * ffn, device=suite.device)
-        for name, scales, added in (("gate", (None, None), None), ("gate, biased", ones, bias)):
-            given = Bounded.of(gate_up) if added is None else Bounded.of(gate_up) + Bounded.of(added)
+        for name, sums in (("gate", Sums(gate_up)), ("gate, biased", Sums(gate_up, *ones, bias))):
+            given = Bounded.of(gate_up) if sums.bias_O is None else Bounded.of(gate_up) + Bounded.of(sums.bias_O)
             turned = rounding.spread(rounding.gated(given), block_matrix(ffn, block, suite.device))
-            yield from rows_within(
-                f"{name} {ffn}", *cuda_passes.silu_mul_quantize(Sums(gate_up, *scales, added), block), turned
-            )
+            yield from rows_within(f"{name} {ffn}", *cuda_passes.silu_mul_quantize(sums, block), turned)
         rows = torch.tensor([5, 0, 32], device=suite.device)
         weight, bias = normal(suite, 1, width), normal(suite, 1)
         bound = Bounded.of(x[rows]).product(Bounded.of(weight.T)) + Bounded.of(bias)

@@ -102,7 +102,7 @@ def hugging_face(a: Architecture, name: str, device: torch.device) -> Score:
     config = transformers.LlamaConfig(
         vocab_size=a.vocabulary, hidden_size=a.width, intermediate_size=a.ffn_width, num_hidden_layers=1,
         num_attention_heads=a.query_heads, num_key_value_heads=a.kv_heads, max_position_embeddings=a.max_positions,
-        attn_implementation="sdpa",
+        attn_implementation="sdpa",  # type: ignore[call-arg]
     )  # fmt: skip
     body = transformers.LlamaModel(config).to(dtype).eval()
     first = body.layers[0]
