@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from lightrm.errors import TemplateError
 from lightrm.text.cutting import check_sides, cut_end, cut_start
-from lightrm.text.piece_tokenizers import Vocabulary
+from lightrm.text.piece_tokenizers import Vocabulary, special_id
 from lightrm.text.templates import BOS, EOS, Ending, Piece, Special, Template, Text, Turn
 
 Ids = list[int]
@@ -43,8 +42,7 @@ class PieceTexts:
             answer = self.answer(template, response)
             pieces = joined(template, before, answer)
             runs = [self.ids_of(piece, k == 0, known) for k, piece in enumerate(pieces)]
-            ids = [i for run in runs for i in run]
-            found.append((ids, kept(template, pieces, runs, len(answer), room, strict)))
+            found.append(cut(template, pieces, runs, len(answer), room, strict))
         return found
 
     def text(self, template: Template, turns: Sequence[Turn], response: str) -> str:
@@ -75,21 +73,12 @@ class PieceTexts:
     def ids_of(self, piece: Piece, first: bool, known: dict[tuple[Piece, bool], Ids]) -> Ids:
         """Return the ids of one piece, from `known` if it was tokenized before."""
         if (piece, first) not in known:
-            known[piece, first] = self.special(piece) if isinstance(piece, Special) else self.run_of(piece, first)
+            if isinstance(piece, Special):
+                found = [special_id(self.vocabulary, self.spell(piece))]
+            else:
+                found = self.vocabulary.encode(piece.text, first=first, glued=piece.glued) if piece.text else []
+            known[piece, first] = found
         return known[piece, first]
-
-    def run_of(self, piece: Text, first: bool) -> Ids:
-        return self.vocabulary.encode(piece.text, first=first, glued=piece.glued) if piece.text else []
-
-    def special(self, piece: Special) -> Ids:
-        """Return the id of a special token. Raises TemplateError if the vocabulary does not have it."""
-        token_id = self.vocabulary.id_of(self.spell(piece))
-        if token_id is None:
-            raise TemplateError(
-                f"the template needs the special token {self.spell(piece)!r}, which this vocabulary does not have; "
-                "choose another template"
-            )
-        return [token_id]
 
     def spell(self, special: Special) -> str:
         return {"bos": self.bos, "eos": self.eos}.get(special.name, special.name)
@@ -114,15 +103,18 @@ def join(pieces: Sequence[Piece]) -> list[Piece]:
     return found
 
 
-def kept(template: Template, pieces: Sequence[Piece], runs: Runs, answer: int, room: int, strict: bool) -> Ids:
-    """Return the ids that remain of a text, by the template's own rule. answer: how many of the pieces are its."""
+def cut(
+    template: Template, pieces: Sequence[Piece], runs: Runs, answer: int, room: int, strict: bool
+) -> tuple[Ids, Ids]:
+    """Return all ids of a text, and those that remain by the template's own rule. answer: how many pieces are the
+    answer's."""
     ids = [i for run in runs for i in run]
     closing = len(runs[-1]) if isinstance(pieces[-1], Special) else 0
     if template.cut == "each side":
         seam = sum(map(len, runs[: len(pieces) - answer]))
         if strict:
             check_sides(seam, len(ids) - seam, room // 2)
-        return cut_end(ids[:seam], room // 2, 0) + cut_end(ids[seam:], room // 2, closing)
+        return ids, cut_end(ids[:seam], room // 2, 0) + cut_end(ids[seam:], room // 2, closing)
     if template.cut == "response end":
-        return cut_end(ids, room, closing)
-    return cut_start(ids, room, len(runs[0]) if isinstance(pieces[0], Special) else 0)
+        return ids, cut_end(ids, room, closing)
+    return ids, cut_start(ids, room, len(runs[0]) if isinstance(pieces[0], Special) else 0)

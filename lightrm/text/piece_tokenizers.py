@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import sentencepiece
 import tokenizers
 
-from lightrm.errors import TokenizerError
+from lightrm.errors import TemplateError, TokenizerError
 from lightrm.text.guard import pattern_of, steers
 from lightrm.text.tokenizer_limits import as_tokenizer_errors
 
@@ -39,6 +39,17 @@ class Vocabulary(Protocol):
 
     def piece(self, token_id: int) -> str:
         """Return the piece of an id, as the vocabulary spells it."""
+
+
+def special_id(vocabulary: Vocabulary, spelling: str) -> int:
+    """Return the id of a special token that a template writes. Raises TemplateError if the vocabulary lacks it."""
+    token_id = vocabulary.id_of(spelling)
+    if token_id is None:
+        raise TemplateError(
+            f"the template needs the special token {spelling!r}, which this vocabulary does not have; choose another "
+            "template"
+        )
+    return token_id
 
 
 class SentencePieceVocabulary:

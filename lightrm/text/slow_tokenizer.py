@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from lightrm.errors import TemplateError
 from lightrm.text.guard import Span, overlaps, pattern_of, steers
-from lightrm.text.piece_tokenizers import SentencePieceVocabulary, marks_of
+from lightrm.text.piece_tokenizers import SentencePieceVocabulary, marks_of, special_id
 from lightrm.text.tokenizer_files import MODEL, TokenizerFiles
 
 
@@ -55,22 +54,15 @@ class SlowTokenizer:
         return [self.encode(text, whole, spans) for text, spans in zip(texts, written, strict=True)]
 
     def encode(self, text: str, whole: bool, written: Sequence[Span]) -> list[int]:
-        ids: list[int] = self.special(self.bos) if whole and self.adds_bos and self.bos else []
+        ids: list[int] = [special_id(self.vocabulary, self.bos)] if whole and self.adds_bos and self.bos else []
         at = 0
         for match in self.pattern.finditer(text):
             if not overlaps(*match.span(), written):
-                ids += self.run(text[at : match.start()]) + self.special(match[0])
+                ids += [*self.run(text[at : match.start()]), special_id(self.vocabulary, match[0])]
                 at = match.end()
         ids += self.run(text[at:])
         adds_eos = whole and self.files.config.get("add_eos_token") and self.eos
-        return ids + self.special(self.eos) if adds_eos else ids
+        return [*ids, special_id(self.vocabulary, self.eos)] if adds_eos else ids
 
     def run(self, text: str) -> list[int]:
         return self.vocabulary.encode(text, first=False, glued=False) if text else []
-
-    def special(self, spelling: str) -> list[int]:
-        """Return the id of a special token. Raises TemplateError if the vocabulary does not have it."""
-        token_id = self.vocabulary.id_of(spelling)
-        if token_id is None:
-            raise TemplateError(f"the text needs the special token {spelling!r}, which this vocabulary does not have")
-        return [token_id]
