@@ -1,6 +1,6 @@
 """Which fields config.json may have: those that lightrm reads, and those that cannot change a score.
 
-A field that lightrm does not know may change the model: `partial_rotary_factor` rotates only half of each head. So a
+A field that lightrm does not know may change the model: `partial_rotary_factor` rotates only a part of each head. So a
 field is refused by name unless it is read, known to be harmless, or at the value that means the part is absent.
 """
 

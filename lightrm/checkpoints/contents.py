@@ -64,7 +64,8 @@ def joined(paths: Iterable[Path], what: Callable[[Path], str]) -> str:
 
 
 def fields(path: Path) -> str:
-    """Return the content of a small file. Of a JSON object, only what can change a score, in sorted order."""
+    """Return the checksum of a small file; of a manifest or tokenizer_config.json, that of the fields which can change
+    a score, in any order."""
     if path.name in (MANIFEST, "tokenizer_config.json"):
         with suppress(ValueError, OSError):
             held = json.loads(path.read_text(encoding="utf-8"))

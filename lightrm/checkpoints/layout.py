@@ -45,7 +45,7 @@ BLOCKS = {
 }
 TOP = {"embed_tokens.weight": "embedding.weight", "norm.weight": "final_norm.weight"}
 BLOCK = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
-# The output layer, rotary buffers of old conversions, and heads that other parts of a trainer left behind.
+# The output layer, and the rotary and mask buffers of old conversions.
 UNUSED = re.compile(r"(.*\.)?(lm_head\.weight|rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|future_mask)")
 
 Rename = Callable[[str], str | None]

@@ -98,9 +98,11 @@ class PackedSource(TensorSource):
 
 
 def main_files(folder: Path) -> list[Path]:
-    """Return the weight files of a model: those that an index names, or the one unsharded file.
+    """Return the weight files of a model: those that an index names, else the one unsharded file, else all that look
+    like shards.
 
-    Raises TensorMismatchError if a shard that the index names is missing, CheckpointError if there is no file.
+    Raises TensorMismatchError if a shard that the index names is missing, CorruptFileError if the index names files
+    that cannot be its shards, CheckpointError if there is no file.
     """
     for name in INDEXES:
         path = folder / name

@@ -211,7 +211,7 @@ class Engine:
 
 
 def is_path(batch: PackedBatch) -> bool:
-    """Whether a pack is one single sequence, which a smaller budget cannot divide."""
+    """Whether a pack is one single sequence, with its prefixes if any, which a smaller budget cannot divide."""
     return len(batch) == int(batch.position_ids_T[-1]) + 1
 
 

@@ -96,7 +96,7 @@ def activation_bytes(a: Architecture, scheme: Scheme, tokens: int) -> int:
 
 
 def schemes_of(device: torch.device) -> list[Scheme]:
-    """Return the schemes of a device, the most exact first, also bitsandbytes' where it is not installed."""
+    """Return the schemes of a device in the order of NAMES, also bitsandbytes' where it is not installed."""
     return [parse_scheme(name, device) for name in NAMES if name != "fp16" or device.type != "cpu"]
 
 

@@ -1,4 +1,4 @@
-"""The forward pass that reads like the paper: decoder, linear layers, weights as held, head, positions.
+"""The forward pass, which reads like the paper: decoder, linear layers, head, positions, packed tokens.
 
-Knows no files and no text; how a weight is rounded is known to `weights` alone.
+Knows no files and no text; a weight's format is known to `kernels` alone.
 """

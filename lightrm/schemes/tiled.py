@@ -3,7 +3,7 @@
     weight[o, i] = level[o, g] * (n[o, i] - zero[o, g]) * scale[o],   g = i / group      rounded to the level's dtype
 
 Made once, at load, from a GPTQ weight or from `schemes.int4`. Activation order shuffles the inputs of GPTQ's groups;
-here the inputs are sorted by group. `order_I` lists their original places, and the rows of x are gathered the same way.
+here the inputs are sorted by group. `order_I` lists their original places, and the columns of x are put in that order.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class Tiled:
         return sum(tensor.nbytes for tensor in held if tensor is not None)
 
     def rows(self, start: int, end: int) -> torch.Tensor:
-        """Return output channels start .. end dequantized, (end - start, I), in the dtype of the levels, inputs in file
-        order."""
+        """Return output channels start .. end dequantized, (end - start, I), inputs in file order; in the dtype of the
+        levels, or float32 if there is a scale."""
         outputs = slice(start, end)
         group = self.shape[1] // self.zero_OG.shape[1]
         zero, level = (x[outputs].float().repeat_interleave(group, 1) for x in (self.zero_OG, self.level_OG))

@@ -95,7 +95,7 @@ def product(
 
 
 def grouped_product(x_TI: torch.Tensor, weight: Tiled, bias_O: torch.Tensor | None) -> torch.Tensor:
-    """x @ weight.T + bias for weights from GPTQ files, (T, I) -> (T, O) in x's dtype."""
+    """x @ weight.T + bias for 4-bit weights from GPTQ files or of `schemes.int4`, (T, I) -> (T, O) in x's dtype."""
     x_TI = whole_rows(x_TI if weight.order_I is None else x_TI[:, weight.order_I])
     (tokens, inputs), outputs = x_TI.shape, len(weight.packed)
     tile = tile_for("grouped", capability(x_TI.device), tokens)
