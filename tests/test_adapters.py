@@ -247,3 +247,14 @@ def test_inspect_tells_what_is_taken_off(base: Path, tmp_path: Path) -> None:
     trained(tmp_path / "a", KINDS["pissa"])
     changed(tmp_path / "a", tmp_path / "b", base_model_name_or_path=str(base))
     assert "whose pissa factors are taken off" in dict(describe(str(tmp_path / "b"), LoadOptions()))["adapter"]
+
+
+@pytest.mark.parametrize("half", ["lora_A", "lora_B"])
+def test_half_a_pair_that_is_no_matrix(half: str, adapter: Path, base: Path, tmp_path: Path) -> None:
+    folder = changed(adapter, tmp_path / "a")
+    path = folder / "adapter_model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if half in name)
+    save_file(tensors | {name: tensors[name].reshape(-1)}, path)
+    with pytest.raises(errors.TensorMismatchError, match=f"{half}.*expected a matrix"):
+        lightrm.load(folder, base=base)

@@ -153,15 +153,22 @@ def test_products_agree_with_their_twins(tokens: int, outputs: int, inputs: int,
     assert float((mixed - exact).norm() / exact.norm()) < 0.02
 
 
+UP = "model.layers.0.mlp.up_proj."
+STATE = "weight.quant_state.bitsandbytes__nf4"
+
+
+def changed(source: Path, folder: Path, **changes: torch.Tensor | None) -> Path:
+    """Write a checkpoint in which tensors of one layer are others, or missing."""
+    folder.mkdir()
+    (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    tensors = load_file(source / "model.safetensors") | {UP + k: v for k, v in changes.items()}
+    save_file({k: v.contiguous() for k, v in tensors.items() if v is not None}, folder / "model.safetensors")
+    return folder
+
+
 def test_damaged_files_are_named(foreign: dict, tmp_path: Path) -> None:
     def damaged(name: str, **changes: torch.Tensor | None) -> Path:
-        folder = tmp_path / str(len(list(tmp_path.iterdir())))
-        folder.mkdir()
-        (folder / "config.json").write_bytes((foreign[name][0] / "config.json").read_bytes())
-        stem = "model.layers.0.mlp.up_proj."
-        tensors = load_file(foreign[name][0] / "model.safetensors") | {stem + k: v for k, v in changes.items()}
-        save_file({k: v.contiguous() for k, v in tensors.items() if v is not None}, folder / "model.safetensors")
-        return folder
+        return changed(foreign[name][0], tmp_path / str(len(list(tmp_path.iterdir()))), **changes)
 
     with pytest.raises(errors.TensorMismatchError, match=r"up_proj.weight' lacks .quant_map"):
         lightrm.load(damaged("nf4", **{"weight.quant_map": None}))
@@ -169,10 +176,8 @@ def test_damaged_files_are_named(foreign: dict, tmp_path: Path) -> None:
         lightrm.load(damaged("nf4", **{"weight.absmax": torch.ones(3)}))
     blob = torch.tensor(list(b'{"shape": 5}'), dtype=torch.uint8)
     with pytest.raises(errors.CorruptFileError, match="cannot be read"):
-        lightrm.load(damaged("nf4", **{"weight.quant_state.bitsandbytes__nf4": blob}))
-    bad = torch.full_like(
-        load_file(foreign["nf4"][0] / "model.safetensors")["model.layers.0.mlp.up_proj.weight.absmax"], torch.nan
-    )
+        lightrm.load(damaged("nf4", **{STATE: blob}))
+    bad = torch.full_like(load_file(foreign["nf4"][0] / "model.safetensors")[UP + "weight.absmax"], torch.nan)
     for scheme in ("auto", "fp32"):
         with pytest.raises(lightrm.NumericsError, match="up_proj"):
             lightrm.load(damaged("nf4", **{"weight.absmax": bad}), scheme=scheme)
@@ -182,6 +187,35 @@ def test_damaged_files_are_named(foreign: dict, tmp_path: Path) -> None:
         lightrm.load(damaged("int8", weight_format=torch.tensor(2, dtype=torch.uint8)))
     with pytest.raises(errors.TensorMismatchError, match="row maxima"):
         lightrm.load(damaged("int8", SCB=torch.ones(3)))
+
+
+@pytest.mark.parametrize(
+    ("file", "part", "value", "says"),
+    [
+        ("nf4", "weight.absmax", torch.tensor(1.0), r"absmax' has the shape \(\), expected a list"),
+        ("int8", "SCB", torch.tensor(1.0), r"SCB' has the shape \(\), expected a list"),
+        ("int8", "weight", torch.ones(4, dtype=torch.int8), r"has the shape \(4,\), expected a matrix"),
+        ("int8", "weight_format", torch.zeros(3, dtype=torch.uint8), "tiled form"),
+        ("nf4 nested", "weight.nested_absmax", None, "lacks .*nested_absmax"),
+        ("nf4 nested", "weight.nested_quant_map", None, "lacks .*nested_quant_map"),
+        ("nf4 nested", "weight.nested_absmax", torch.ones(3000), "3000 nested maxima do not fit"),
+    ],
+)
+def test_parts_of_another_shape_are_named(
+    file: str, part: str, value: torch.Tensor | None, says: str, foreign: dict, tmp_path: Path
+) -> None:
+    folder = changed(foreign[file][0], tmp_path / "damaged", **{part: value})
+    with pytest.raises(errors.CheckpointError, match=says):
+        lightrm.load(folder)
+
+
+@pytest.mark.parametrize("damage", [{"nested_blocksize": None}, {"nested_blocksize": 0}, {"nested_offset": "far"}])
+def test_a_state_that_does_not_tell_of_its_nested_maxima(damage: dict, foreign: dict, tmp_path: Path) -> None:
+    source = foreign["nf4 nested"][0]
+    state = json.loads(bytes(load_file(source / "model.safetensors")[UP + STATE].tolist()))
+    blob = torch.tensor(list(json.dumps(state | damage).encode()), dtype=torch.uint8)
+    with pytest.raises(errors.CorruptFileError, match="does not tell how its maxima are quantized"):
+        lightrm.load(changed(source, tmp_path / "damaged", **{STATE: blob}))
 
 
 def test_a_quantized_head_is_widened(tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ class Adapter:
         low, high = (self.source.read(part).float() for part in self.pairs[name])
         across = name in self.transposed
         weight_OI = tensor.float().T if across else tensor.float()
-        if low.shape[1] != weight_OI.shape[1] or high.shape != (weight_OI.shape[0], low.shape[0]):
+        shape = weight_OI.shape
+        if len(shape) != 2 or low.shape[1] != shape[1] or high.shape != (shape[0], low.shape[0]):
             raise TensorMismatchError(
                 f"LoRA pair of {name!r}: A {tuple(low.shape)} and B {tuple(high.shape)} do not fit "
                 f"the base weight {tuple(tensor.shape)}"
@@ -148,6 +149,9 @@ def read_adapter(folder: Path) -> Adapter:
     source = TensorSource([path])
     found, replaced = sorted_names(source)
     pairs = paired(found, path)
+    for name in (name for pair in pairs.values() for name in pair):
+        if len(source.shape(name)) != 2:
+            raise TensorMismatchError(f"{path}: {name!r} has the shape {source.shape(name)}, expected a matrix")
     use_dora, taken_off = config.flag("use_dora"), initialization(config)
     if use_dora != bool(found["lengths"]) or (use_dora and found["lengths"].keys() != pairs.keys()):
         raise TensorMismatchError(

@@ -72,11 +72,23 @@ class FourBitSource(PackedSource):
             raise CorruptFileError(f"{where} cannot be read: {error!r}") from error
         return state
 
+    def nested(self, name: str, state: dict[str, Any]) -> Nested:
+        """Return what the maxima of a weight were quantized with. Raises TensorMismatchError or CorruptFileError."""
+        table, outer = (vector(self.stored, name + part) for part in (".nested_quant_map", ".nested_absmax"))
+        try:
+            block, offset = int(state["nested_blocksize"]), float(state["nested_offset"])
+            if block < 1:
+                raise ValueError(f"blocks of {block}")
+        except (ValueError, KeyError, TypeError) as error:
+            where = f"{self.stored.names[name]}: the quant_state of layer {name!r}"
+            raise CorruptFileError(f"{where} does not tell how its maxima are quantized: {error!r}") from error
+        return Nested(table, outer, block, offset)
+
     def packed(self, name: str) -> Blockwise | None:
         if name not in self.kinds:
             return None
         state, read = self.state(name), self.stored.read
-        stored, maximum, level = read(name), read(name + ".absmax"), read(name + ".quant_map")
+        stored, level, maximum = read(name), read(name + ".quant_map"), vector(self.stored, name + ".absmax")
         packed = stored.contiguous().view(-1).view(torch.uint8)
         count = math.prod(state["shape"])
         fits = len(packed) == (count + 1) // 2 and level.shape == (16,)
@@ -85,12 +97,9 @@ class FourBitSource(PackedSource):
                 f"bitsandbytes layer {name!r}: {len(packed)} bytes of {stored.dtype} and {len(maximum)} maxima do not "
                 f"fit a weight of {state['shape']} in blocks of {state['blocksize']}"
             )
-        nested = None
-        if maximum.dtype == torch.uint8:
-            outer, table = read(name + ".nested_absmax"), read(name + ".nested_quant_map")
-            nested = Nested(table, outer, int(state["nested_blocksize"]), float(state["nested_offset"]))
-            if table.shape != (256,) or len(outer) != -(-len(maximum) // nested.block):
-                raise TensorMismatchError(f"bitsandbytes layer {name!r}: {len(outer)} nested maxima do not fit")
+        nested = self.nested(name, state) if maximum.dtype == torch.uint8 else None
+        if nested and (nested.table.shape != (256,) or len(nested.outer) != -(-len(maximum) // nested.block)):
+            raise TensorMismatchError(f"bitsandbytes layer {name!r}: {len(nested.outer)} nested maxima do not fit")
         kind = self.kinds[name]
         return Blockwise(packed, maximum, level, state["shape"], state["blocksize"], kind, state["dtype"], nested)
 
@@ -114,7 +123,7 @@ class EightBitSource(PackedSource):
         if stem + WEIGHT not in self.names:
             raise TensorMismatchError(f"bitsandbytes layer {stem!r} lacks its weight")
         self.names.pop(stem + MAXIMA)
-        if self.names.pop(stem + FORM, None) is not None and int(self.stored.read(stem + FORM)) != 0:
+        if self.names.pop(stem + FORM, None) is not None and self.stored.read(stem + FORM).tolist() not in (0, [0]):
             raise UnsupportedModelError(
                 f"bitsandbytes layer {stem!r} is stored in a tiled form that depends on the card it was made on: "
                 "save it again with bitsandbytes 0.45 or later"
@@ -123,8 +132,8 @@ class EightBitSource(PackedSource):
     def packed(self, name: str) -> Rowwise | None:
         if self.packed_shape(name) is None:
             return None
-        values_OI, maximum_O = self.stored.read(name), self.stored.read(name.removesuffix(WEIGHT) + MAXIMA)
-        if values_OI.dtype != torch.int8 or values_OI.ndim != 2 or len(maximum_O) != len(values_OI):
+        values_OI, maximum_O = self.stored.read(name), vector(self.stored, name.removesuffix(WEIGHT) + MAXIMA)
+        if values_OI.dtype != torch.int8 or len(maximum_O) != len(values_OI):
             raise TensorMismatchError(
                 f"bitsandbytes layer {name!r}: {values_OI.dtype} {tuple(values_OI.shape)} does not fit "
                 f"{len(maximum_O)} row maxima"
@@ -134,8 +143,20 @@ class EightBitSource(PackedSource):
     def packed_shape(self, name: str) -> tuple[int, int] | None:
         if not name.endswith(WEIGHT) or name.removesuffix(WEIGHT) + MAXIMA not in self.stored.names:
             return None
-        outputs, inputs = self.stored.shape(name)
-        return outputs, inputs
+        shape = self.stored.shape(name)
+        if len(shape) != 2:
+            raise TensorMismatchError(f"bitsandbytes layer {name!r} has the shape {shape}, expected a matrix")
+        return shape[0], shape[1]
+
+
+def vector(stored: TensorSource, name: str) -> torch.Tensor:
+    """Return a tensor that lists numbers. Raises TensorMismatchError if it is missing or has another shape."""
+    if name not in stored.names:
+        raise TensorMismatchError(f"the bitsandbytes checkpoint lacks {name!r}")
+    found = stored.read(name)
+    if found.ndim != 1:
+        raise TensorMismatchError(f"{stored.names[name]}: {name!r} has the shape {tuple(found.shape)}, expected a list")
+    return found
 
 
 def bitsandbytes_source(source: TensorSource) -> PackedSource | None:
