@@ -17,6 +17,8 @@ from functools import partial
 
 import torch
 
+from lightrm.kernels.operands import CURVES, Activation, ScoreRule
+
 U = 2.0**-24
 TINY = 2.0**-125  # where subnormal numbers are flushed to zero, and where the exponential functions end
 EXP = 8  # units in the last place that an exponential function is off by, beside the rounding of its argument
@@ -103,6 +105,22 @@ class Bounded:
         exact = torch.nn.functional.silu(self.exact)
         return Bounded(exact, 1.1 * self.off + own * (exact.abs() + 1.1 * self.off) + TINY * (1 + self.exact.abs()))
 
+    def gelu_tanh(self) -> Bounded:
+        """x * sigmoid(z), z = factor (x + cubic x^3); no slope of it is above 1.2. z has four roundings, and matters as
+        in `silu`."""
+        factor, cubic = CURVES["gelu_tanh"]
+        z = factor * (self.exact + cubic * self.exact**3)
+        share = torch.sigmoid(-z)
+        own = U * (EXP + 4 + 6 * z.abs() * share)
+        exact = self.exact * torch.sigmoid(z)
+        return Bounded(exact, 1.2 * self.off + own * (exact.abs() + 1.2 * self.off) + TINY * (1 + self.exact.abs()))
+
+    def capped(self, cap: float) -> Bounded:
+        """cap * tanh(x / cap). No slope of it is above 1. Near 0 a quotient of polynomials of few terms; elsewhere 1 -
+        2 / (e^2x + 1), where e^2x is above 2 and the difference above 0.4."""
+        exact = cap * torch.tanh(self.exact / cap)
+        return Bounded(exact, self.off + U * (2 * EXP + 16) * exact.abs() + TINY).rounded()
+
 
 def norm(x: Bounded, eps: float) -> Bounded:
     """x / sqrt(mean(x^2) + eps)."""
@@ -115,17 +133,17 @@ def shrink(x: Bounded, eps: float) -> Bounded:
     return Bounded.of(one) / (mean + Bounded.of(one * eps).rounded()).root()
 
 
-def gated(gate_up: Bounded) -> Bounded:
+def gated(gate_up: Bounded, activation: Activation = "silu") -> Bounded:
     gate, up = (gate_up.each(lambda x, k=k: x.chunk(2, -1)[k]) for k in range(2))
-    return gate.silu() * up
+    return (gate.silu() if activation == "silu" else gate.gelu_tanh()) * up
 
 
 def turned(x: Bounded, cos: torch.Tensor, sin: torch.Tensor) -> Bounded:
-    """RoPE, half-split: x (T, heads, E), cos and sin (T, E / 2)."""
-    half = x.exact.shape[-1] // 2
-    a, b, c, s = x[..., :half], x[..., half:], Bounded.of(cos[:, None]), Bounded.of(sin[:, None])
-    first, last = a * c - b * s, b * c + a * s
-    return Bounded(torch.cat([first.exact, last.exact], -1), torch.cat([first.off, last.off], -1))
+    """RoPE, half-split: x (T, heads, E), cos and sin (T, n); the channels from 2 n on stay."""
+    half = cos.shape[-1]
+    a, b, c, s = x[..., :half], x[..., half : 2 * half], Bounded.of(cos[:, None]), Bounded.of(sin[:, None])
+    parts = a * c - b * s, b * c + a * s, x[..., 2 * half :]
+    return Bounded(torch.cat([part.exact for part in parts], -1), torch.cat([part.off for part in parts], -1))
 
 
 def scaled(acc: torch.Tensor, row_scale_T: torch.Tensor, scale_O: torch.Tensor, bias_O: torch.Tensor | None) -> Bounded:
@@ -148,25 +166,29 @@ def attention(
     v: torch.Tensor,
     seen: torch.Tensor,
     place: torch.Tensor,
-    slopes: torch.Tensor | None,
+    rule: ScoreRule,
     bias_dtype: torch.dtype = torch.float32,
     cut: bool = False,
 ) -> Bounded:
-    """softmax(q k / sqrt(E) + slope * distance) v, (T, H, E); seen (T, T): which keys count, place (T,): positions.
+    """softmax(cap(scale * q k) + slope * distance) v, (T, H, E); seen (T, T): which keys count, if the window reaches
+    them; place (T,): positions.
 
     Kept on the way is any maximum at all, for it falls out of the quotient. Of online softmax, a weight is a product of
     exponentials over blocks of keys: their arguments add up to the difference of score and maximum, each brings its
     own error, and so many roundings more. A weight may be rounded to the dtype of v. bias_dtype: of slope * distance.
     """
-    heads, width, keys = q.shape[1], q.shape[2], len(k)
+    heads, keys = q.shape[1], len(k)
     blocks = -(-keys // LEAST_BLOCK) + 1
     key, value = (Bounded.of(x.repeat_interleave(heads // x.shape[1], 1).transpose(0, 1)) for x in (k, v))
-    root = torch.full((1, 1, 1), width**-0.5, dtype=torch.float64, device=q.device)
-    query = Bounded(q.double().transpose(0, 1) * root, torch.zeros_like(q.transpose(0, 1), dtype=torch.float64))
+    query = Bounded(q.double().transpose(0, 1) * rule.scale, torch.zeros_like(q.transpose(0, 1), dtype=torch.float64))
     score = query.product(key.each(lambda x: x.transpose(1, 2)), more=4)  # the scale, its own rounding, and the bias
-    if slopes is not None:
+    if rule.softcap is not None:
+        score = score.capped(rule.softcap)
+    if rule.slopes_H is not None:
         ahead = Bounded.of((place[None, :] - place[:, None])[None])
-        score = score + (Bounded.of(slopes[:, None, None]) * ahead).rounded(bias_dtype)
+        score = score + (Bounded.of(rule.slopes_H[:, None, None]) * ahead).rounded(bias_dtype)
+    if rule.window is not None:
+        seen = seen & (place[:, None] - place[None, :] < rule.window)
     below = score.exact.masked_fill(~seen, float("-inf"))
     if len(q):
         below = below - below.amax(-1, keepdim=True)

@@ -12,22 +12,79 @@ LINEARS = ("qkv", "output", "gate_up", "down")  # the linear layers of a block, 
 
 
 @dataclass(frozen=True, slots=True)
-class Rope:
-    """Rotary position embedding in the half-split convention of transformers.
+class LinearScaling:
+    """Positions divided by a factor (arXiv 2306.15595)."""
 
-    kind: `plain` (RoFormer, arXiv 2104.09864), `linear` (positions divided by `factor`, arXiv 2306.15595),
-    or `llama3` (Llama 3.1: low frequencies divided by `factor`, a smooth band between).
+    factor: float
+
+    def __str__(self) -> str:
+        return f"linear x{self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Llama 3.1's: low frequencies divided by a factor, high ones as they are, a smooth band between."""
+
+    factor: float
+    low_frequency_factor: float
+    high_frequency_factor: float
+    original_positions: int
+
+    def __str__(self) -> str:
+        return f"llama3 x{self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071): frequencies that turn less than `slow` times within the original positions are divided
+    by the factor, those that turn more than `fast` times stay, with a ramp between.
+
+    attention_factor: cos and sin are multiplied by it. whole: whether the ends of the ramp are rounded to channels.
+    """
+
+    factor: float
+    original_positions: int
+    fast: float
+    slow: float
+    attention_factor: float
+    whole: bool = True
+
+    def __str__(self) -> str:
+        return f"yarn x{self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class LongRopeScaling:
+    """LongRoPE (arXiv 2402.13753): each frequency divided by a factor of its own, from the long list for sequences of
+    more than the original positions, from the short one for others. attention_factor: as in YarnScaling."""
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    original_positions: int
+    attention_factor: float
+
+    def __str__(self) -> str:
+        return f"longrope beyond {self.original_positions}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Rotary position embedding (arXiv 2104.09864) in the half-split convention of transformers.
+
+    part: the share of each head's channels that turn, from the first on.
     """
 
     theta: float = 10000.0
-    kind: Literal["plain", "linear", "llama3"] = "plain"
-    factor: float = 1.0
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_positions: int = 8192
+    scaling: LinearScaling | Llama3Scaling | YarnScaling | LongRopeScaling | None = None
+    part: float = 1.0
+
+    def turned(self, head_width: int) -> int:
+        """Return how many channels of a head turn."""
+        return int(head_width * self.part)
 
     def __str__(self) -> str:
-        return "RoPE" if self.kind == "plain" else f"RoPE {self.kind} x{self.factor:g}"
+        part = "" if self.part == 1 else f" on {self.part:g} of each head"
+        return "RoPE" + ("" if self.scaling is None else f" {self.scaling}") + part
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +103,15 @@ class Alibi:
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A pre-norm decoder with RMSNorm and a gated MLP."""
+    """A pre-norm decoder with RMSNorm and a gated MLP.
+
+    head_norms: RMSNorm over each head of query and key, before RoPE. post_norms: RMSNorm of what attention and MLP add
+    to the stream, before it is added. norms_add_one: the files hold w for a norm's weight of 1 + w.
+    embedding_scale: factor of the embedded tokens. score_width: attention divides q k by its square root; None for the
+    head's width. softcap: of attention's scores, see `kernels.operands.ScoreRule`.
+    windows: for each layer how many positions a token sees, itself included, None for all; empty if no layer has a
+    limit. local_positions: the positions in layers with a window, None if they are the same everywhere.
+    """
 
     family: str
     layers: int
@@ -61,6 +126,16 @@ class Architecture:
     max_positions: int
     qkv_bias: bool = False
     output_bias: bool = False
+    mlp_bias: bool = False
+    activation: Literal["silu", "gelu_tanh"] = "silu"
+    head_norms: bool = False
+    post_norms: bool = False
+    norms_add_one: bool = False
+    embedding_scale: float = 1.0
+    score_width: float | None = None
+    softcap: float | None = None
+    windows: tuple[int | None, ...] = ()
+    local_positions: Rope | None = None
 
     @property
     def query_width(self) -> int:
@@ -69,6 +144,21 @@ class Architecture:
     @property
     def kv_width(self) -> int:
         return self.kv_heads * self.head_width
+
+    def window(self, layer: int) -> int | None:
+        """Return how many positions a token sees in a layer, itself included; None for all before it."""
+        return self.windows[layer] if self.windows else None
+
+    def positions_in(self, layer: int) -> Rope | Alibi:
+        """Return the position scheme of a layer."""
+        local = self.local_positions is not None and self.window(layer) is not None
+        return self.local_positions if local and self.local_positions is not None else self.positions
+
+    @property
+    def scaled_from(self) -> int | None:
+        """The length from which a sequence turns by other frequencies than a shorter one; None if there is none."""
+        scaling = self.positions.scaling if isinstance(self.positions, Rope) else None
+        return scaling.original_positions if isinstance(scaling, LongRopeScaling) else None
 
     @property
     def parts(self) -> dict[str, dict[str, int]]:
@@ -87,26 +177,42 @@ class Architecture:
         return {name: (sum(rows.values()), inputs.get(name, self.width)) for name, rows in self.parts.items()}
 
     @property
+    def biases(self) -> dict[str, bool]:
+        """The linear layers of a block by our names, each with whether it has a bias."""
+        return {"qkv": self.qkv_bias, "output": self.output_bias, "gate_up": self.mlp_bias, "down": self.mlp_bias}
+
+    @property
+    def norms(self) -> dict[str, int]:
+        """The norms of a block by our names, each with its width. The first two stand before attention and MLP."""
+        norms = {"attention_norm": self.width, "mlp_norm": self.width}
+        if self.post_norms:
+            norms |= {"attention_post_norm": self.width, "mlp_post_norm": self.width}
+        if self.head_norms:
+            norms |= {"query_norm": self.head_width, "key_norm": self.head_width}
+        return norms
+
+    @property
     def matrix_parameters(self) -> int:
         """Number of weights in the linear layers, without biases: what a scheme quantizes."""
         return self.layers * sum(outputs * inputs for outputs, inputs in self.linears.values())
 
     @property
     def bias_parameters(self) -> int:
-        layer = self.qkv_bias * self.linears["qkv"][0] + self.output_bias * self.width
-        return self.layers * layer
+        return self.layers * sum(self.linears[name][0] for name, biased in self.biases.items() if biased)
 
     @property
     def parameters(self) -> int:
         """Number of the decoder's weights with the embedding, without output layer and value head."""
-        norms = (2 * self.layers + 1) * self.width
+        norms = self.layers * sum(self.norms.values()) + self.width
         return self.vocabulary * self.width + self.matrix_parameters + self.bias_parameters + norms
 
     def __str__(self) -> str:
         heads = f"{self.query_heads} heads"
         if self.kv_heads != self.query_heads:
             heads += f"/{self.kv_heads} kv"
-        return f"{self.family} {self.layers}x{self.width}, {heads}, {self.positions}"
+        limited = [window for window in self.windows if window is not None]
+        window = f", a window of {limited[0]} in {len(limited)} layers" if limited else ""
+        return f"{self.family} {self.layers}x{self.width}, {heads}, {self.positions}{window}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products, tiles
-from lightrm.kernels.operands import Sums
+from lightrm.kernels.operands import ScoreRule, Sums
 from lightrm.kernels.paths import paths_of
 from lightrm.kernels.segments import ROOT, Segment
 from lightrm.schemes.int4 import Int4
@@ -78,7 +78,7 @@ def passes(every_form: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         "add and norm",
         lambda: cuda_passes.add_norm_quantize(stream, Sums(sums, scale_T, meta(WIDTH), meta(WIDTH)), 1e-6),
     )
-    yield "gate", lambda: cuda_passes.silu_mul_quantize(Sums(gate_up), 128)
+    yield "gate", lambda: cuda_passes.gated_quantize(Sums(gate_up), 128)
     qkv, widths, table = 3 * WIDTH, (WIDTH, WIDTH), meta(4096, HEAD_WIDTH // 2)
     rotated = (table, table)
     yield (
@@ -93,11 +93,11 @@ def passes(every_form: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     if every_form:
         yield "quantize", lambda: cuda_passes.quantize(stream)
         yield "float norm", lambda: cuda_passes.rms_norm(meta(4096, WIDTH, dtype=half), meta(WIDTH, dtype=half), 1e-6)
-        yield "gate 7B", lambda: cuda_passes.silu_mul_quantize(Sums(meta(4096, 2 * 11008, dtype=half)), 256)
-        yield "float gate", lambda: cuda_passes.silu_mul(gate_up)
+        yield "gate 7B", lambda: cuda_passes.gated_quantize(Sums(meta(4096, 2 * 11008, dtype=half)), 256)
+        yield "float gate", lambda: cuda_passes.gated(gate_up)
         yield (
             "gate of sums",
-            lambda: cuda_passes.silu_mul_quantize(
+            lambda: cuda_passes.gated_quantize(
                 Sums(meta(4096, 2 * FFN, dtype=torch.int32), scale_T, meta(2 * FFN)), 128
             ),
         )
@@ -108,18 +108,19 @@ def passes(every_form: bool) -> Iterator[tuple[str, Callable[[], object]]]:
             ),
         )
     forest = (Segment(0, 1000, ROOT), Segment(1000, 2000, 0), Segment(2000, 4096, 0))
+    rule = ScoreRule(0.1, meta(40))
     for width in (64, 128):  # 80 and 96 are padded to 128, and the same machine code
         query = meta(4096, 40, width, dtype=half)
         for name, segments in (("plain", forest[:1]), ("shared", forest)):
             paths = paths_of(segments, torch.device("meta"))
             yield (
                 f"attention {width} {name}",
-                lambda q=query, p=paths, n=name: cuda_attention.attend(q, q, q, p, meta(40), quantized=n == "shared"),
+                lambda q=query, p=paths, n=name: cuda_attention.attend(q, q, q, p, rule, quantized=n == "shared"),
             )
     picked = paths_of(forest, torch.device("meta"), [999, 4095])
     yield (
         "attention of the last",
-        lambda: cuda_attention.attend(meta(2, 40, 128, dtype=half), query, query, picked, None),
+        lambda: cuda_attention.attend(meta(2, 40, 128, dtype=half), query, query, picked, ScoreRule(0.1)),
     )
 
 

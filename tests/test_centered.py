@@ -31,10 +31,10 @@ TEXT = [(prompt, text) for prompt, answers in EXAMPLES for _, text in answers]
 def assert_biased_gate(
     module: Any, acc: torch.Tensor, row_scale: torch.Tensor, factor: torch.Tensor, bias: torch.Tensor
 ) -> None:
-    """silu_mul_quantize of a room of kernels, and the integer twin, against what they may be off by."""
-    values, scale = module.silu_mul_quantize(Sums(acc, row_scale, factor, bias), 1)
+    """gated_quantize of a room of kernels, and the integer twin, against what they may be off by."""
+    values, scale = module.gated_quantize(Sums(acc, row_scale, factor, bias), 1)
     bound = rounding.gated(rounding.scaled(acc, row_scale, factor, bias))
-    for rows in ((values, scale), integer.silu_mul_quantize(Sums(acc, row_scale, factor, bias), 1)):
+    for rows in ((values, scale), integer.gated_quantize(Sums(acc, row_scale, factor, bias), 1)):
         assert_rows_within(*rows, bound)
 
 

@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 import lightrm
 from lightrm import errors
 from lightrm.architecture import Rope
-from lightrm.checkpoints.config import Config, read_architecture, read_config
-from lightrm.checkpoints.config_fields import READ, READ_OF, check_fields
+from lightrm.checkpoints.config import Config, read_config
+from lightrm.checkpoints.config_fields import READ, check_fields
 from lightrm.checkpoints.detect import LAYOUTS, open_checkpoint
+from lightrm.checkpoints.families import FAMILIES, read_architecture
+from lightrm.model.positions import inverse_frequencies
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights, specimens
 
 WEIGHTS = llama_weights() | {"score.weight": HEAD_WEIGHT}
@@ -78,7 +80,7 @@ def test_what_real_configs_carry_loads(tmp_path: Path) -> None:
     assert "attention_bias" in full.checkpoint.fields.read
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2"])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma", "Gemma2", "Gemma3Text", "Phi3"])
 @pytest.mark.parametrize("how", ["to_dict", "to_diff_dict"])
 def test_all_that_transformers_writes_is_known(kind: str, how: str) -> None:
     """Of each family with its default values, and with the generation settings that older versions wrote."""
@@ -129,46 +131,78 @@ def test_every_field_called_read_is_read() -> None:
         }:
             assert field in raw.asked or (layout.appended is not None), f"{name}: {field}"
     asked: set[str] = set()
-    for family in READ_OF:
-        raw = Recorded({**CONFIG, "model_type": family, "rope_scaling": {"type": "dynamic", "factor": 2.0}})
+    for family in FAMILIES:
+        scaling = {"type": "longrope", "factor": 2.0, **{f"{end}_factor": [1.0] * 4 for end in ("long", "short")}}
+        scaling = scaling if family == "phi3" else {"type": "dynamic", "factor": 2.0}
+        activation = {"hidden_act": "gelu_pytorch_tanh"} if "gemma" in family else {}
+        raw = Recorded({**CONFIG, "model_type": family, "rope_scaling": scaling, "head_dim": 8, **activation})
         config = Config(raw, HERE)
         read_architecture(config)
         asked |= raw.asked
     raw = Recorded({**CONFIG, "model_type": "baichuan", "max_position_embeddings": None, "model_max_length": 64})
     read_architecture(Config(raw, HERE))
     asked |= raw.asked
-    needed = {field for fields in READ_OF.values() for field in fields} | READ
+    needed = {field for family in FAMILIES.values() for field in family.reads} | READ
     outside = {"pad_token_id", "num_labels", "id2label", "architectures", "quantization_config", "torch_dtype", "dtype"}
     assert needed - asked - elsewhere - outside == set()
 
 
 @pytest.mark.parametrize(
-    ("family", "more", "positions"),
+    ("family", "more", "windows"),
     [
-        ("mistral", {"sliding_window": None}, 256),
-        ("mistral", {"sliding_window": 64}, 64),
-        ("mistral", {"max_position_embeddings": 32768}, 4096),  # transformers' default, where nothing is said
-        ("qwen2", {"sliding_window": 64, "use_sliding_window": False}, 256),
-        ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2}, 256),
-        ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1}, 64),
-        ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0}, 64),
-        ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, 256),
-        ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, 256),
+        ("mistral", {"sliding_window": None}, ()),
+        ("mistral", {"sliding_window": 64}, (64, 64)),
+        ("mistral", {}, (4096, 4096)),  # transformers' default, where nothing is said
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": False}, ()),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 2}, ()),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1}, (None, 64)),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0}, (64, 64)),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, ()),
+        ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, ()),
         (
-            "qwen2",
+            "qwen3",
             {"sliding_window": 64, "use_sliding_window": True, "layer_types": ["full_attention", "sliding_attention"]},
-            64,
+            (None, 64),
         ),
+        ("gemma2", {"sliding_window": 64}, (64, None)),
+        ("gemma2", {"layer_types": ["full_attention", "sliding_attention"]}, (None, 4096)),
+        ("gemma3_text", {"sliding_window": 64}, (64, 64)),
+        ("gemma3_text", {"sliding_window": 64, "sliding_window_pattern": 2}, (64, None)),
+        ("phi3", {"sliding_window": None}, ()),
+        ("phi3", {"sliding_window": 64}, (64, 64)),
     ],
 )
-def test_a_window_limits_where_a_layer_has_one(family: str, more: dict, positions: int) -> None:
-    """As many positions as all layers see in full, by transformers' own reading of the same config."""
+def test_windows_are_those_that_transformers_reads(family: str, more: dict, windows: tuple[int | None, ...]) -> None:
     raw = {**CONFIG, "model_type": family, "architectures": None, **more}
-    found = read_architecture(Config(raw, HERE)).max_positions
-    assert found == positions
-    theirs = transformers.AutoConfig.for_model(**{**raw, "dtype": None})
-    slides = theirs.sliding_window is not None and (family == "mistral" or "sliding_attention" in theirs.layer_types)
-    assert (found < raw["max_position_embeddings"]) == slides
+    raw |= {"hidden_act": None, "hidden_activation": "gelu_pytorch_tanh"} if "gemma" in family else {}
+    assert read_architecture(Config(raw, HERE)).windows == windows
+    theirs = transformers.AutoConfig.for_model(**{name: value for name, value in raw.items() if name != "hidden_act"})
+    types = getattr(theirs, "layer_types", None) or ["sliding_attention"] * 2
+    each = tuple(theirs.sliding_window if kind == "sliding_attention" else None for kind in types)
+    assert windows == (each if any(each) else ())
+
+
+@pytest.mark.parametrize(
+    ("family", "more", "says"),
+    [
+        ("gemma2", {"hidden_act": "silu"}, "hidden_act 'silu' is not supported, expected 'gelu_pytorch_tanh'"),
+        ("qwen3", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, expected 'silu'"),
+        ("gemma2", {"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries for 2 layers"),
+        ("qwen3", {"layer_types": ["chunked_attention"] * 2}, "layer_types .*: lightrm runs full_attention and"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}}, "a list of 4"),
+        ("phi3", {"rope_scaling": {"type": "longrope", "short_factor": [1.0] * 4}}, "'long_factor' must be a list"),
+        ("phi3", {"partial_rotary_factor": 1.5}, "a part of each head is at most 1"),
+        ("qwen3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": 1}}, "'truncate' must be true or false"),
+    ],
+)
+def test_what_is_nearly_a_family_names_what_differs(family: str, more: dict, says: str) -> None:
+    raw = {**CONFIG, "model_type": family, "head_dim": 8, **more}
+    raw |= {"hidden_act": "gelu_pytorch_tanh"} if "gemma" in family and "hidden_act" not in more else {}
+    with pytest.raises(lightrm.CheckpointError, match=says):
+        _ = read_architecture(Config(raw, HERE)), check_fields(Config(raw, HERE), ())
 
 
 HUGE = 10**400
@@ -209,8 +243,14 @@ def test_json_that_is_meant_to_break_readers(text: str, tmp_path: Path) -> None:
 ODD = st.sampled_from([None, True, False, -1, 0, 1, 7, 0.5, HUGE, "", "x", [], [1], {}, {"a": 1}, 2**31, float("nan")])
 
 
-@given(name=st.sampled_from([*sorted(READ | {"sliding_window", "layer_types"}), "unheard_of"]), value=ODD,
-       family=st.sampled_from(["llama", "mistral", "qwen2"]))  # fmt: skip
+FIELDS = sorted(READ | {field for family in FAMILIES.values() for field in family.reads})
+
+
+@given(
+    name=st.sampled_from([*FIELDS, "unheard_of"]),
+    value=ODD,
+    family=st.sampled_from([name for name in FAMILIES if name not in ("baichuan", "internlm2")]),
+)
 @settings(max_examples=150, deadline=None)
 def test_any_value_of_any_field_loads_or_is_refused(name: str, value: object, family: str, shared_folder: Path) -> None:
     (shared_folder / "config.json").write_text(json.dumps({**CONFIG, "model_type": family, name: value}))
@@ -251,7 +291,8 @@ def test_rope_settings_are_read_to_the_last(more: dict, error: type, says: str) 
 def test_rope_settings_that_people_publish(scaling: dict) -> None:
     found = read_architecture(Config({**CONFIG, "rope_scaling": scaling}, HERE)).positions
     assert isinstance(found, Rope)
-    assert (found.theta, found.factor) == (Rope().theta, 1.0), "turns as without it"
+    turns = inverse_frequencies(found, 8)
+    assert torch.equal(turns, inverse_frequencies(Rope(), 8)), "turns as without it"
 
 
 def test_a_stated_alibi_is_one_of_two(tmp_path: Path) -> None:

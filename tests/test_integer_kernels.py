@@ -71,7 +71,7 @@ def test_bad_numbers_show() -> None:
     acc, row_scale, scale = product_of(4, 64)
     row_scale[3] = float("nan")
     for module in (cpu_passes, integer):
-        assert torch.isfinite(module.silu_mul_quantize(Sums(acc, row_scale, scale), 32)[1]).tolist() == [True] * 3 + [
+        assert torch.isfinite(module.gated_quantize(Sums(acc, row_scale, scale), 32)[1]).tolist() == [True] * 3 + [
             False
         ]
 
@@ -175,11 +175,11 @@ def test_add_norm_quantize(tokens: int) -> None:
 
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize(("width", "block"), [(48, 16), (48, 1), (1536, 256), (344, 8), (256, 256), (129, 1)])
-def test_silu_mul_quantize(tokens: int, width: int, block: int) -> None:
+def test_gated_quantize(tokens: int, width: int, block: int) -> None:
     acc, row_scale, scale = product_of(tokens, 2 * width)
     scale = scale * 30  # gates far from zero on both sides
-    values, found_scale = cpu_passes.silu_mul_quantize(Sums(acc, row_scale, scale), block)
-    slow = integer.silu_mul_quantize(Sums(acc, row_scale, scale), block)
+    values, found_scale = cpu_passes.gated_quantize(Sums(acc, row_scale, scale), block)
+    slow = integer.gated_quantize(Sums(acc, row_scale, scale), block)
     bound = turned_by(rounding.gated(rounding.scaled(acc, row_scale, scale, None)), block)
     for rows in ((values, found_scale), slow):
         assert_rows_within(*rows, bound)
@@ -202,7 +202,7 @@ def test_exponential_is_that_of_float32() -> None:
     gate = torch.linspace(-100, 100, 4001)[:, None]
     acc = torch.cat([torch.round(gate * 1000), torch.full_like(gate, 1000.0)], 1).to(torch.int32)
     ones, scale = torch.ones(len(acc)), torch.full((2,), 1e-3)
-    values, found = cpu_passes.silu_mul_quantize(Sums(acc, ones, scale), 1)
+    values, found = cpu_passes.gated_quantize(Sums(acc, ones, scale), 1)
     assert_rows_within(values, found, rounding.gated(rounding.scaled(acc, ones, scale, None)))
 
 
@@ -210,12 +210,12 @@ def test_a_row_does_not_see_its_neighbours() -> None:
     """Bit for bit: each pass gives a row the same numbers alone and among others."""
     acc, row_scale, scale = product_of(37, 96)
     x = normal(37, 48, seed=3)
-    together = (*cpu_passes.norm_quantize(x, 1e-6), *cpu_passes.silu_mul_quantize(Sums(acc, row_scale, scale), 16))
+    together = (*cpu_passes.norm_quantize(x, 1e-6), *cpu_passes.gated_quantize(Sums(acc, row_scale, scale), 16))
     for t in (0, 1, 20, 36):
         rows = slice(t, t + 1)
         alone = (
             *cpu_passes.norm_quantize(x[rows], 1e-6),
-            *cpu_passes.silu_mul_quantize(Sums(acc[rows], row_scale[rows], scale), 16),
+            *cpu_passes.gated_quantize(Sums(acc[rows], row_scale[rows], scale), 16),
         )
         assert all(torch.equal(a[rows], b) for a, b in zip(together, alone, strict=True))
 
@@ -223,7 +223,7 @@ def test_a_row_does_not_see_its_neighbours() -> None:
 def test_reference_silu_is_its_formula() -> None:
     x = normal(3, 10)
     gate, up = x.chunk(2, 1)
-    torch.testing.assert_close(reference.silu_mul(x), gate * torch.sigmoid(gate) * up)
+    torch.testing.assert_close(reference.gated(x), gate * torch.sigmoid(gate) * up)
 
 
 def test_without_numba() -> None:
@@ -257,8 +257,8 @@ def test_shapes_that_do_not_fit_are_named() -> None:
     with pytest.raises(ValueError, match=r"norm.*x \(3, 4\) bfloat16"):
         passes.norm(Residual(torch.zeros(3, 4, dtype=torch.bfloat16)), None, 1e-6, int8=True)
     sums = Sums(torch.zeros(2, 24, dtype=torch.int32), torch.ones(2), torch.ones(24), torch.zeros(24))
-    with pytest.raises(ValueError, match=r"swiglu"):
-        passes.swiglu(sums, block=8, int8=True)
+    with pytest.raises(ValueError, match=r"gated"):
+        passes.gated(sums, block=8, int8=True)
 
 
 @pytest.mark.parametrize("outputs", [1, 5, 66])

@@ -16,7 +16,7 @@ from benchmarks import rounding
 from benchmarks.rounding import Bounded
 from lightrm.kernels import arena, integer, library, passes, products, reference
 from lightrm.kernels.arena import LEAST, PAGE, Arena
-from lightrm.kernels.operands import Sums
+from lightrm.kernels.operands import ScoreRule, Sums
 from lightrm.kernels.segments import ROOT, Segment
 from lightrm.model.positions import alibi_slopes
 from tests.conftest import UNCLEARED
@@ -63,10 +63,19 @@ def seen_by(segments) -> tuple[torch.Tensor, torch.Tensor]:
     return seen, place
 
 
-def bounded_attention(q, k, v, segments, slopes, bias_dtype=torch.float32, cut=False) -> Bounded:
+KINDS = ("plain", "alibi", "capped", "windowed", "capped and windowed")
+
+
+def rule_of(width: int, heads: int = 0, kind: str = "plain", device: str = "cpu") -> ScoreRule:
+    """Attention's rule for heads of a width; caps that bend the scores, windows that most sequences leave."""
+    slopes_H = alibi_slopes(heads).to(device) if kind == "alibi" else None
+    return ScoreRule(width**-0.5, slopes_H, 2.5 if "capped" in kind else None, 21 if "windowed" in kind else None)
+
+
+def bounded_attention(q, k, v, segments, rule, bias_dtype=torch.float32, cut=False) -> Bounded:
     """Softmax attention in float64 over an explicit (T, T) mask, and what a kernel may be off by."""
     seen, place = (x.to(q.device) for x in seen_by(segments))
-    return rounding.attention(q, k, v, seen, place, slopes, bias_dtype, cut)
+    return rounding.attention(q, k, v, seen, place, rule, bias_dtype, cut)
 
 
 def assert_within(found: torch.Tensor, bound: Bounded, *, cut: bool = False, factor: float | None = None) -> None:
@@ -107,47 +116,47 @@ def seen(module: Any, segments: Sequence[Segment], picked: Sequence[int] | None 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("lengths", LENGTHS)
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (6, 2, 16), (5, 5, 80)])
-@pytest.mark.parametrize("alibi", [False, True])
-def test_attention(dtype, lengths, heads, kv_heads, width, alibi) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention(dtype, lengths, heads, kv_heads, width, kind) -> None:
     tokens = sum(lengths)
     q = rows(tokens, heads, width, seed=1, dtype=dtype)
     k, v = rows(tokens, kv_heads, width, seed=2, dtype=dtype), rows(tokens, kv_heads, width, seed=3, dtype=dtype)
-    slopes = alibi_slopes(heads) if alibi else None
+    rule = rule_of(width, heads, kind)
     segments = flat(lengths)
     for module, bias_dtype in ((library, dtype), (reference, torch.float32)):
-        found = module.attention(q, k, v, seen(module, segments), slopes)
+        found = module.attention(q, k, v, seen(module, segments), rule)
         assert found.dtype == dtype
-        assert_within(found, bounded_attention(q, k, v, segments, slopes, bias_dtype))
+        assert_within(found, bounded_attention(q, k, v, segments, rule, bias_dtype))
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=6), st.booleans())
-def test_attention_over_a_forest(nodes: list[tuple[int, int]], alibi: bool) -> None:
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(0, 3)), min_size=1, max_size=6), st.sampled_from(KINDS))
+def test_attention_over_a_forest(nodes: list[tuple[int, int]], kind: str) -> None:
     """Prompts, their answers, and answers to those: each segment sees its ancestors and itself, nothing else."""
     segments = forest_of(nodes)
     start = segments[-1].end
     q, k, v = rows(start, 4, 8, seed=4), rows(start, 2, 8, seed=5), rows(start, 2, 8, seed=6)
-    slopes = alibi_slopes(4) if alibi else None
-    bound = bounded_attention(q, k, v, segments, slopes)
+    rule = rule_of(8, 4, kind)
+    bound = bounded_attention(q, k, v, segments, rule)
     for module in (reference, library):
-        assert_within(module.attention(q, k, v, seen(module, segments), slopes), bound, factor=0)
+        assert_within(module.attention(q, k, v, seen(module, segments), rule), bound, factor=0)
 
 
 def test_absolute_bias_is_the_published_half_precision_table() -> None:
     """slope * j rounded to bf16 and added to bf16 scores: far from the exact function at a long distance."""
     q, k, v = (rows(300, 4, 16, seed=s, dtype=torch.bfloat16) for s in (1, 2, 3))
-    slopes = alibi_slopes(4)
+    rule = rule_of(16, 4, "alibi")
     paths = passes.paths(flat((300,)), q.device)
-    found = passes.attention_by_table(q, k, v, paths, slopes).values_TI.unflatten(1, (4, 16))
+    found = passes.attention_by_table(q, k, v, paths, rule).values_TI.unflatten(1, (4, 16))
     score = (q.float().transpose(0, 1) @ k.float().permute(1, 2, 0) / 4.0).to(torch.bfloat16)
-    table = (slopes[:, None, None] * torch.arange(300)).to(torch.bfloat16)
+    table = (alibi_slopes(4)[:, None, None] * torch.arange(300)).to(torch.bfloat16)
     future = torch.ones(300, 300).triu(1).bool()
     weights = (score + table).float().masked_fill(future, float("-inf")).softmax(-1)
     expected = (weights @ v.float().transpose(0, 1)).transpose(0, 1)
     torch.testing.assert_close(found.float(), expected, atol=0.02, rtol=0.02)
-    exact = passes.attention(q, k, v, paths, slopes).values_TI.unflatten(1, (4, 16))
+    exact = passes.attention(q, k, v, paths, rule).values_TI.unflatten(1, (4, 16))
     assert (exact.float() - expected).abs().max() > 0.02
-    wide = q.float(), k.float(), v.float(), paths, slopes
+    wide = q.float(), k.float(), v.float(), paths, rule
     table, exact = passes.attention_by_table(*wide).values_TI, passes.attention(*wide).values_TI
     torch.testing.assert_close(table, exact, atol=1e-4, rtol=1e-3)
 
@@ -167,7 +176,7 @@ def test_row_kernels(dtype: torch.dtype, tokens: int) -> None:
     for module in (library, reference):
         assert_within(module.rms_norm(x, weight, 1e-6), normed, factor=twice)
         assert_within(module.rms_norm(x, None, 1e-6), rounding.norm(wide, 1e-6))
-        assert_within(module.silu_mul(x), gated if module is reference else gated_twice, factor=twice)
+        assert_within(module.gated(x), gated if module is reference else gated_twice, factor=twice)
         assert_within(module.linear(x, weight_OI, bias), product)
 
 
@@ -180,6 +189,7 @@ def test_shapes_that_do_not_fit_are_named() -> None:
             torch.zeros(3, 3, 8),
             torch.zeros(3, 3, 8),
             passes.paths(flat((3,)), torch.device("cpu")),
+            rule_of(8),
         )
 
 
@@ -229,10 +239,11 @@ def test_a_column_that_is_wrong_by_a_factor_fails(kind: str, dtype: torch.dtype)
     flat_heads = reference.rotate(x.view(65, 2, 20), *turn)
     made = {
         "attention": lambda: (
-            reference.attention(q, k, v, flat((63, 2)), None), bounded_attention(q, k, v, flat((63, 2)), None)
+            reference.attention(q, k, v, flat((63, 2)), rule_of(16)), bounded_attention(q, k, v, flat((63, 2)),
+            rule_of(16))
         ),
         "norm": lambda: (reference.rms_norm(x, None, 1e-6), rounding.norm(Bounded.of(x), 1e-6)),
-        "gate": lambda: (reference.silu_mul(x), rounding.gated(Bounded.of(x))),
+        "gate": lambda: (reference.gated(x), rounding.gated(Bounded.of(x))),
         "product": lambda: (reference.linear(x, weight, None), product),
         "scales": lambda: (
             Sums(acc, scale_T, scale, bias).float().to(dtype), rounding.scaled(acc, scale_T, scale, bias)

@@ -12,7 +12,7 @@ import torch
 import lightrm
 from lightrm.kernels import integer, library, passes, reference
 from lightrm.kernels.cpu import cpu_passes
-from lightrm.kernels.operands import Residual, Sums
+from lightrm.kernels.operands import Residual, ScoreRule, Sums
 from lightrm.kernels.segments import Segment
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights
 
@@ -60,7 +60,7 @@ def test_a_score_of_minus_infinity_is_no_hidden_one() -> None:
     key[1] = -1e20
     value = torch.randn(3, 1, 16, generator=torch.Generator().manual_seed(0))
     paths = passes.paths([Segment(0, 3)], query.device)
-    mixed = passes.attention(query, key, value, paths).values_TI
+    mixed = passes.attention(query, key, value, paths, ScoreRule(0.25)).values_TI
     assert torch.isfinite(mixed[0]).all()
     assert torch.isnan(mixed[1:]).all()
 

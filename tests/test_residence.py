@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import lightrm
 from lightrm.architecture import Alibi, Architecture, Rope
-from lightrm.checkpoints.config import read_architecture, read_config
+from lightrm.checkpoints.config import read_config
+from lightrm.checkpoints.families import read_architecture
 from lightrm.engine.memory import PROCESS, Room, room_for
 from lightrm.engine.residence import (
     LEAST_TOKENS,

@@ -14,9 +14,8 @@ from lightrm.kernels import library, passes, reference
 from lightrm.kernels.segments import ROOT, views
 from lightrm.model.decoder import Decoder, Flow, Layer
 from lightrm.model.packed_batch import PackedBatch
-from lightrm.model.positions import alibi_slopes
 from tests.conftest import DATA
-from tests.test_kernels import assert_within, bounded_attention, flat, forest_of, rows
+from tests.test_kernels import KINDS, assert_within, bounded_attention, flat, forest_of, rows, rule_of
 
 cpu = pytest.importorskip("lightrm.kernels.cpu.cpu_attention")
 CPU = torch.device("cpu")
@@ -90,48 +89,48 @@ def test_many_nested_sequences() -> None:
 
 @pytest.mark.parametrize("lengths", [(1,), (5, 1, 3), (63, 65), (127, 128, 129), (1, 260, 2)])
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (6, 2, 16), (5, 5, 80), (2, 1, 100), (2, 2, 128)])
-@pytest.mark.parametrize("alibi", [False, True])
-def test_compiled_attention(lengths, heads, kv_heads, width, alibi) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_compiled_attention(lengths, heads, kv_heads, width, kind) -> None:
     tokens = sum(lengths)
     q, k, v = rows(tokens, heads, width), rows(tokens, kv_heads, width, seed=1), rows(tokens, kv_heads, width, seed=2)
-    slopes = alibi_slopes(heads) if alibi else None
-    found = cpu.attention(q, k, v, cpu.paths(flat(lengths), CPU, None), slopes)
-    assert_within(found, bounded_attention(q, k, v, flat(lengths), slopes))
+    rule = rule_of(width, heads, kind)
+    found = cpu.attention(q, k, v, cpu.paths(flat(lengths), CPU, None), rule)
+    assert_within(found, bounded_attention(q, k, v, flat(lengths), rule))
 
 
 NODES = st.lists(st.tuples(st.integers(1, 90), st.integers(0, 3)), min_size=1, max_size=6)
 
 
 @settings(deadline=None, max_examples=40)
-@given(NODES, st.booleans())
-def test_attention_does_not_see_who_shares(nodes: list[tuple[int, int]], alibi: bool) -> None:
+@given(NODES, st.sampled_from(KINDS))
+def test_attention_does_not_see_who_shares(nodes: list[tuple[int, int]], kind: str) -> None:
     """A path alone gives the bits that it gives in a forest, and picked queries those that they have among all."""
     segments = forest_of(nodes)
     tokens = segments[-1].end
     q, k, v = rows(tokens, 4, 24, seed=4), rows(tokens, 2, 24, seed=5), rows(tokens, 2, 24, seed=6)
-    slopes = alibi_slopes(4) if alibi else None
-    shared = cpu.attention(q, k, v, cpu.paths(segments, CPU, None), slopes)
-    bound = bounded_attention(q, k, v, segments, slopes)
+    rule = rule_of(24, 4, kind)
+    shared = cpu.attention(q, k, v, cpu.paths(segments, CPU, None), rule)
+    bound = bounded_attention(q, k, v, segments, rule)
     assert_within(shared, bound, factor=0)
     picked = [segment.end - 1 for segment in segments][::-1]
-    assert torch.equal(cpu.attention(q[picked], k, v, cpu.paths(segments, CPU, picked), slopes), shared[picked])
+    assert torch.equal(cpu.attention(q[picked], k, v, cpu.paths(segments, CPU, picked), rule), shared[picked])
     for slow in (library, reference):
-        told = (library.paths(segments, CPU, picked), slopes) if slow is library else (segments, slopes, picked)
+        told = (library.paths(segments, CPU, picked), rule) if slow is library else (segments, rule, picked)
         found = slow.attention(q[picked], k, v, *told)
         assert_within(found, bound[picked], factor=0)
     for start, end, ranges in views(segments):
         along = [token for first, last in ranges for token in range(first, last)]
-        alone = cpu.attention(q[along], k[along], v[along], cpu.paths(flat((len(along),)), CPU, None), slopes)
+        alone = cpu.attention(q[along], k[along], v[along], cpu.paths(flat((len(along),)), CPU, None), rule)
         assert torch.equal(alone[start - end :], shared[start:end])
 
 
 def test_attention_keeps_far_and_large_scores_apart() -> None:
     """Scores far below the largest vanish, those of hidden tokens count for nothing, NaN stays NaN."""
     q, k, v = (rows(70, 1, 16, seed=s) * 30 for s in (1, 2, 3))
-    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), CPU, None), None)
-    assert_within(found, bounded_attention(q, k, v, flat((70,)), None), factor=1.01)  # far scores are large sums
+    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), CPU, None), rule_of(16))
+    assert_within(found, bounded_attention(q, k, v, flat((70,)), rule_of(16)), factor=1.01)  # far scores are large sums
     k[40] = float("nan")
-    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), CPU, None), None)
+    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), CPU, None), rule_of(16))
     assert bool(found[:40].isfinite().all())
     assert bool(found[40:].isnan().all())
 

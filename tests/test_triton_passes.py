@@ -16,10 +16,17 @@ from lightrm.kernels.cuda import cuda_attention, cuda_passes
 from lightrm.kernels.operands import Sums
 from lightrm.kernels.paths import paths_of
 from lightrm.kernels.segments import ROOT, Segment
-from lightrm.model.positions import alibi_slopes
 from tests.test_centered import assert_biased_gate
 from tests.test_integer_kernels import assert_normed_within, bounded_heads, normal, product_of, turned_by
-from tests.test_kernels import assert_rows_within, assert_within, bounded_attention, flat, forest_of
+from tests.test_kernels import (
+    KINDS,
+    assert_rows_within,
+    assert_within,
+    bounded_attention,
+    flat,
+    forest_of,
+    rule_of,
+)  # fmt: skip
 from tests.test_triton_products import DEVICE, cut, here, wrong
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -84,20 +91,20 @@ def test_float_norm(dtype: torch.dtype, tokens: int) -> None:
 @pytest.mark.parametrize("tokens", TOKENS)
 @pytest.mark.parametrize(("width", "block"), [(48, 16), (48, 1), (1536, 256), (344, 8), (256, 256), (129, 1), (43, 1)])
 @pytest.mark.parametrize("sums", [True, False])
-def test_silu_mul_quantize(tokens: int, width: int, block: int, sums: bool) -> None:
+def test_gated_quantize(tokens: int, width: int, block: int, sums: bool) -> None:
     acc, row_scale, scale = here(*product_of(tokens, 2 * width))
     scale = scale * 30  # gates far from zero on both sides
     if sums:
-        values, found_scale = cuda_passes.silu_mul_quantize(Sums(acc, row_scale, scale), block)
+        values, found_scale = cuda_passes.gated_quantize(Sums(acc, row_scale, scale), block)
         gate_up = rounding.scaled(acc, row_scale, scale, None)
     else:
         half = (acc.float() * (row_scale[:, None] * scale)).half()
-        values, found_scale = cuda_passes.silu_mul_quantize(Sums(half), block)
+        values, found_scale = cuda_passes.gated_quantize(Sums(half), block)
         gate_up = Bounded.of(half)
     bound = turned_by(rounding.gated(gate_up), block)
     assert_rows_within(values, found_scale, bound)
     if not sums:
-        assert_within(cuda_passes.silu_mul(half.float(), block), bound, factor=1.01 if tokens > 2 else 0)
+        assert_within(cuda_passes.gated(half.float(), block), bound, factor=1.01 if tokens > 2 else 0)
 
 
 def test_bad_numbers_show() -> None:
@@ -108,7 +115,7 @@ def test_bad_numbers_show() -> None:
         assert torch.isfinite(kernel(x)[1]).tolist() == [True, False, False, True]
     half = normal(4, 128).half().to(DEVICE)
     half[3, 7] = float("inf")
-    assert torch.isfinite(cuda_passes.silu_mul_quantize(Sums(half), 32)[1]).tolist() == [True] * 3 + [False]
+    assert torch.isfinite(cuda_passes.gated_quantize(Sums(half), 32)[1]).tolist() == [True] * 3 + [False]
 
 
 @pytest.mark.parametrize("tokens", [1, 17])
@@ -147,62 +154,63 @@ def qkv(tokens: int, heads: int, kv_heads: int, width: int, dtype: torch.dtype) 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("lengths", [(1,), (5, 1, 65), (63, 65), (127, 128, 129)])
 @pytest.mark.parametrize(("heads", "kv_heads", "width"), [(4, 4, 8), (3, 1, 64), (2, 2, 80), (2, 1, 96), (2, 2, 128)])
-@pytest.mark.parametrize("alibi", [False, True])
-def test_attention(dtype, lengths, heads, kv_heads, width, alibi) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention(dtype, lengths, heads, kv_heads, width, kind) -> None:
     q, k, v = qkv(sum(lengths), heads, kv_heads, width, dtype)
-    slopes = alibi_slopes(heads).to(DEVICE) if alibi else None
+    rule = rule_of(width, heads, kind, DEVICE)
     segments = flat(lengths)
-    found = cuda_attention.attend(q, k, v, paths_of(segments, DEVICE), slopes)[0]
-    bound = bounded_attention(q, k, v, segments, slopes, cut=cut(dtype))
+    found = cuda_attention.attend(q, k, v, paths_of(segments, DEVICE), rule)[0]
+    bound = bounded_attention(q, k, v, segments, rule, cut=cut(dtype))
     assert_within(found, bound, cut=cut(dtype), factor=wrong(dtype))
 
 
-@pytest.mark.parametrize("alibi", [False, True])
-def test_attention_leaves_as_int8(alibi: bool) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_leaves_as_int8(kind: str) -> None:
     """The last head to arrive rounds the rows of its tile, as `quantize` rounds what the kernel wrote."""
     q, k, v = qkv(333, 6, 2, 80, torch.float16)
-    slopes = alibi_slopes(6).to(DEVICE) if alibi else None
-    mixed, values, scale = cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), slopes, quantized=True)
-    assert torch.equal(mixed, cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), slopes)[0])
+    rule = rule_of(80, 6, kind, DEVICE)
+    mixed, values, scale = cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), rule, quantized=True)
+    assert torch.equal(mixed, cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), rule)[0])
     expected, expected_scale = integer.quantize(mixed.flatten(1).float())
     assert torch.equal(values, expected)
     assert torch.equal(scale, expected_scale)
 
 
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.tuples(st.integers(0, 90), st.integers(0, 3)), min_size=1, max_size=6), st.booleans())
-def test_attention_over_a_forest(nodes: list[tuple[int, int]], alibi: bool) -> None:
+@given(st.lists(st.tuples(st.integers(0, 90), st.integers(0, 3)), min_size=1, max_size=6), st.sampled_from(KINDS))
+def test_attention_over_a_forest(nodes: list[tuple[int, int]], kind: str) -> None:
     """Prompts, their answers, and answers to those, some of them empty: each sees its ancestors and itself."""
     segments = forest_of(nodes)
     start = segments[-1].end
     q, k, v = qkv(start, 4, 2, 8, torch.float32)
-    slopes = alibi_slopes(4).to(DEVICE) if alibi else None
-    found = cuda_attention.attend(q, k, v, paths_of(segments, DEVICE), slopes)[0]
-    assert_within(found, bounded_attention(q, k, v, segments, slopes), factor=0)
+    rule = rule_of(8, 4, kind, DEVICE)
+    found = cuda_attention.attend(q, k, v, paths_of(segments, DEVICE), rule)[0]
+    assert_within(found, bounded_attention(q, k, v, segments, rule), factor=0)
 
 
 def test_picked_queries() -> None:
     """The last token of each sequence alone: what it gets among all the others, bit for bit."""
     q, k, v = qkv(333, 4, 2, 64, torch.float16)
     last = [segment.end - 1 for segment in FOREST]
-    everything = cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), None)[0]
-    picked = cuda_attention.attend(q[last], k, v, paths_of(FOREST, DEVICE, last), None)[0]
+    everything = cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), rule_of(64))[0]
+    picked = cuda_attention.attend(q[last], k, v, paths_of(FOREST, DEVICE, last), rule_of(64))[0]
     torch.testing.assert_close(picked, everything[last], atol=0, rtol=0)
     with pytest.raises(ValueError, match="token 333 lies in no segment"):
         paths_of(FOREST, DEVICE, [333])
 
 
-def test_sharing_and_neighbours_change_nothing() -> None:
+@pytest.mark.parametrize("kind", ["alibi", "capped and windowed"])
+def test_sharing_and_neighbours_change_nothing(kind: str) -> None:
     """An answer behind a shared prompt gets, bit for bit, what it gets in a sequence of its own, alone in a pack."""
     q, k, v = qkv(333, 4, 2, 64, torch.float16)
-    slopes = alibi_slopes(4).to(DEVICE)
-    shared = cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), slopes)[0]
+    rule = rule_of(64, 4, kind, DEVICE)
+    shared = cuda_attention.attend(q, k, v, paths_of(FOREST, DEVICE), rule)[0]
     for index, segment in enumerate(FOREST):
         path, at = [], index
         while at != ROOT:
             path = [*range(FOREST[at].start, FOREST[at].end), *path]
             at = FOREST[at].parent
-        alone = cuda_attention.attend(q[path], k[path], v[path], paths_of(flat((len(path),)), DEVICE), slopes)[0]
+        alone = cuda_attention.attend(q[path], k[path], v[path], paths_of(flat((len(path),)), DEVICE), rule)[0]
         assert torch.equal(alone[-(segment.end - segment.start) :], shared[segment.start : segment.end])
 
 
@@ -210,11 +218,11 @@ def test_heads_may_be_columns_of_one_tensor() -> None:
     """Query, key and value as a fused product leaves them: rows far apart, heads side by side. Or heads far apart."""
     whole = normal(150, 8 * 64).half().to(DEVICE)
     q, k, v = (part.unflatten(1, (-1, 64)) for part in whole.split([256, 128, 128], 1))
-    paths = paths_of(flat((150,)), DEVICE)
-    found = cuda_attention.attend(q, k, v, paths, None)[0]
-    assert torch.equal(found, cuda_attention.attend(q.contiguous(), k.contiguous(), v.contiguous(), paths, None)[0])
+    paths, rule = paths_of(flat((150,)), DEVICE), rule_of(64)
+    found = cuda_attention.attend(q, k, v, paths, rule)[0]
+    assert torch.equal(found, cuda_attention.attend(q.contiguous(), k.contiguous(), v.contiguous(), paths, rule)[0])
     by_head = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in (q, k, v)]
-    assert torch.equal(found, cuda_attention.attend(*by_head, paths, None)[0])
+    assert torch.equal(found, cuda_attention.attend(*by_head, paths, rule)[0])
 
 
 def test_rows_may_lie_apart() -> None:
@@ -224,7 +232,7 @@ def test_rows_may_lie_apart() -> None:
     expected = cuda_passes.norm_quantize(part.contiguous(), 1e-6)
     for x in (part, across):
         assert all(torch.equal(a, b) for a, b in zip(cuda_passes.norm_quantize(x, 1e-6), expected, strict=True))
-        assert torch.equal(cuda_passes.silu_mul(x), cuda_passes.silu_mul(part.contiguous()))
+        assert torch.equal(cuda_passes.gated(x), cuda_passes.gated(part.contiguous()))
     acc, row_scale, scale, bias = here(*product_of(9, 64), normal(64, seed=8))
     alone, among = part.contiguous(), wide.clone()
     cuda_passes.add_norm_quantize(alone, Sums(acc, row_scale, scale, bias), 1e-6)
@@ -238,12 +246,12 @@ def test_rows_may_lie_apart() -> None:
 def test_a_row_does_not_see_its_neighbours() -> None:
     acc, row_scale, scale = here(*product_of(37, 96))
     x = normal(37, 48, seed=3).to(DEVICE)
-    together = (*cuda_passes.norm_quantize(x, 1e-6), *cuda_passes.silu_mul_quantize(Sums(acc, row_scale, scale), 16))
+    together = (*cuda_passes.norm_quantize(x, 1e-6), *cuda_passes.gated_quantize(Sums(acc, row_scale, scale), 16))
     for t in (0, 20, 36):
         rows = slice(t, t + 1)
         alone = (
             *cuda_passes.norm_quantize(x[rows], 1e-6),
-            *cuda_passes.silu_mul_quantize(Sums(acc[rows], row_scale[rows], scale), 16),
+            *cuda_passes.gated_quantize(Sums(acc[rows], row_scale[rows], scale), 16),
         )
         assert all(torch.equal(a[rows], b) for a, b in zip(together, alone, strict=True))
 

@@ -14,7 +14,7 @@ from benchmarks.gpu.stopwatch import Suite
 from benchmarks.rounding import Bounded
 from lightrm.kernels import integer
 from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products
-from lightrm.kernels.operands import Sums
+from lightrm.kernels.operands import ScoreRule, Sums
 from lightrm.kernels.paths import paths_of
 from lightrm.kernels.segments import ROOT, Segment, views
 from lightrm.model.positions import alibi_slopes
@@ -119,7 +119,7 @@ def passes(suite: Suite) -> Found:
         for name, sums in (("gate", Sums(gate_up)), ("gate, biased", Sums(gate_up, *ones, bias))):
             given = Bounded.of(gate_up) if sums.bias_O is None else Bounded.of(gate_up) + Bounded.of(sums.bias_O)
             turned = rounding.spread(rounding.gated(given), block_matrix(ffn, block, suite.device))
-            yield from rows_within(f"{name} {ffn}", *cuda_passes.silu_mul_quantize(sums, block), turned)
+            yield from rows_within(f"{name} {ffn}", *cuda_passes.gated_quantize(sums, block), turned)
         rows = torch.tensor([5, 0, 32], device=suite.device)
         weight, bias = normal(suite, 1, width), normal(suite, 1)
         bound = Bounded.of(x[rows]).product(Bounded.of(weight.T)) + Bounded.of(bias)
@@ -147,12 +147,15 @@ def attention(suite: Suite) -> Found:
         query = normal(suite, 2 * long + 1, heads, width).half()
         key, value = (normal(suite, 2 * long + 1, kv_heads, width).half() for _ in range(2))
         for name, segments in (("plain", plain), ("forest", forest)):
-            for slopes in (None, alibi_slopes(heads).to(suite.device)):
+            slopes = alibi_slopes(heads).to(suite.device)
+            rules = {"": ScoreRule(width**-0.5), " ALiBi": ScoreRule(width**-0.5, slopes)}
+            rules[" capped, in a window"] = ScoreRule(width**-0.5, softcap=2.5, window=100)
+            for kind, rule in rules.items():
                 paths = paths_of(segments, suite.device)
-                bound = rounding.attention(query, key, value, *seen_by(segments, suite.device), slopes)
-                where = f"attention {width} {name}{' ALiBi' if slopes is not None else ''}"
+                bound = rounding.attention(query, key, value, *seen_by(segments, suite.device), rule)
+                where = f"attention {width} {name}{kind}"
                 for k in range(1 if suite.rehearsal else 10):
-                    mixed, values, _ = cuda_attention.attend(query, key, value, paths, slopes, quantized=True)
+                    mixed, values, _ = cuda_attention.attend(query, key, value, paths, rule, quantized=True)
                     rounded = torch.equal(values, integer.quantize(mixed.flatten(1).float())[0])
                     yield f"{where}: int8 rows, {k}", rounded
                 yield where, within(suite, mixed, bound)

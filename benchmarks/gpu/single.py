@@ -14,7 +14,7 @@ from benchmarks.gpu.stopwatch import Run, Suite
 from benchmarks.linear import SHAPES
 from lightrm.kernels import gemm
 from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products, launch
-from lightrm.kernels.operands import Sums
+from lightrm.kernels.operands import ScoreRule, Sums
 from lightrm.kernels.paths import paths_of
 from lightrm.kernels.segments import Segment
 from lightrm.model.positions import alibi_slopes
@@ -124,11 +124,12 @@ def attention(suite: Suite, ceiling: dict[str, float]) -> None:
         query, key, value = (torch.randn(count * length, heads, width, device=suite.device).half() for _ in range(3))
         paths = paths_of([Segment(k * length, (k + 1) * length) for k in range(count)], suite.device)
         slopes = alibi_slopes(heads).to(suite.device)
+        rule, sloped = ScoreRule(width**-0.5), ScoreRule(width**-0.5, slopes)
         batch = [x.view(count, length, heads, width).transpose(1, 2) for x in (query, key, value)]
         runs: dict[str, Run] = {
-            "Triton": lambda a=(query, key, value, paths, None): cuda_attention.attend(*a),
-            "Triton, ALiBi": lambda a=(query, key, value, paths, slopes): cuda_attention.attend(*a),
-            "Triton, int8 rows": lambda a=(query, key, value, paths, None): cuda_attention.attend(*a, quantized=True),
+            "Triton": lambda a=(query, key, value, paths, rule): cuda_attention.attend(*a),
+            "Triton, ALiBi": lambda a=(query, key, value, paths, sloped): cuda_attention.attend(*a),
+            "Triton, int8 rows": lambda a=(query, key, value, paths, rule): cuda_attention.attend(*a, quantized=True),
             SDPA: lambda b=batch: functional.scaled_dot_product_attention(*b, is_causal=True),
         }
         seconds, failed = suite.in_turn(runs)
@@ -160,9 +161,9 @@ def passes(suite: Suite, ceiling: dict[str, float]) -> None:
         ),
         "quantize": (lambda: cuda_passes.quantize(stream), tokens * width * 5),
         "silu, Hadamard to int8": (
-            lambda: cuda_passes.silu_mul_quantize(Sums(gate_up), block), tokens * ffn * 5,
+            lambda: cuda_passes.gated_quantize(Sums(gate_up), block), tokens * ffn * 5,
         ),
-        "silu to int8": (lambda: cuda_passes.silu_mul_quantize(Sums(gate_up), 1), tokens * ffn * 5),
+        "silu to int8": (lambda: cuda_passes.gated_quantize(Sums(gate_up), 1), tokens * ffn * 5),
         "RoPE in place": (
             lambda: cuda_passes.split(Sums(qkv), (width, width), head, rotation, torch.half),
             tokens * width * 8,

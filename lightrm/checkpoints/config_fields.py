@@ -12,21 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from lightrm.checkpoints.config import Config, shown
+from lightrm.checkpoints.families import family_of
 from lightrm.errors import UnsupportedModelError
 
 # Read for every model: the architecture, the head's outputs, the tokenizer's last resort, the stored dtype.
 READ_NAMES = """
     model_type architectures hidden_act hidden_size num_attention_heads num_key_value_heads head_dim num_hidden_layers
-    intermediate_size vocab_size rms_norm_eps max_position_embeddings rope_theta rope_scaling rope_parameters mlp_bias
+    intermediate_size vocab_size rms_norm_eps max_position_embeddings rope_theta rope_scaling rope_parameters
     pad_token_id bos_token_id eos_token_id num_labels id2label quantization_config torch_dtype dtype
 """
-READ_OF = {
-    "llama": ("attention_bias",),
-    "mistral": ("sliding_window",),
-    "qwen2": ("sliding_window", "use_sliding_window", "max_window_layers", "layer_types"),
-    "internlm2": ("bias",),
-    "baichuan": ("model_max_length",),
-}
 # Training, generation, bookkeeping; what tensors tell by themselves (tied output layer, head sizes, biases).
 HARMLESS_NAMES = """
     transformers_version auto_map name_or_path tokenizer_class tokenizer_name prefix finetuning_task problem_type
@@ -47,7 +41,7 @@ HARMLESS_NAMES = """
     bf16 fp16 fp32 deepspeed seed model_max_length max_sequence_length max_seq_length max_seq_len seq_length
     tokenizer_model_max_length tokenizer_padding_side padding_side truncation_side max_window_layers
     summary_dropout_prob v_head_init_strategy v_head_initializer_range vhead_layer_type vhead_num_neurons
-    vhead_num_layers
+    vhead_num_layers final_logit_softcapping cache_implementation
 """
 # Names that this decoder has no use for at these values, and at no other.
 AT_DEFAULT: dict[str, tuple[Any, ...]] = {
@@ -58,6 +52,7 @@ AT_DEFAULT: dict[str, tuple[Any, ...]] = {
     "qk_norm": (False,), "use_qk_norm": (False,), "qk_layernorm": (False,), "use_parallel_residual": (False,),
     "parallel_residual": (False,),
     "embedding_multiplier": (1,), "residual_multiplier": (1,), "norm_type": ("rmsnorm", "rms_norm", "RMSNorm"),
+    "mlp_bias": (False,), "use_bidirectional_attention": (False,),
 }  # fmt: skip
 READ, HARMLESS = frozenset(READ_NAMES.split()), frozenset(HARMLESS_NAMES.split())
 DROPOUT = re.compile(r"(.*_)?(dropout|pdrop|drop_rate|dropout_prob|dropout_p|dropout_rate)")
@@ -76,19 +71,19 @@ class Fields:
 def check_fields(config: Config, own: Collection[str]) -> Fields:
     """Return the fields of a config. own: what the layout reads. Raises UnsupportedModelError on one that may change
     the model."""
-    family = str(config.raw.get("model_type"))
-    reads = READ | set(READ_OF.get(family, ())) | set(own)
+    family = family_of(config)
+    reads = READ | set(family.reads) | set(own)
     read, harmless = [], []
     for name, value in config.raw.items():
         if name in reads:
             read.append(name)
-        elif harmless_at(name, value, family):
+        elif harmless_at(name, value, family.model_type):
             harmless.append(name)
         else:
             raise UnsupportedModelError(
-                f"{config.path}: lightrm does not know the field {name!r} ({shown(value)}) of a {family} model, and "
-                "what it does not know may change the scores. If you are sure that this field does not, take it out of "
-                "a copy of config.json and load that folder"
+                f"{config.path}: lightrm does not know the field {name!r} ({shown(value)}) of a {family.model_type} "
+                "model, and what it does not know may change the scores. If you are sure that this field does not, "
+                "take it out of a copy of config.json and load that folder"
             )
     return Fields(tuple(read), tuple(harmless))
 

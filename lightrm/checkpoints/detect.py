@@ -21,8 +21,9 @@ from lightrm.checkpoints import (
     ziya,
 )  # fmt: skip
 from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
-from lightrm.checkpoints.config import Config, read_architecture, read_config
+from lightrm.checkpoints.config import Config, read_config
 from lightrm.checkpoints.config_fields import Fields, check_fields
+from lightrm.checkpoints.families import read_architecture
 from lightrm.checkpoints.head_outputs import check_kind, check_outputs
 from lightrm.checkpoints.hub import local, resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
@@ -63,11 +64,13 @@ class Checkpoint:
     ignored: tuple[str, ...] = field(default=())
 
     def read(self, ours: str) -> torch.Tensor:
-        """Return one tensor by our name, with LoRA merged, in the file's dtype."""
+        """Return one tensor by our name, with LoRA merged, in the file's dtype; a norm's weight as it is applied."""
         source, foreign = self.tensors[ours]
         tensor = source.read(foreign)
         if self.adapter is not None:
             tensor = self.adapter.merge(foreign, tensor)
+        if self.architecture.norms_add_one and ours.endswith("norm.weight"):
+            return tensor.float() + 1  # in float32: in half precision, w near 0 would lose its last bits
         if ours.endswith(".qkv.weight") and self.layout.regroup is not None:
             tensor = self.layout.regroup(tensor, self.architecture)
         return tensor

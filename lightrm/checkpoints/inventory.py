@@ -16,14 +16,13 @@ from lightrm.errors import MissingHeadError, TensorMismatchError
 def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
     """Return our name -> shape of every tensor that the decoder needs, with fused weights as their parts."""
     shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (a.vocabulary, a.width), "final_norm.weight": (a.width,)}
-    biased = {"qkv": a.qkv_bias, "output": a.output_bias}
     for i in range(a.layers):
         prefix = f"layers.{i}."
-        shapes |= {f"{prefix}attention_norm.weight": (a.width,), f"{prefix}mlp_norm.weight": (a.width,)}
+        shapes |= {f"{prefix}{name}.weight": (width,) for name, width in a.norms.items()}
         for name, (_, inputs) in a.linears.items():
             for part, rows in a.parts[name].items():
                 shapes[f"{prefix}{part}.weight"] = (rows, inputs)
-                if biased.get(name):
+                if a.biases[name]:
                     shapes[f"{prefix}{part}.bias"] = (rows,)
     return shapes
 
@@ -49,10 +48,11 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     expected = expected_shapes(a)
     for ours in checkpoint.tensors:
         stem, _, kind = ours.rpartition(".")
-        if stem.endswith(".qkv"):  # one fused tensor in place of three
-            parts = [f"{stem.removesuffix('qkv')}{part}.{kind}" for part in a.parts["qkv"]]
+        block, _, whole = stem.rpartition(".")
+        if whole in ("qkv", "gate_up"):  # one fused tensor in place of its parts
+            parts = [f"{block}.{part}.{kind}" for part in a.parts[whole]]
             if all(part in expected for part in parts):
-                expected[ours] = a.linears["qkv"] if kind == "weight" else a.linears["qkv"][:1]
+                expected[ours] = a.linears[whole] if kind == "weight" else a.linears[whole][:1]
                 for part in parts:
                     del expected[part]
     present = {ours for ours in checkpoint.tensors if not ours.startswith(("head.", "normalizer."))}

@@ -3,12 +3,15 @@
 Our names, one for each tensor that a file may hold:
 
     embedding.weight                          (V, D)
-    layers.{i}.attention_norm.weight          (D,)
+    layers.{i}.attention_norm.weight          (D,), before attention
+    layers.{i}.attention_post_norm.weight     (D,), of what attention adds, where the family has it
+    layers.{i}.query_norm|key_norm.weight     (E,), of each head, where the family has them
     layers.{i}.query|key|value.weight, .bias  rows of the fused qkv weight
     layers.{i}.qkv.weight                     the same three in one tensor, query rows first
     layers.{i}.output.weight, .bias           (D, H * E)
-    layers.{i}.mlp_norm.weight                (D,)
-    layers.{i}.gate|up|down.weight            (F, D), (F, D), (D, F)
+    layers.{i}.mlp_norm|mlp_post_norm.weight  (D,)
+    layers.{i}.gate|up|down.weight, .bias     (F, D), (F, D), (D, F)
+    layers.{i}.gate_up.weight                 gate and up in one tensor
     final_norm.weight                         (D,)
     head.{k}.weight, .bias                    the value head, k = 0, 1 for an MLP
     normalizer.mean, .var                     a score normalizer's buffers
@@ -28,6 +31,7 @@ import torch
 
 from lightrm.architecture import Architecture, PostStep
 from lightrm.checkpoints.config import Config
+from lightrm.checkpoints.families import family_of
 from lightrm.checkpoints.score_position import Reading
 
 IGNORED = ""
@@ -37,10 +41,17 @@ BLOCKS = {
     "self_attn.k_proj": "key",
     "self_attn.v_proj": "value",
     "self_attn.W_pack": "qkv",
+    "self_attn.qkv_proj": "qkv",
     "self_attn.o_proj": "output",
+    "self_attn.q_norm": "query_norm",
+    "self_attn.k_norm": "key_norm",
+    "attention_post_norm": "attention_post_norm",  # names that a family gives: see `families`
+    "mlp_norm": "mlp_norm",
+    "mlp_post_norm": "mlp_post_norm",
     "post_attention_layernorm": "mlp_norm",
     "mlp.gate_proj": "gate",
     "mlp.up_proj": "up",
+    "mlp.gate_up_proj": "gate_up",
     "mlp.down_proj": "down",
 }
 TOP = {"embed_tokens.weight": "embedding.weight", "norm.weight": "final_norm.weight"}
@@ -88,7 +99,8 @@ class Layout:
     fields: frozenset[str] = frozenset()
 
     def ours(self, name: str, config: Config) -> str | None:
-        """Return our name of a tensor, as `rename` does; the config may name the head."""
+        """Return our name of a tensor, as `rename` does; the config may name the head, and its family other tensors."""
+        name = family_of(config).spelled(name)
         head = None if self.head_stem is None else linear_head(name, self.head_stem(config))
         return self.rename(name) if head is None else head
 

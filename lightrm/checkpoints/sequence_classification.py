@@ -15,7 +15,7 @@ from lightrm.checkpoints.layout import IGNORED, Layout, backbone, linear_head
 from lightrm.checkpoints.score_position import Reading, reads_last
 from lightrm.errors import ConfigError
 
-OWN_CLASSES = re.compile(r"(Llama|Mistral|Qwen2)ForSequenceClassification")
+OWN_CLASSES = re.compile(r"(Llama|Mistral|Qwen2|Qwen3|Gemma|Gemma2|Gemma3Text|Phi3)ForSequenceClassification")
 FIRST_PAD = re.compile(r"Qwen2ForRewardModel|INFORMForSequenceClassification")
 SAVED = re.compile(r"score\.modules_to_save(\.default)?\.")
 

@@ -84,8 +84,9 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
 @load_options("device", "revision")
 def plan(path: str, memory: str | None, token_budget: int | None, options: LoadOptions) -> None:
     """Show how each scheme would run the model at PATH, and which one 'auto' chooses. Needs no weights."""
-    from lightrm.checkpoints.config import read_architecture, read_config
+    from lightrm.checkpoints.config import read_config
     from lightrm.checkpoints.detect import check_promises, said_to_store
+    from lightrm.checkpoints.families import read_architecture
     from lightrm.checkpoints.hub import resolve_config
     from lightrm.checkpoints.quantized import said_to_hold
     from lightrm.display.sizes import parse_size, size_text

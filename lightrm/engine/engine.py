@@ -105,7 +105,7 @@ class Engine:
         memory ran out."""
         window: list[Run] = []
         tokens = 0
-        for run in packs(sequences, self.tokens):
+        for run in packs(sequences, self.tokens, apart=self.decoder.architecture.scaled_from):
             if window and tokens + len(run[1]) > self.residence.window:
                 found = self.compute(window, sequences, advance)
                 yield from found
@@ -155,7 +155,8 @@ class Engine:
 
     def distinct_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
         """Tokens that scoring these computes, a shared beginning once."""
-        return sum(len(batch) for _, batch in packs(sequences, self.tokens))
+        apart = self.decoder.architecture.scaled_from
+        return sum(len(batch) for _, batch in packs(sequences, self.tokens, apart=apart))
 
     def check_room(self, batch: PackedBatch) -> None:
         """On a CPU, where the system ends a process that takes too much. Raises MemoryLimitError."""

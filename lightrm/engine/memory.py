@@ -48,7 +48,7 @@ def weight_bytes(a: Architecture, scheme: Scheme) -> int:
     """Return the bytes of a decoder's weights in memory. The value head, some kilobytes, is left out."""
     outputs = a.layers * sum(outputs for outputs, _ in a.linears.values())
     half = scheme.dtype.itemsize
-    norms = 0 if scheme.folds else half * (2 * a.layers + 1) * a.width
+    norms = norm_bytes(a, scheme)
     biases = half * a.bias_parameters
     if scheme.weights == "float":
         matrices = half * a.matrix_parameters
@@ -60,6 +60,14 @@ def weight_bytes(a: Architecture, scheme: Scheme) -> int:
     else:
         matrices = a.matrix_parameters // 2 + multipliers(a, scheme) + 4 * outputs
     return matrices + norms + biases + table_bytes(a, scheme)
+
+
+def norm_bytes(a: Architecture, scheme: Scheme) -> int:
+    """Return the bytes of the norms. Those before the linear layers are folded into them, if the scheme folds."""
+    folded = (2 * a.layers + 1) * a.width
+    kept = a.layers * sum(a.norms.values()) + a.width - folded
+    size = 4 if a.norms_add_one else scheme.dtype.itemsize
+    return kept * 4 + (0 if scheme.folds else folded * size)
 
 
 def table_bytes(a: Architecture, scheme: Scheme) -> int:

@@ -25,12 +25,22 @@ Ids = Sequence[int]
 Run = tuple[list[int], PackedBatch]  # which sequences, and their pack; last_S in the same order
 
 
-def packs(sequences: Sequence[Ids], budget: int, least_shared: int = LEAST_SHARED) -> Iterator[Run]:
+def packs(
+    sequences: Sequence[Ids], budget: int, least_shared: int = LEAST_SHARED, apart: int | None = None
+) -> Iterator[Run]:
     """Divide sequences into packs of at most `budget` distinct tokens. A longer sequence gets a pack of its own. No
     sequence may be empty.
 
-    least_shared: share a prefix only if it has so many tokens or more; SHARE_NOTHING shares none.
+    least_shared: share a prefix only if it has so many tokens or more; SHARE_NOTHING shares none. apart: sequences of
+    more tokens than this get no pack together with others: their positions are computed in another way.
     """
+    if apart is not None:
+        long = [len(ids) > apart for ids in sequences]
+        for kind in (False, True):
+            group = [k for k, is_long in enumerate(long) if is_long == kind]
+            for order, batch in packs([sequences[k] for k in group], budget, least_shared):
+                yield [group[k] for k in order], batch
+        return
     arrays = [np.asarray(ids, dtype=np.int64) for ids in sequences]
     order = sorted(range(len(arrays)), key=[ids.astype(">u4").tobytes() for ids in arrays].__getitem__)
     arrays = [arrays[i] for i in order]

@@ -46,7 +46,8 @@ class Residence:
 
 def bytes_between_layers(a: Architecture, scheme: Scheme) -> int:
     """Return what a token of a window needs between layers: its residual stream and its RoPE tables."""
-    return (4 if scheme.integer else scheme.dtype.itemsize) * a.width + 4 * a.head_width + 16
+    tables = 1 if a.local_positions is None else 2
+    return (4 if scheme.integer else scheme.dtype.itemsize) * a.width + tables * 4 * a.head_width + 16
 
 
 def layer_bytes(a: Architecture, scheme: Scheme) -> int:

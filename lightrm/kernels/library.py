@@ -6,10 +6,13 @@ come in blocks, so that nothing of size T x T is ever in memory. Shapes as in `r
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch.nn import functional
 
 from lightrm.kernels import reference
+from lightrm.kernels.operands import Activation, ScoreRule
 from lightrm.kernels.paths import Paths, paths_of
 from lightrm.kernels.segments import views
 from lightrm.schemes.hadamard import hadamard
@@ -40,21 +43,18 @@ def value_head(x_SD: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor
     return torch.cat(rows) if rows else x_SD.new_empty(0, len(weight_KD), dtype=torch.float32)
 
 
-def silu_mul(gate_up_TF2: torch.Tensor, block: int = 1) -> torch.Tensor:
+def gated(gate_up_TF2: torch.Tensor, block: int = 1, activation: Activation = "silu") -> torch.Tensor:
     gate, up = gate_up_TF2.chunk(2, dim=-1)
-    gated = functional.silu(gate) * up
-    return gated if block == 1 else hadamard(gated, block).to(gated.dtype)
+    active = functional.silu(gate) if activation == "silu" else functional.gelu(gate, approximate="tanh")
+    product = active * up
+    return product if block == 1 else hadamard(product, block).to(product.dtype)
 
 
 paths = paths_of
 
 
 def attention(
-    query_THE: torch.Tensor,
-    key_TJE: torch.Tensor,
-    value_TJE: torch.Tensor,
-    paths: Paths,
-    slopes_H: torch.Tensor | None,
+    query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor, paths: Paths, rule: ScoreRule
 ) -> torch.Tensor:
     heads, kv_heads = query_THE.shape[1], key_TJE.shape[1]
     out_THE = torch.empty_like(query_THE)
@@ -62,22 +62,43 @@ def attention(
         key_1HKE = gather_heads(key_TJE, ranges, heads // kv_heads)
         value_1HKE = gather_heads(value_TJE, ranges, heads // kv_heads)
         query_1HQE = query_THE[first:end].transpose(0, 1)[None]
-        if slopes_H is None and end - first == key_1HKE.shape[2]:
-            mixed = functional.scaled_dot_product_attention(query_1HQE, key_1HKE, value_1HKE, is_causal=True)
+        keys, queries = key_1HKE.shape[2], end - first
+        plain = rule.slopes_H is None and rule.softcap is None and rule.first_key(keys - 1) == 0
+        if plain and queries == keys:
+            mixed = functional.scaled_dot_product_attention(
+                query_1HQE, key_1HKE, value_1HKE, is_causal=True, scale=rule.scale
+            )
             out_THE[first:end] = mixed[0].transpose(0, 1)
             continue
-        before = key_1HKE.shape[2] - query_1HQE.shape[2]
-        for start in range(0, query_1HQE.shape[2], QUERY_BLOCK):
+        before = keys - queries
+        for start in range(0, queries, QUERY_BLOCK):
             block_1HQE = query_1HQE[:, :, start : start + QUERY_BLOCK]
-            last = before + start + block_1HQE.shape[2]  # no query of the block sees a key from here on
-            mixed = functional.scaled_dot_product_attention(
+            seen = slice(rule.first_key(before + start), before + start + block_1HQE.shape[2])  # by any of the block
+            mix = functional.scaled_dot_product_attention if rule.softcap is None else partial(capped, cap=rule.softcap)
+            mixed = mix(
                 block_1HQE,
-                key_1HKE[:, :, :last],
-                value_1HKE[:, :, :last],
-                attn_mask=block_bias(slopes_H, before + start, last, query_THE),
+                key_1HKE[:, :, seen],
+                value_1HKE[:, :, seen],
+                attn_mask=block_bias(rule, before + start, seen, query_THE),
+                scale=rule.scale,
             )
             out_THE[first + start : first + start + block_1HQE.shape[2]] = mixed[0].transpose(0, 1)
     return out_THE
+
+
+def capped(
+    query_1HQE: torch.Tensor,
+    key_1HKE: torch.Tensor,
+    value_1HKE: torch.Tensor,
+    *,
+    attn_mask: torch.Tensor,
+    scale: float,
+    cap: float,
+) -> torch.Tensor:
+    """As `scaled_dot_product_attention`, which cannot cap scores; in float32."""
+    score_1HQK = query_1HQE.float() @ key_1HKE.float().transpose(2, 3) * scale
+    score_1HQK = cap * torch.tanh(score_1HQK / cap) + attn_mask
+    return (score_1HQK.softmax(-1) @ value_1HKE.float()).to(query_1HQE.dtype)
 
 
 def gather_heads(x_TJE: torch.Tensor, ranges: list[tuple[int, int]], repeats: int) -> torch.Tensor:
@@ -88,14 +109,14 @@ def gather_heads(x_TJE: torch.Tensor, ranges: list[tuple[int, int]], repeats: in
     return x_KJE.transpose(0, 1)[None]
 
 
-def block_bias(slopes_H: torch.Tensor | None, first: int, last: int, like: torch.Tensor) -> torch.Tensor:
-    """Return what is added to the scores of queries first..last over keys 0..last: ALiBi's bias, and -inf for later
-    keys."""
-    j = torch.arange(last, device=like.device)
-    i = j[first:]
-    future = j[None, :] > i[:, None]
-    if slopes_H is None:
-        return torch.zeros(future.shape, dtype=like.dtype, device=like.device).masked_fill(future, float("-inf"))
-    distance = (j[None, :] - i[:, None]).float()
-    bias_HQK = slopes_H[:, None, None] * distance
-    return bias_HQK.masked_fill(future, float("-inf")).to(like.dtype)[None]
+def block_bias(rule: ScoreRule, first: int, seen: slice, like: torch.Tensor) -> torch.Tensor:
+    """Return what is added to the scores of the queries from position `first` on over the keys in `seen`: ALiBi's bias,
+    and -inf for later keys and for those outside the window."""
+    j = torch.arange(seen.start, seen.stop, device=like.device)
+    i = torch.arange(first, seen.stop, device=like.device)
+    back = i[:, None] - j[None, :]
+    hidden = (back < 0) if rule.window is None else (back < 0) | (back >= rule.window)
+    if rule.slopes_H is None:
+        return torch.zeros(hidden.shape, dtype=like.dtype, device=like.device).masked_fill(hidden, float("-inf"))
+    bias_HQK = rule.slopes_H[:, None, None] * -back.float()
+    return bias_HQK.masked_fill(hidden, float("-inf")).to(like.dtype)[None]

@@ -1,12 +1,14 @@
-"""The inputs and results of products: rows, weights, sums; and the residual stream that a product is added to.
+"""The inputs and results of products: rows, weights, sums; and the residual stream that a product is added to. Also
+what attention does to a score before the softmax.
 
-Shapes: T tokens, O x I a weight.
+Shapes: T tokens, O x I a weight, H query heads, E head width.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -19,6 +21,37 @@ from lightrm.schemes.tiled import Tiled
 WIDENED_ROWS = 1024  # output channels of a 4-bit weight that are widened at one time
 Rotation = tuple[torch.Tensor, torch.Tensor] | None  # RoPE's cos and sin, float32 (T, E / 2)
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # query, key, value, each (T, heads, E)
+Activation = Literal["silu", "gelu_tanh"]  # of a gated MLP
+# Both are g * sigmoid(factor * (g + cubic * g^3)). For GELU by tanh (arXiv 1606.08415) since 1 + tanh(z) = 2
+# sigmoid(2z).
+CURVES: dict[Activation, tuple[float, float]] = {"silu": (1.0, 0.0), "gelu_tanh": (2 * (2 / math.pi) ** 0.5, 0.044715)}
+
+
+class HeadNorms(NamedTuple):
+    """RMSNorm over each head of query and of key, before RoPE. Weights float32 (E,)."""
+
+    query_E: torch.Tensor
+    key_E: torch.Tensor
+    eps: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRule:
+    """From the product of a query and a key to what the softmax sees: cap(scale * q k) + slope * (j - i).
+
+    slopes_H: of ALiBi, float32 (H,), or None. softcap: cap(x) = softcap * tanh(x / softcap) (Gemma 2, arXiv
+    2408.00118); None for no cap. window: a query at position i sees the keys at i - window + 1 .. i; None for all keys
+    up to i.
+    """
+
+    scale: float
+    slopes_H: torch.Tensor | None = None
+    softcap: float | None = None
+    window: int | None = None
+
+    def first_key(self, query: int) -> int:
+        """Return the position of the first key that a query sees."""
+        return 0 if self.window is None else max(0, query - self.window + 1)
 
 
 class Rows(NamedTuple):

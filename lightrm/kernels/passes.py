@@ -1,5 +1,5 @@
-"""The entry to all that happens between products: norms, attention, SwiGLU, rounding. `products` is the entry to
-products.
+"""The entry to all that happens between products: norms, attention, the gate of an MLP, rounding. `products` is the
+entry to products.
 
 Shapes and dtypes are checked here, then `dispatch` chooses an implementation. The layers above call
 `passes.attention(...)` and do not know what runs. The truth of each function is in `kernels.reference` and
@@ -16,10 +16,11 @@ from collections.abc import Sequence
 import torch
 
 from lightrm.kernels import dispatch, reference
-from lightrm.kernels.operands import Heads, Residual, Rotation, Rows, Sums
+from lightrm.kernels.operands import Activation, HeadNorms, Heads, Residual, Rotation, Rows, ScoreRule, Sums
 from lightrm.kernels.paths import Paths
 from lightrm.kernels.products import add_pending, check, check_sums
 from lightrm.kernels.segments import Segment
+from lightrm.schemes.hadamard import hadamard
 
 
 def norm(
@@ -29,17 +30,20 @@ def norm(
     *,
     int8: bool = False,
     shift_D: torch.Tensor | None = None,
+    block: int = 1,
 ) -> Rows:
-    """RMS normalization of each row (arXiv 1910.07467), (T, D). weight_D None means a weight of 1.
+    """RMS normalization of each row (arXiv 1910.07467), (T, D). weight_D None means a weight of 1. Then the block
+    Hadamard transform of `schemes.hadamard`; block is a power of two that divides D, and 1 means no transform.
 
-    Adds a pending product to the stream first. shift_D: float32 (D,), subtracted from each normed row before it is
-    rounded to int8; the bias of the layer behind makes up for it.
+    Adds a pending product to the stream first. shift_D: float32 (D,), subtracted from each row before it is rounded to
+    int8; the bias of the layer behind makes up for it.
     """
     if not int8:
         x_TD = add_pending(residual)
         if weight_D is not None:
             check(x_TD.shape[-1:] == weight_D.shape, "norm", x=x_TD, weight=weight_D)
-        return Rows(dispatch.passes(x_TD.device).rms_norm(x_TD, weight_D, eps))
+        normed_TD = dispatch.passes(x_TD.device).rms_norm(x_TD, weight_D, eps)
+        return Rows(normed_TD if block == 1 else hadamard(normed_TD, block).to(normed_TD.dtype))
     assert weight_D is None, "layers that read int8 have the norm's weight folded in"
     x_TD = residual.x_TD
     check(x_TD.ndim == 2 and x_TD.dtype == torch.float32, "norm", x=x_TD)
@@ -47,9 +51,17 @@ def norm(
         check(shift_D.shape == x_TD.shape[1:] and shift_D.dtype == torch.float32, "norm", x=x_TD, shift=shift_D)
     pending = residual.take_pending()
     if pending is None:
-        return dispatch.passes(x_TD.device).norm_quantize(x_TD, eps, shift_D)
+        return dispatch.passes(x_TD.device).norm_quantize(x_TD, eps, shift_D, block)
     check_sums("norm", pending, x_TD.shape)
-    return dispatch.passes(x_TD.device).add_norm_quantize(x_TD, pending, eps, shift_D)
+    return dispatch.passes(x_TD.device).add_norm_quantize(x_TD, pending, eps, shift_D, block)
+
+
+def add_normed(residual: Residual, product: Sums, weight_D: torch.Tensor, eps: float) -> None:
+    """residual += RMSNorm(product) * weight: a norm between a layer and the stream, as Gemma 2 has it."""
+    x_TD = add_pending(residual)
+    check_sums("add_normed", product, x_TD.shape)
+    check(weight_D.shape == x_TD.shape[1:], "add_normed", x=x_TD, weight=weight_D)
+    dispatch.passes(x_TD.device).add_normed(x_TD, product, weight_D, eps)
 
 
 def norm_each(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
@@ -69,29 +81,37 @@ def quantize(x_TI: torch.Tensor) -> Rows:
     return dispatch.passes(x_TI.device).quantize(x_TI)
 
 
-def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
-    """Return query, key and value of a fused product, each (T, heads, E), query and key under RoPE (half-split
-    convention).
+def split_heads(
+    sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, norms: HeadNorms | None = None
+) -> Heads:
+    """Return query, key and value of a fused product, each (T, heads, E), query and key normed if there are norms, and
+    under RoPE (half-split convention) in their first channels, twice as many as the rotation has columns.
 
     widths: columns of the query, and of key and value each. The product may be overwritten.
     """
     tokens, outputs = sums.acc_TO.shape
     check_sums("split_heads", sums, (tokens, outputs))
     fits = widths[0] + 2 * widths[1] == outputs and not any(width % head_width for width in widths)
-    fits = fits and (rotation is None or all(table.shape == (tokens, head_width // 2) for table in rotation))
+    fits = fits and (rotation is None or rotates(rotation, tokens, head_width))
     check(fits, "split_heads", product=sums.acc_TO)
-    return dispatch.passes(sums.acc_TO.device).split_heads(sums, widths, head_width, rotation)
+    return dispatch.passes(sums.acc_TO.device).split_heads(sums, widths, head_width, rotation, norms)
 
 
-def swiglu(sums: Sums, *, block: int = 1, int8: bool = False) -> Rows:
-    """silu(gate) * up of a product that holds gate, then up: (T, 2F) -> (T, F). Then the block Hadamard transform of
-    `schemes.hadamard`; block is a power of two that divides F, and 1 means no transform."""
-    check_sums("swiglu", sums, sums.acc_TO.shape)
-    check(sums.acc_TO.shape[1] % (2 * block) == 0, "swiglu", product=sums.acc_TO)
+def rotates(rotation: tuple[torch.Tensor, torch.Tensor], tokens: int, head_width: int) -> bool:
+    cos_TE, sin_TE = rotation
+    return cos_TE.shape == sin_TE.shape and len(cos_TE) == tokens and 2 * cos_TE.shape[1] <= head_width
+
+
+def gated(sums: Sums, activation: Activation = "silu", *, block: int = 1, int8: bool = False) -> Rows:
+    """activation(gate) * up of a product that holds gate, then up: (T, 2F) -> (T, F); with SiLU this is SwiGLU (arXiv
+    2002.05202). Then the block Hadamard transform of `schemes.hadamard`; block is a power of two that divides F, and 1
+    means no transform."""
+    check_sums("gated", sums, sums.acc_TO.shape)
+    check(sums.acc_TO.shape[1] % (2 * block) == 0, "gated", product=sums.acc_TO)
     kernels = dispatch.passes(sums.acc_TO.device)
     if int8:
-        return kernels.silu_mul_quantize(sums, block)
-    return Rows(kernels.silu_mul(sums.acc_TO if sums.row_scale_T is None else sums.float(), block))
+        return kernels.gated_quantize(sums, block, activation)
+    return Rows(kernels.gated(sums.acc_TO if sums.row_scale_T is None else sums.float(), block, activation))
 
 
 def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None = None) -> Paths:
@@ -104,20 +124,20 @@ def attention(
     key_TJE: torch.Tensor,
     value_TJE: torch.Tensor,
     paths: Paths,
-    slopes_H: torch.Tensor | None = None,
+    rule: ScoreRule,
     *,
     int8: bool = False,
 ) -> Rows:
-    """Packed causal attention over a forest of segments, (T, H * E). J divides H. slopes_H: of ALiBi, or None.
+    """Packed causal attention over a forest of segments, (T, H * E). J divides H.
 
     paths: made by `passes.paths`. If it picks tokens, query and result have one row for each of them.
     """
     check_attention(query_THE, key_TJE, value_TJE, paths)
     triton = dispatch.triton_attention(query_THE.device)
     if int8 and triton is not None:
-        return triton.attention_quantize(query_THE, key_TJE, value_TJE, paths, slopes_H)
+        return triton.attention_quantize(query_THE, key_TJE, value_TJE, paths, rule)
     kernel = dispatch.attention(query_THE.device, query_THE.dtype)
-    return as_rows(kernel.attention(query_THE, key_TJE, value_TJE, paths, slopes_H), int8)
+    return as_rows(kernel.attention(query_THE, key_TJE, value_TJE, paths, rule), int8)
 
 
 def attention_by_table(
@@ -125,14 +145,13 @@ def attention_by_table(
     key_TJE: torch.Tensor,
     value_TJE: torch.Tensor,
     paths: Paths,
-    slopes_H: torch.Tensor | None = None,
+    rule: ScoreRule,
     *,
     int8: bool = False,
 ) -> Rows:
     """As `attention`, with ALiBi's biases rounded as in Baichuan's published code. Slow; for comparisons."""
     check_attention(query_THE, key_TJE, value_TJE, paths)
-    assert slopes_H is not None
-    mixed = reference.attention_by_table(query_THE, key_TJE, value_TJE, paths.segments, slopes_H, paths.picked)
+    mixed = reference.attention_by_table(query_THE, key_TJE, value_TJE, paths.segments, rule, paths.picked)
     return as_rows(mixed, int8)
 
 

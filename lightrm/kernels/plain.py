@@ -2,16 +2,17 @@
 
 from lightrm.kernels.integer import (
     add_norm_quantize,
+    add_normed,
     add_sums,
+    gated_quantize,
     norm_quantize,
     quantize,
-    silu_mul_quantize,
     split_heads,
     widen,
 )
-from lightrm.kernels.library import norm_each, rms_norm, silu_mul, value_head
+from lightrm.kernels.library import gated, norm_each, rms_norm, value_head
 
 __all__ = [
-    "add_norm_quantize", "add_sums", "norm_each", "norm_quantize", "quantize", "rms_norm", "silu_mul",
-    "silu_mul_quantize", "split_heads", "value_head", "widen",
+    "add_norm_quantize", "add_normed", "add_sums", "gated", "gated_quantize", "norm_each", "norm_quantize", "quantize",
+    "rms_norm", "split_heads", "value_head", "widen",
 ]  # fmt: skip

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import torch
 
-from lightrm.kernels.operands import Heads, Rotation, Rows, Sums
+from lightrm.kernels.operands import Activation, HeadNorms, Heads, Rotation, Rows, ScoreRule, Sums
 from lightrm.kernels.paths import Paths
 from lightrm.kernels.segments import Segment
 from lightrm.schemes.blockwise import Blockwise
@@ -28,17 +28,24 @@ class Passes(Protocol):
     def value_head(
         self, x_SD: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None, /
     ) -> torch.Tensor: ...
-    def silu_mul(self, gate_up_TF2: torch.Tensor, block: int, /) -> torch.Tensor: ...
+    def gated(self, gate_up_TF2: torch.Tensor, block: int, activation: Activation, /) -> torch.Tensor: ...
     def quantize(self, x_TI: torch.Tensor, /) -> Rows: ...
-    def norm_quantize(self, x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None, /) -> Rows: ...
-    def add_norm_quantize(self, x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None, /) -> Rows:
-        """x += sums in place, then RMSNorm and int8."""
+    def norm_quantize(self, x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None, block: int, /) -> Rows: ...
+    def add_norm_quantize(
+        self, x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None, block: int, /
+    ) -> Rows:
+        """x += sums in place, then RMSNorm, the block Hadamard transform, and int8."""
+
+    def add_normed(self, x_TD: torch.Tensor, sums: Sums, weight_D: torch.Tensor, eps: float, /) -> None:
+        """x += RMSNorm(sums) * weight, in place."""
 
     def add_sums(self, x_TD: torch.Tensor, sums: Sums, /) -> None:
         """x += sums, in place."""
 
-    def silu_mul_quantize(self, sums: Sums, block: int, /) -> Rows: ...
-    def split_heads(self, sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, /) -> Heads:
+    def gated_quantize(self, sums: Sums, block: int, activation: Activation, /) -> Rows: ...
+    def split_heads(
+        self, sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, norms: HeadNorms | None, /
+    ) -> Heads:
         """Float sums may be overwritten."""
 
     def widen(self, packed: torch.Tensor, multiplier_OG: torch.Tensor, /) -> torch.Tensor: ...
@@ -49,18 +56,16 @@ class Attention(Protocol):
 
     def paths(self, segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None, /) -> Paths: ...
     def attention(
-        self, query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor, paths: Paths,
-        slopes_H: torch.Tensor | None, /,
-    ) -> torch.Tensor: ...  # fmt: skip
+        self, query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor, paths: Paths, rule: ScoreRule, /
+    ) -> torch.Tensor: ...
 
 
 class CardAttention(Attention, Protocol):
     """Attention that can also round its rows to int8."""
 
     def attention_quantize(
-        self, query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor, paths: Paths,
-        slopes_H: torch.Tensor | None, /,
-    ) -> Rows: ...  # fmt: skip
+        self, query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor, paths: Paths, rule: ScoreRule, /
+    ) -> Rows: ...
 
 
 class Products(Protocol):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from lightrm.kernels.operands import CURVES, Activation, ScoreRule
 from lightrm.kernels.segments import Segment, views
 from lightrm.schemes import int8
 from lightrm.schemes.blockwise import Blockwise
@@ -20,11 +21,15 @@ OUTLIER = 6.0  # magnitude from which LLM.int8 keeps a column of activations in 
 def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
     """x / sqrt(mean(x^2) + eps) * weight (arXiv 1910.07467): float32 inside, the input's dtype out.
 
-    If the squares of a row overflow, the row becomes NaN, which is visible; the formula alone would give zeros.
+    A weight in float32 beside x in half precision is Gemma's: x is rounded once, after the weight. Any other weight is
+    applied to x rounded to its dtype, as LLaMA does. If the squares of a row overflow, the row becomes NaN, which is
+    visible; the formula alone would give zeros.
     """
     x = x_TD.float()
     normed = x * shrink(x.square().mean(-1, keepdim=True), eps)
-    return normed.to(x_TD.dtype) if weight_D is None else normed.to(x_TD.dtype) * weight_D
+    if weight_D is None:
+        return normed.to(x_TD.dtype)
+    return (normed.to(weight_D.dtype) * weight_D).to(x_TD.dtype)
 
 
 def shrink(mean: torch.Tensor, eps: float) -> torch.Tensor:
@@ -62,18 +67,20 @@ def mixed_product(x_TI: torch.Tensor, weight: Rowwise, bias_O: torch.Tensor | No
 
 
 def rotate(x_THE: torch.Tensor, cos_TE: torch.Tensor, sin_TE: torch.Tensor) -> torch.Tensor:
-    """RoPE, half-split: channels e and e + E/2 rotate together. cos and sin are float32 (T, E/2)."""
-    half = x_THE.shape[-1] // 2
+    """RoPE, half-split: of the first 2n channels, e and e + n rotate together; the others stay. cos and sin are float32
+    (T, n)."""
+    half = cos_TE.shape[-1]
     x = x_THE.float()
-    a, b = x[..., :half], x[..., half:]
+    a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos_TE[:, None, :], sin_TE[:, None, :]
-    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x_THE.dtype)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin, rest], dim=-1).to(x_THE.dtype)
 
 
-def silu_mul(gate_up_TF2: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up; the input holds gate and up side by side: (T, 2F) -> (T, F)."""
+def gated(gate_up_TF2: torch.Tensor, activation: Activation = "silu") -> torch.Tensor:
+    """activation(gate) * up; the input holds gate and up side by side: (T, 2F) -> (T, F). See `operands.CURVES`."""
     gate, up = gate_up_TF2.float().chunk(2, dim=-1)
-    return (torch.nn.functional.silu(gate) * up).to(gate_up_TF2.dtype)
+    factor, cubic = CURVES[activation]
+    return (gate * torch.sigmoid(factor * (gate + cubic * gate**3)) * up).to(gate_up_TF2.dtype)
 
 
 def attention(
@@ -81,16 +88,24 @@ def attention(
     key_TJE: torch.Tensor,
     value_TJE: torch.Tensor,
     segments: Sequence[Segment],
-    slopes_H: torch.Tensor | None,
+    rule: ScoreRule,
     picked: Sequence[int] | None = None,
 ) -> torch.Tensor:
-    """softmax(q k / sqrt(E) + slope * (j - i)) v, (T, H, E). A segment sees all of its ancestors, and itself causally.
+    """softmax(cap(scale * q k) + slope * (j - i)) v, (T, H, E), over the keys of the window. A segment sees all of its
+    ancestors, and itself causally.
 
     picked: the queries are those of these tokens only.
     """
 
-    def biased(score_HQK: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
-        return score_HQK if slopes_H is None else score_HQK + slopes_H[:, None, None] * (j[None, :] - i[:, None])
+    def biased(product_HQK: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+        score_HQK = product_HQK * rule.scale
+        if rule.softcap is not None:
+            score_HQK = rule.softcap * torch.tanh(score_HQK / rule.softcap)
+        if rule.slopes_H is not None:
+            score_HQK = score_HQK + rule.slopes_H[:, None, None] * (j[None, :] - i[:, None])
+        if rule.window is not None:
+            score_HQK = score_HQK.masked_fill(i[:, None] - j[None, :] >= rule.window, float("-inf"))
+        return score_HQK
 
     return attended(query_THE, key_TJE, value_TJE, segments, biased, picked)
 
@@ -100,15 +115,17 @@ def attention_by_table(
     key_TJE: torch.Tensor,
     value_TJE: torch.Tensor,
     segments: Sequence[Segment],
-    slopes_H: torch.Tensor,
+    rule: ScoreRule,
     picked: Sequence[int] | None = None,
 ) -> torch.Tensor:
     """As Baichuan-13B's published code in half precision: a table of slope * j, rounded to the query's dtype, is added
     to scores of that dtype."""
+    slopes_H = rule.slopes_H
+    assert slopes_H is not None, "the table is of ALiBi's biases"
 
-    def biased(score_HQK: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
+    def biased(product_HQK: torch.Tensor, i: torch.Tensor, j: torch.Tensor) -> torch.Tensor:
         table_H1K = (slopes_H[:, None, None] * j).to(query_THE.dtype)
-        return (score_HQK.to(query_THE.dtype) + table_H1K).float()
+        return ((product_HQK * rule.scale).to(query_THE.dtype) + table_H1K).float()
 
     return attended(query_THE, key_TJE, value_TJE, segments, biased, picked)
 
@@ -124,8 +141,8 @@ def attended(
     biased: Biased,
     picked: Sequence[int] | None,
 ) -> torch.Tensor:
-    """Attention with a function that biases the scores. biased: scores float32 (H, Q, K), positions of the queries (Q,)
-    and of the keys (K,) -> scores."""
+    """Attention with a function that makes the scores. biased: products q k, float32 (H, Q, K), positions of the
+    queries (Q,) and of the keys (K,) -> scores."""
     repeats = query_THE.shape[1] // key_TJE.shape[1]
     out_THE = torch.empty_like(query_THE)
     for first, end, ranges in views(segments, picked):
@@ -136,7 +153,7 @@ def attended(
         query_HQE = query_THE[first:end].transpose(0, 1)
         j = torch.arange(key_HKE.shape[1], device=query_THE.device)
         i = j[len(j) - query_HQE.shape[1] :]
-        score_HQK = biased(query_HQE.float() @ key_HKE.transpose(1, 2) / query_HQE.shape[-1] ** 0.5, i, j)
+        score_HQK = biased(query_HQE.float() @ key_HKE.transpose(1, 2), i, j)
         score_HQK = score_HQK.masked_fill(j[None, :] > i[:, None], float("-inf"))
         mixed_HQE = score_HQK.softmax(-1) @ value_HKE
         out_THE[first:end] = mixed_HQE.transpose(0, 1).to(query_THE.dtype)

@@ -20,10 +20,10 @@ from lightrm.checkpoints.detect import Checkpoint
 from lightrm.engine.packing import SHARE_NOTHING, packs
 from lightrm.errors import SchemeError
 from lightrm.kernels import passes
-from lightrm.kernels.operands import Held, Residual, Rows, Sums
+from lightrm.kernels.operands import HeadNorms, Held, Residual, Rows, Sums
 from lightrm.kernels.products import add_pending
 from lightrm.loading.gptq_rounding import Moments, compensated_int4, compensated_int8, regressed
-from lightrm.loading.loader import Loader
+from lightrm.loading.loader import FOLDED_NORMS, Loader
 from lightrm.loading.placement import Placement
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.linear import Linear
@@ -60,14 +60,15 @@ class CompensatingLoader(Loader):
 
     def __init__(self, checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]]) -> None:
         super().__init__(checkpoint, placement)
-        self.packs = [batch.to(self.device) for _, batch in packs(calibration, PACK, SHARE_NOTHING)]
+        apart = self.architecture.scaled_from
+        self.packs = [batch.to(self.device) for _, batch in packs(calibration, PACK, SHARE_NOTHING, apart)]
         self.calibration = f"{len(calibration)} texts of {sum(map(len, calibration))} tokens" if calibration else ""
 
     @torch.inference_mode()
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
         layers: list[Layer] = []
         decoder = Decoder(self.architecture, embedding_VD, layers, None, torch.float32)
-        exact = [embedding_VD[pack.token_ids_T].float() for pack in self.packs]
+        exact = [decoder.embed(pack.token_ids_T) for pack in self.packs]
         sides = [x.to(self.scheme.dtype, copy=True) for x in exact], exact
         for i in range(self.architecture.layers):
             layer, sides = self.passed(decoder, i, sides)
@@ -78,32 +79,47 @@ class CompensatingLoader(Loader):
     def passed(self, decoder: Decoder, i: int, sides: Sides) -> tuple[Layer, Sides]:
         """Return one rounded layer, and both streams after it."""
         prefix = f"layers.{i}."
-        norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
-        attention, mlp = ((self.norm(norm), None if self.folding else self.float_copy(norm)) for norm in norms)
-        qkv = self.reader(prefix, "qkv", norms[0], each(self.normed, sides, attention))
-        output, sides = self.writer(prefix, "output", sides, each(partial(self.mixed, decoder), sides, attention, qkv))
-        gate_up = self.reader(prefix, "gate_up", norms[1], each(self.normed, sides, mlp))
-        down, sides = self.writer(prefix, "down", sides, each(partial(self.gated, decoder), sides, mlp, gate_up))
-        return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down), sides
+        before = [self.read(f"{prefix}{name}.weight") for name in FOLDED_NORMS]
+        others = self.other_norms(prefix)
+        attention, mlp = ((self.norm(norm), None if self.folding else self.float_copy(norm)) for norm in before)
+        qkv = self.reader(prefix, "qkv", before[0], each(self.normed, sides, attention))
+        heads = decoder.head_norms(others.get("query_norm_E"), others.get("key_norm_E"))
+        mixed = each(partial(self.mixed, decoder, i, heads), sides, attention, qkv)
+        output, sides = self.writer(prefix, "output", sides, mixed, others.get("attention_post_norm_D"))
+        gate_up = self.reader(prefix, "gate_up", before[1], each(self.normed, sides, mlp))
+        gated = each(partial(self.gated, decoder), sides, mlp, gate_up)
+        down, sides = self.writer(prefix, "down", sides, gated, others.get("mlp_post_norm_D"))
+        return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down, **others), sides
 
     def normed(self, streams: Packs, norm_D: torch.Tensor | None) -> Packs:
+        """Return what qkv or gate_up reads, in float."""
         norm_D = None if norm_D is None else norm_D.float()
-        return [passes.norm(Residual(x_TD.float()), norm_D, self.architecture.norm_eps).values_TI for x_TD in streams]
+        eps, block = self.architecture.norm_eps, self.folding.normed_block if self.folding else 1
+        return [passes.norm(Residual(x_TD.float()), norm_D, eps, block=block).values_TI for x_TD in streams]
 
-    def mixed(self, decoder: Decoder, streams: Packs, norm_D: torch.Tensor | None, qkv: Linear) -> Packs:
-        """Return the output of attention, which `output` reads."""
+    def mixed(
+        self,
+        decoder: Decoder,
+        i: int,
+        norms: HeadNorms | None,
+        streams: Packs,
+        norm_D: torch.Tensor | None,
+        qkv: Linear,
+    ) -> Packs:
+        """Return the output of attention in layer i, which `output` reads."""
         found = []
         for x_TD, pack in zip(streams, self.packs, strict=True):
-            heads = decoder.heads(qkv, norm_D, Residual(x_TD), decoder.rotation(pack))
+            rotation = decoder.rotations(pack)[self.architecture.positions_in(i)]
+            heads = decoder.heads(qkv, decoder.norm(Residual(x_TD), norm_D, qkv), rotation, norms)
             paths = passes.paths(pack.segments, x_TD.device)
-            found.append(decoder.attention_kernel(*heads, paths, decoder.slopes_H).values_TI.float())
+            found.append(decoder.attention_kernel(*heads, paths, decoder.rules[i]).values_TI.float())
         return found
 
     def gated(self, decoder: Decoder, streams: Packs, norm_D: torch.Tensor | None, gate_up: Linear) -> Packs:
-        """Return silu(gate) * up, rotated as at run time, which `down` reads."""
-        block = self.folding.gated_block if self.folding else 1
+        """Return activation(gate) * up, rotated as at run time, which `down` reads."""
+        block, activation = self.folding.gated_block if self.folding else 1, self.architecture.activation
         products = (gate_up(decoder.norm(Residual(x_TD), norm_D, gate_up)) for x_TD in streams)
-        return [passes.swiglu(Sums(product.float()), block=block).values_TI for product in products]
+        return [passes.gated(Sums(product.float()), activation, block=block).values_TI for product in products]
 
     def reader(self, prefix: str, name: str, norm_D: torch.Tensor, rows: Sides) -> tuple[Linear, Linear]:
         """Return a layer behind a norm, rounded and in float. Its target is what it makes of the float stream's
@@ -112,21 +128,28 @@ class CompensatingLoader(Loader):
         sums = Moments.of(rows[0], (want - have for have, want in zip(*rows, strict=True)), self.corrects)
         return self.rounded(prefix, name, plain, sums.through(weight_of(plain)), shifts=self.scheme.integer), plain
 
-    def writer(self, prefix: str, name: str, sides: Sides, rows: Sides) -> tuple[Linear, Sides]:
+    def writer(
+        self, prefix: str, name: str, sides: Sides, rows: Sides, norm_D: torch.Tensor | None
+    ) -> tuple[Linear, Sides]:
         """Return a rounded layer that adds to the residual stream, and both streams after it.
 
-        Its target is the float stream after the layer minus the quantized stream before it.
+        Its target is the float stream after the layer minus the quantized stream before it. If its product is normed
+        before it is added (norm_D), the target is the float layer's product.
         """
-        plain = self.plain(prefix, name, None)
-        after = added(sides[1], rows[1], plain)
-        lacking = (x - y - plain(Rows(have)).acc_TO for x, y, have in zip(after, sides[0], rows[0], strict=True))
+        plain, eps = self.plain(prefix, name, None), self.architecture.norm_eps
+        after = added(sides[1], rows[1], plain, norm_D, eps)
+        if norm_D is None:
+            lacking = (x - y - plain(Rows(have)).acc_TO for x, y, have in zip(after, sides[0], rows[0], strict=True))
+        else:
+            lacking = (plain(Rows(want)).acc_TO - plain(Rows(have)).acc_TO for have, want in zip(*rows, strict=True))
         linear = self.rounded(prefix, name, plain, Moments.of(rows[0], lacking, self.corrects), shifts=False)
-        return linear, (added(sides[0], rows[0], linear), after)
+        return linear, (added(sides[0], rows[0], linear, norm_D, eps), after)
 
     def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Linear:
         """Return one layer in float32, folded as its rounded form will be."""
         parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
-        return Linear(torch.cat(parts).float(), self.bias(prefix, name))
+        block = self.folding.block(name) if self.folding else 1
+        return Linear(torch.cat(parts).float(), self.bias(prefix, name), block=block)
 
     def rounded(self, prefix: str, name: str, plain: Linear, sums: Moments, shifts: bool) -> Linear:
         """Round one layer. sums: of the rows that it reads, and of what `plain` lacks on them; shifts: center the
@@ -162,11 +185,14 @@ def each(step: Callable[..., Packs], *of: Any) -> Sides:
     return step(*quantized), step(*exact)
 
 
-def added(streams: Packs, inputs: Packs, linear: Linear) -> Packs:
-    """Add the product of a layer to the streams, in place."""
+def added(streams: Packs, inputs: Packs, linear: Linear, norm_D: torch.Tensor | None, eps: float) -> Packs:
+    """Add the product of a layer to the streams, in place; normed, if there is a norm."""
     found = []
     for x_TD, values_TI in zip(streams, inputs, strict=True):
-        residual = Residual(x_TD)
-        linear.add_to(residual, linear.rows(values_TI.to(x_TD.dtype)))
+        residual, rows = Residual(x_TD), linear.rows(values_TI.to(x_TD.dtype))
+        if norm_D is None:
+            linear.add_to(residual, rows)
+        else:
+            passes.add_normed(residual, linear(rows), norm_D, eps)
         found.append(add_pending(residual))
     return found

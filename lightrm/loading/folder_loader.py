@@ -23,9 +23,10 @@ from lightrm.engine.streaming import StreamedLayers
 from lightrm.errors import CorruptFileError
 from lightrm.kernels.dispatch import kernels_for
 from lightrm.loading.folding import Folding
+from lightrm.loading.loader import FOLDED_NORMS
 from lightrm.loading.placement import Loaded, LoadReport, Placement
 from lightrm.loading.quantized_folder import CONFIG, WEIGHTS, Manifest
-from lightrm.model.decoder import Decoder, Layer, Layers
+from lightrm.model.decoder import Decoder, Layer, Layers, field_of
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
 from lightrm.schemes.grammar import Scheme
@@ -134,6 +135,7 @@ def check_fits(tensors: Tensors, a: Architecture, scheme: Scheme) -> None:
                     stem + "multiplier": (outputs, groups),
                 }
             expected[stem + "scale"] = (outputs,)
+            expected |= {f"layers.{i}.{norm}": (width,) for norm, width in a.norms.items() if norm not in FOLDED_NORMS}
             optional = {stem + "bias": (outputs,), stem + "shift": (inputs,)}
             expected |= {part: shape for part, shape in optional.items() if part in found}
     decoder = {name: shape for name, shape in found.items() if name.startswith("layers.")}
@@ -146,9 +148,10 @@ def check_fits(tensors: Tensors, a: Architecture, scheme: Scheme) -> None:
 
 
 def layer_of(tensors: Tensors, i: int, a: Architecture, scheme: Scheme) -> Layer:
+    folding = Folding(a)
+
     def linear(name: str) -> Linear:
         stem = f"layers.{i}.{name}."
-        block = Folding(a).gated_block if name == "down" else 1
         weight: Rowwise | Int4
         if scheme.weights == "int8":
             weight = Rowwise(tensors[stem + "values"], tensors[stem + "scale"])
@@ -158,6 +161,7 @@ def layer_of(tensors: Tensors, i: int, a: Architecture, scheme: Scheme) -> Layer
         if shift is not None and not scheme.integer:  # 16-bit rows are not shifted: the bias takes it back
             assert bias is not None
             bias, shift = bias - weight.float() @ shift, None
-        return linear_for(scheme, weight, bias, block, shift)
+        return linear_for(scheme, weight, bias, folding.block(name), shift)
 
-    return Layer(None, linear("qkv"), linear("output"), None, linear("gate_up"), linear("down"))
+    norms = {field_of(name): tensors[f"layers.{i}.{name}"] for name in a.norms if name not in FOLDED_NORMS}
+    return Layer(None, linear("qkv"), linear("output"), None, linear("gate_up"), linear("down"), **norms)

@@ -6,7 +6,11 @@ it costs nothing at run time: the matrix behind a rotation R absorbs the inverse
     residual stream   x R, R = spread of `schemes.hadamard`. RMSNorm commutes with R once its weight sits in the matrix
                       that reads it. The embedding, o and down write rotated rows; qkv, gate, up and the head read them
     value and o       each head's values are rotated; o's columns undo it, since attention only mixes tokens
-    gate * up         the only rotation at run time, in `silu_mul_quantize`; down's columns undo it
+    gate * up         rotated at run time, in `gated_quantize`; down's columns undo it
+
+A norm between a layer and the residual stream (Gemma) weights each channel of what is added, which no rotated stream
+can bear. There the stream stays as it is, and the rows that qkv, gate and up read are rotated at run time, after the
+norm, in blocks; their columns undo it.
 
 Exact in real numbers; tests compare in float32. D width, F feed-forward width, E head width, O x I a weight.
 """
@@ -20,7 +24,7 @@ import torch
 from lightrm.architecture import Architecture
 from lightrm.schemes.hadamard import block_of, hadamard, spread
 
-MOST_GATED = 256  # at run time a row is rotated in blocks of at most this, to bound its cost
+MOST_AT_RUN_TIME = 256  # at run time a row is rotated in blocks of at most this, to bound its cost
 TURNED_AT_ONCE = 2**18  # numbers
 CHUNK = 256  # columns turned at once where a rotation runs along the rows
 
@@ -34,20 +38,38 @@ class Folding:
     @property
     def gated_block(self) -> int:
         """Block size of the transform that `down` expects on its input."""
-        return block_of(self.architecture.ffn_width, MOST_GATED)
+        return block_of(self.architecture.ffn_width, MOST_AT_RUN_TIME)
+
+    @property
+    def normed_block(self) -> int:
+        """Block size of the transform that qkv, gate and up expect on their input; 1 if the stream itself is
+        rotated."""
+        return block_of(self.architecture.width, MOST_AT_RUN_TIME) if self.architecture.post_norms else 1
+
+    def block(self, name: str) -> int:
+        """Return the block size of the transform that a linear layer expects on its input."""
+        return {"qkv": self.normed_block, "output": 1, "gate_up": self.normed_block, "down": self.gated_block}[name]
 
     def reads_residual(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
-        """Fold the norm's weight and the rotation into the columns of qkv, gate, up, or the first layer of the head."""
-        return turn(weight_OD.mul_(norm_D))
+        """Fold the norm's weight and the rotation into the columns of qkv, gate or up."""
+        weight_OD.mul_(norm_D)
+        return turn(weight_OD, self.normed_block if self.architecture.post_norms else None)
+
+    def reads_last(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+        """Fold the last norm's weight, and the rotation of the stream, into the columns of the head's first layer."""
+        weight_OD.mul_(norm_D)
+        return weight_OD if self.architecture.post_norms else turn(weight_OD)
 
     def writes_residual(self, weight_DI: torch.Tensor) -> torch.Tensor:
-        """Rotate the rows of o and down, or a bias."""
+        """Rotate the rows of o and down, or a bias, as the stream is."""
+        if self.architecture.post_norms:
+            return weight_DI
         if weight_DI.ndim == 1:
             return turn(weight_DI[None])[0]
         return turn_rows(weight_DI, self.architecture.width)
 
     def embedding(self, rows_VD: torch.Tensor) -> torch.Tensor:
-        return turn(rows_VD)
+        return rows_VD if self.architecture.post_norms else turn(rows_VD)
 
     def value(self, weight: torch.Tensor) -> torch.Tensor:
         """Rotate the rows of the value heads, (J * E, D), or their bias (J * E,)."""

@@ -25,13 +25,14 @@ from lightrm.kernels.operands import Held, Parts
 from lightrm.loading.folding import Folding
 from lightrm.loading.packers import Packer, WholePacker, packer_for
 from lightrm.loading.placement import Loaded, LoadReport, Placement
-from lightrm.model.decoder import Decoder, Layer
+from lightrm.model.decoder import Decoder, Layer, field_of
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
 
 CHECKED_AT_ONCE = 2**20
+FOLDED_NORMS = ("attention_norm", "mlp_norm")
 
 
 class Loader:
@@ -98,7 +99,15 @@ class Loader:
 
     def norm(self, weight_D: torch.Tensor) -> torch.Tensor | None:
         """Return the weight of a norm as the model holds it; None if it is folded into the layer that reads it."""
-        return None if self.folding else weight_D.to(self.device, self.scheme.dtype, copy=True)
+        if self.folding:
+            return None
+        dtype = torch.float32 if self.architecture.norms_add_one else self.scheme.dtype  # 1 + w is applied unrounded
+        return weight_D.to(self.device, dtype, copy=True)
+
+    def other_norms(self, prefix: str) -> dict[str, torch.Tensor]:
+        """Return the norms of a block that no linear layer reads, float32, by the names of `Layer`."""
+        names = [name for name in self.architecture.norms if name not in FOLDED_NORMS]
+        return {field_of(name): self.float_copy(self.read(f"{prefix}{name}.weight")) for name in names}
 
     def float_copy(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.device, torch.float32, copy=True)
@@ -144,7 +153,7 @@ class Loader:
 
     def made(self, i: int) -> Layer:
         prefix = f"layers.{i}."
-        norms = [self.read(f"{prefix}{name}.weight") for name in ("attention_norm", "mlp_norm")]
+        norms = [self.read(f"{prefix}{name}.weight") for name in FOLDED_NORMS]
         return Layer(
             attention_norm_D=self.norm(norms[0]),
             qkv=self.linear(prefix, "qkv", norms[0]),
@@ -152,6 +161,7 @@ class Loader:
             mlp_norm_D=self.norm(norms[1]),
             gate_up=self.linear(prefix, "gate_up", norms[1]),
             down=self.linear(prefix, "down", None),
+            **self.other_norms(prefix),
         )
 
     def linear(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Linear:
@@ -200,7 +210,7 @@ class Loader:
     ) -> Linear:
         """Make the layer that the scheme runs from a held weight. shift_I: subtracted from its rows, see
         `model.linear`."""
-        block = self.folding.gated_block if self.folding is not None and name == "down" else 1
+        block = self.folding.block(name) if self.folding is not None else 1
         return linear_for(self.scheme, held, bias_O, block, shift_I)
 
     def bias(self, prefix: str, name: str) -> torch.Tensor | None:
@@ -236,7 +246,7 @@ class Loader:
         placed = self.float_copy(bias)
         if self.folding is not None and part == "value":
             return self.folding.value(placed)
-        if self.folding is not None and part == "output":
+        if self.folding is not None and part in ("output", "down"):
             return self.folding.writes_residual(placed)
         return placed
 
@@ -258,7 +268,7 @@ class Loader:
                     f"expected (outputs, {width}) and (outputs,)"
                 )
             if self.folding is not None and not weights:
-                self.folding.reads_residual(weight, self.float_copy(final_norm_D))
+                self.folding.reads_last(weight, self.float_copy(final_norm_D))
             weights.append(weight)
             biases.append(bias)
             width = weight.shape[0]

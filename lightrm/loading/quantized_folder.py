@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from lightrm.architecture import LINEARS, PostStep
-from lightrm.checkpoints.config import read_architecture, read_config
+from lightrm.checkpoints.config import read_config
 from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
+from lightrm.checkpoints.families import read_architecture
 from lightrm.checkpoints.safe import SafeFile
 from lightrm.checkpoints.stored import (
     MANIFEST,
@@ -38,7 +39,7 @@ from lightrm.files import read_json, write_json
 from lightrm.judge.bounds import FidelityNote
 from lightrm.kernels.operands import Held, Parts
 from lightrm.loading.placement import Loaded
-from lightrm.model.decoder import Decoder
+from lightrm.model.decoder import Decoder, field_of
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import Scheme, parse_scheme
 from lightrm.schemes.int4 import Int4
@@ -125,6 +126,9 @@ def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.T
                 yield f"layers.{i}.{name}.bias", linear.bias_O.float()
             if (shift_I := linear.shift_I) is not None:
                 yield f"layers.{i}.{name}.shift", shift_I
+        for name in decoder.architecture.norms:
+            if (norm := getattr(layer, field_of(name))) is not None:
+                yield f"layers.{i}.{name}", norm
     for k, (weight, bias) in enumerate(zip(head.weights, head.biases, strict=True)):
         yield f"head.{k}.weight", weight
         if bias is not None:

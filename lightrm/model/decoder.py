@@ -2,18 +2,20 @@
 
     x = embed(ids)
     for each layer:  x += output(attention(split(qkv(norm(x)))))
-                     x += down(swiglu(gate_up(norm(x))))
+                     x += down(gated(gate_up(norm(x))))
     norm(x) at the last token of each sequence
 
-Each step calls one function of `kernels`, which fuses what it can: a norm also adds the product that is still pending,
-and rounds its rows to int8 if the next layer reads int8. Only the hidden state of each last token is needed, so the
-last layer computes keys and values of all tokens, and everything else of the last tokens only.
+What a family has beside this, such as norms of the heads or of what is added to x, it says in its `Architecture`; no
+family is named here. Each step calls one function of `kernels`, which fuses what it can: a norm also adds the product
+that is still pending, and rounds its rows to int8 if the next layer reads int8. Only the hidden state of each last
+token is needed, so the last layer computes keys and values of all tokens, and everything else of the last tokens only.
 
 Shapes: T tokens in a pack, S sequences, D width, H query heads, J key/value heads, E head width.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,11 +24,11 @@ import torch
 
 from lightrm.architecture import Alibi, Architecture, Rope
 from lightrm.kernels import passes
-from lightrm.kernels.operands import Heads, Residual, Rotation, Rows
+from lightrm.kernels.operands import HeadNorms, Heads, Residual, Rotation, Rows, ScoreRule
 from lightrm.kernels.products import add_pending
 from lightrm.model.linear import Linear
 from lightrm.model.packed_batch import PackedBatch
-from lightrm.model.positions import alibi_slopes, inverse_frequencies, rope_tables
+from lightrm.model.positions import alibi_slopes, attention_factor, inverse_frequencies, rope_tables
 
 Watch = Callable[[str, torch.Tensor], None]
 EMBEDDED_AT_ONCE = 64  # tokens
@@ -37,7 +39,8 @@ class Layer:
     """The weights of one block. `qkv` holds the rows of query, key and value in this order, `gate_up` those of gate and
     up.
 
-    A norm is None if its weight was folded into the layer that reads it.
+    A norm is None if its weight was folded into the layer that reads it, or if the architecture has no such norm: those
+    behind attention and MLP, and those of the heads of query and key (float32).
     """
 
     attention_norm_D: torch.Tensor | None
@@ -46,6 +49,24 @@ class Layer:
     mlp_norm_D: torch.Tensor | None
     gate_up: Linear
     down: Linear
+    attention_post_norm_D: torch.Tensor | None = None
+    mlp_post_norm_D: torch.Tensor | None = None
+    query_norm_E: torch.Tensor | None = None
+    key_norm_E: torch.Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        norms = (
+            self.attention_norm_D, self.mlp_norm_D, self.attention_post_norm_D, self.mlp_post_norm_D,
+            self.query_norm_E, self.key_norm_E,
+        )  # fmt: skip
+        linears = (self.qkv, self.output, self.gate_up, self.down)
+        return sum(norm.nbytes for norm in norms if norm is not None) + sum(linear.bytes for linear in linears)
+
+
+def field_of(norm: str) -> str:
+    """Return the name of a norm in `Layer`, by its name in `Architecture.norms`."""
+    return f"{norm}_{'E' if norm in ('query_norm', 'key_norm') else 'D'}"
 
 
 class Layers(Protocol):
@@ -61,7 +82,7 @@ class Flow:
 
     def __init__(self, batch: PackedBatch, decoder: Decoder) -> None:
         self.batch = batch
-        self.rotation = decoder.rotation(batch)
+        self.rotations = decoder.rotations(batch)
         device = decoder.embedding_VD.device
         self.paths = passes.paths(batch.segments, device)
         self.last_paths = passes.paths(batch.segments, device, batch.last_S.tolist())
@@ -91,12 +112,8 @@ class Decoder:
         self.layers = layers
         self.final_norm_D = final_norm_D
         self.dtype, self.watching = dtype, watching
-        positions, device = architecture.positions, embedding_VD.device
-        self.frequency = self.slopes_H = None
-        if isinstance(positions, Rope):
-            self.frequency = inverse_frequencies(positions, architecture.head_width).to(device)
-        else:
-            self.slopes_H = alibi_slopes(architecture.query_heads).to(device)
+        self.rules = score_rules(architecture, embedding_VD.device)
+        positions = architecture.positions
         absolute = isinstance(positions, Alibi) and positions.table == "absolute"
         self.attention_kernel = passes.attention_by_table if absolute else passes.attention
 
@@ -104,10 +121,8 @@ class Decoder:
     def bytes(self) -> int:
         """Bytes of the weights in memory. Streamed layers do not count."""
         layers: list[Layer] = self.layers if isinstance(self.layers, list) else []
-        vectors = [self.embedding_VD, self.final_norm_D]
-        vectors += [norm for layer in layers for norm in (layer.attention_norm_D, layer.mlp_norm_D)]
-        linears = [linear for layer in layers for linear in (layer.qkv, layer.output, layer.gate_up, layer.down)]
-        return sum(v.nbytes for v in vectors if v is not None) + sum(linear.bytes for linear in linears)
+        ends = (self.embedding_VD, self.final_norm_D)
+        return sum(v.nbytes for v in ends if v is not None) + sum(layer.bytes for layer in layers)
 
     @torch.inference_mode()
     def last_hidden(self, batch: PackedBatch, watch: Watch | None = None) -> torch.Tensor:
@@ -132,7 +147,7 @@ class Decoder:
             self.check_weights()
             layer, last = self.layers[i], i == len(self.layers) - 1
             for flow in flows:
-                self.attention_of_last(layer, flow) if last else self.attention(layer, flow)
+                self.attention_of_last(layer, i, flow) if last else self.attention(layer, i, flow)
                 flow.report(f"layers.{i}.attention", watch)
                 self.mlp(layer, flow)
                 flow.report(f"layers.{i}.mlp", watch)
@@ -149,64 +164,95 @@ class Decoder:
             check()
 
     def embed(self, token_ids_T: torch.Tensor) -> torch.Tensor:
-        """Return rows of the embedding table in the compute dtype.
+        """Return rows of the embedding table in the compute dtype, times the architecture's scale, rounded to that
+        dtype.
 
         On a CPU only EMBEDDED_AT_ONCE tokens at a time are copied in the table's own dtype. A copy of all of them would
         leave a hole of that size in the memory for each pack of a window.
         """
-        table_VD = self.embedding_VD
+        table_VD, scale = self.embedding_VD, self.architecture.embedding_scale
         if table_VD.device.type != "cpu" or table_VD.dtype == self.dtype:
-            return table_VD[token_ids_T].to(self.dtype)
+            x_TD = table_VD[token_ids_T].to(self.dtype)
+            return x_TD if scale == 1 else x_TD.mul_(torch.tensor(scale, dtype=self.dtype))
         x_TD = table_VD.new_empty((len(token_ids_T), table_VD.shape[1]), dtype=self.dtype)
         for ids, rows in zip(token_ids_T.split(EMBEDDED_AT_ONCE), x_TD.split(EMBEDDED_AT_ONCE), strict=True):
             rows.copy_(table_VD[ids])
-        return x_TD
+        return x_TD if scale == 1 else x_TD.mul_(torch.tensor(scale, dtype=self.dtype))
 
-    def rotation(self, batch: PackedBatch) -> Rotation:
-        return None if self.frequency is None else rope_tables(self.frequency, batch.position_ids_T)
+    def rotations(self, batch: PackedBatch) -> dict[Rope | Alibi, Rotation]:
+        """Return the tables of each position scheme that a layer has; None for one without rotation."""
+        a = self.architecture
+        longest = int(batch.position_ids_T.max()) + 1 if a.scaled_from is not None and len(batch) else 0
+        long = longest > (a.scaled_from or 0)
+        found: dict[Rope | Alibi, Rotation] = {}
+        for scheme in {a.positions_in(i) for i in range(a.layers)}:
+            found[scheme] = None
+            if isinstance(scheme, Rope):
+                frequency = inverse_frequencies(scheme, a.head_width, long).to(self.embedding_VD.device)
+                found[scheme] = rope_tables(frequency, batch.position_ids_T, attention_factor(scheme))
+        return found
 
     def norm(self, residual: Residual, weight_D: torch.Tensor | None, reader: Linear) -> Rows:
         """Norm the residual stream into rows of the kind that `reader` reads."""
-        return passes.norm(residual, weight_D, self.architecture.norm_eps, int8=reader.int8, shift_D=reader.shift_I)
+        eps, block = self.architecture.norm_eps, reader.block
+        return passes.norm(residual, weight_D, eps, int8=reader.int8, shift_D=reader.shift_I, block=block)
 
-    def heads(self, qkv: Linear, norm_D: torch.Tensor | None, residual: Residual, rotation: Rotation) -> Heads:
-        """Return query, key and value of all tokens."""
+    def heads(self, qkv: Linear, rows: Rows, rotation: Rotation, norms: HeadNorms | None) -> Heads:
+        """Return query, key and value of all rows."""
         a = self.architecture
-        product = qkv(self.norm(residual, norm_D, qkv))
-        return passes.split_heads(product, (a.query_width, a.kv_width), a.head_width, rotation)
+        return passes.split_heads(qkv(rows), (a.query_width, a.kv_width), a.head_width, rotation, norms)
 
-    def attention(self, layer: Layer, flow: Flow) -> None:
+    def head_norms(self, query_E: torch.Tensor | None, key_E: torch.Tensor | None) -> HeadNorms | None:
+        return None if query_E is None or key_E is None else HeadNorms(query_E, key_E, self.architecture.norm_eps)
+
+    def add(self, linear: Linear, residual: Residual, rows: Rows, norm_D: torch.Tensor | None) -> None:
+        """x += norm(linear(rows)), or without a norm."""
+        if norm_D is None:
+            linear.add_to(residual, rows)
+        else:
+            passes.add_normed(residual, linear(rows), norm_D, self.architecture.norm_eps)
+
+    def attention(self, layer: Layer, i: int, flow: Flow) -> None:
         """x += output(attention(split(qkv(norm(x)))))"""
-        heads = self.heads(layer.qkv, layer.attention_norm_D, flow.residual, flow.rotation)
-        layer.output.add_to(
-            flow.residual, self.attention_kernel(*heads, flow.paths, self.slopes_H, int8=layer.output.int8)
-        )
+        rotation = flow.rotations[self.architecture.positions_in(i)]
+        rows = self.norm(flow.residual, layer.attention_norm_D, layer.qkv)
+        heads = self.heads(layer.qkv, rows, rotation, self.head_norms(layer.query_norm_E, layer.key_norm_E))
+        mixed = self.attention_kernel(*heads, flow.paths, self.rules[i], int8=layer.output.int8)
+        self.add(layer.output, flow.residual, mixed, layer.attention_post_norm_D)
 
-    def attention_of_last(self, layer: Layer, flow: Flow) -> None:
+    def attention_of_last(self, layer: Layer, i: int, flow: Flow) -> None:
         """As `attention`, for the last token of each sequence only. Afterwards the residual stream holds only these."""
-        heads = self.heads_of_last(layer, flow)
+        heads = self.heads_of_last(layer, i, flow)
         flow.residual = Residual(add_pending(flow.residual)[flow.batch.last_S])
-        layer.output.add_to(
-            flow.residual, self.attention_kernel(*heads, flow.last_paths, self.slopes_H, int8=layer.output.int8)
-        )
+        mixed = self.attention_kernel(*heads, flow.last_paths, self.rules[i], int8=layer.output.int8)
+        self.add(layer.output, flow.residual, mixed, layer.attention_post_norm_D)
 
-    def heads_of_last(self, layer: Layer, flow: Flow) -> Heads:
+    def heads_of_last(self, layer: Layer, i: int, flow: Flow) -> Heads:
         """Return the queries of the last tokens, and the keys and values of all tokens."""
         a, last_S = self.architecture, flow.batch.last_S
+        rotation, norms = flow.rotations[a.positions_in(i)], self.head_norms(layer.query_norm_E, layer.key_norm_E)
+        rows = self.norm(flow.residual, layer.attention_norm_D, layer.qkv)
         queries = layer.qkv.outputs(0, a.query_width)
         others = layer.qkv.outputs(a.query_width, a.linears["qkv"][0])
         if queries is None or others is None:
-            query, key, value = self.heads(layer.qkv, layer.attention_norm_D, flow.residual, flow.rotation)
+            query, key, value = self.heads(layer.qkv, rows, rotation, norms)
             return query[last_S], key, value
-        rows = self.norm(flow.residual, layer.attention_norm_D, layer.qkv)
-        _, key, value = passes.split_heads(others(rows), (0, a.kv_width), a.head_width, flow.rotation)
-        rotation = None if flow.rotation is None else (flow.rotation[0][last_S], flow.rotation[1][last_S])
+        _, key, value = passes.split_heads(others(rows), (0, a.kv_width), a.head_width, rotation, norms)
+        rotation = None if rotation is None else (rotation[0][last_S], rotation[1][last_S])
         last = queries(rows.select(last_S))
-        query, _, _ = passes.split_heads(last, (a.query_width, 0), a.head_width, rotation)
+        query, _, _ = passes.split_heads(last, (a.query_width, 0), a.head_width, rotation, norms)
         return query, key, value
 
     def mlp(self, layer: Layer, flow: Flow) -> None:
-        """x += down(swiglu(gate_up(norm(x))))"""
+        """x += down(gated(gate_up(norm(x))))"""
         rows = self.norm(flow.residual, layer.mlp_norm_D, layer.gate_up)
-        down = layer.down
-        down.add_to(flow.residual, passes.swiglu(layer.gate_up(rows), block=down.block, int8=down.int8))
+        down, activation = layer.down, self.architecture.activation
+        hidden = passes.gated(layer.gate_up(rows), activation, block=down.block, int8=down.int8)
+        self.add(down, flow.residual, hidden, layer.mlp_post_norm_D)
+
+
+def score_rules(a: Architecture, device: torch.device) -> list[ScoreRule]:
+    """Return what attention does to scores in each layer."""
+    scale = 1 / math.sqrt(a.head_width if a.score_width is None else a.score_width)
+    slopes_H = alibi_slopes(a.query_heads).to(device) if isinstance(a.positions, Alibi) else None
+    return [ScoreRule(scale, slopes_H, a.softcap, a.window(i)) for i in range(a.layers)]

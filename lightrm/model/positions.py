@@ -1,6 +1,6 @@
 """Position schemes as small tables: RoPE's cosines and sines, ALiBi's slopes. Always float32.
 
-T tokens, H query heads, E head width.
+T tokens, H query heads, E head width, R channels of a head that turn.
 """
 
 from __future__ import annotations
@@ -9,32 +9,70 @@ import math
 
 import torch
 
-from lightrm.architecture import Rope
+from lightrm.architecture import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
 
 
-def inverse_frequencies(rope: Rope, head_width: int) -> torch.Tensor:
-    """Return the rotation of each pair of channels in radians per position, float32 (E/2,)."""
-    exponent = torch.arange(0, head_width, 2, dtype=torch.float32) / head_width
+def inverse_frequencies(rope: Rope, head_width: int, long: bool = False) -> torch.Tensor:
+    """Return the rotation of each pair of channels in radians per position, float32 (R/2,).
+
+    long: whether the sequences have more than the original positions, which matters for LongRoPE alone.
+    """
+    turned, scaling = rope.turned(head_width), rope.scaling
+    exponent = torch.arange(0, turned, 2, dtype=torch.float32) / turned
     frequency = 1.0 / rope.theta**exponent
-    if rope.kind == "linear":
-        return frequency / rope.factor
-    if rope.kind == "llama3":
-        wavelength = 2 * math.pi / frequency
-        longest = rope.original_positions / rope.low_frequency_factor
-        shortest = rope.original_positions / rope.high_frequency_factor
-        smooth = (rope.original_positions / wavelength - rope.low_frequency_factor) / (
-            rope.high_frequency_factor - rope.low_frequency_factor
-        )
-        blended = (1 - smooth) * frequency / rope.factor + smooth * frequency
-        slow = torch.where(wavelength > longest, frequency / rope.factor, blended)
-        return torch.where(wavelength < shortest, frequency, slow)
+    if isinstance(scaling, LinearScaling):
+        return frequency / scaling.factor
+    if isinstance(scaling, Llama3Scaling):
+        return llama3_frequencies(frequency, scaling)
+    if isinstance(scaling, YarnScaling):
+        return yarn_frequencies(frequency, scaling, rope.theta)
+    if isinstance(scaling, LongRopeScaling):
+        factors = scaling.long_factors if long else scaling.short_factors
+        return 1.0 / (torch.tensor(factors, dtype=torch.float32) * rope.theta**exponent)
     return frequency
 
 
-def rope_tables(frequency: torch.Tensor, position_ids_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return cos and sin of the rotation at each position, both float32 (T, E/2)."""
+def llama3_frequencies(frequency: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
+    wavelength = 2 * math.pi / frequency
+    longest = scaling.original_positions / scaling.low_frequency_factor
+    shortest = scaling.original_positions / scaling.high_frequency_factor
+    smooth = (scaling.original_positions / wavelength - scaling.low_frequency_factor) / (
+        scaling.high_frequency_factor - scaling.low_frequency_factor
+    )
+    blended = (1 - smooth) * frequency / scaling.factor + smooth * frequency
+    slow = torch.where(wavelength > longest, frequency / scaling.factor, blended)
+    return torch.where(wavelength < shortest, frequency, slow)
+
+
+def yarn_frequencies(frequency: torch.Tensor, scaling: YarnScaling, theta: float) -> torch.Tensor:
+    """Blend each frequency with its interpolation, by a ramp over the channels."""
+    turned = 2 * len(frequency)
+
+    def channel(turns: float) -> float:
+        """Return the channel, a fraction, that turns so often within the original positions."""
+        return turned * math.log(scaling.original_positions / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+    low, high = channel(scaling.fast), channel(scaling.slow)
+    if scaling.whole:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, turned - 1)
+    high += 0.001 * (low == high)  # as transformers: no division by zero
+    ramp = ((torch.arange(len(frequency), dtype=torch.float32) - low) / (high - low)).clamp(0, 1)
+    return frequency / scaling.factor * ramp + frequency * (1 - ramp)
+
+
+def attention_factor(rope: Rope) -> float:
+    """Return what cos and sin are multiplied by."""
+    scaling = rope.scaling
+    return scaling.attention_factor if isinstance(scaling, YarnScaling | LongRopeScaling) else 1.0
+
+
+def rope_tables(
+    frequency: torch.Tensor, position_ids_T: torch.Tensor, factor: float = 1.0
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return cos and sin of the rotation at each position times a factor, both float32 (T, R/2)."""
     angle = position_ids_T.to(torch.float32)[:, None] * frequency[None, :]
-    return angle.cos(), angle.sin()
+    return angle.cos() * factor, angle.sin() * factor
 
 
 def alibi_slopes(heads: int) -> torch.Tensor:

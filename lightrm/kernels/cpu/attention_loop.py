@@ -4,8 +4,9 @@
 
 A task is one head of a tile of queries of one segment. Scores are stored with keys as rows and queries as SIMD lanes:
 softmax runs down the rows with one query per lane, and nothing is summed across lanes. Keys come in blocks of KEYS
-positions, counted along the path. So a query's result is the same, bit for bit, whether its prompt is shared or not,
-and whatever else is in the pack.
+positions, counted along the path; blocks that lie before the window of a whole tile are left out, and a hidden key adds
+nothing. So a query's result is the same, bit for bit, whether its prompt is shared or not, and whatever else is in the
+pack.
 
 E head width, H query heads, J key/value heads, T tokens, Q queries of a tile.
 """
@@ -20,6 +21,7 @@ from lightrm.kernels.cpu.simd import BYTES, LANES, ROWS, VECTOR, tile
 from lightrm.kernels.paths import HEADER
 
 QUERIES, KEYS = 128, 64  # of a tile, of a block: in whole LANES and ROWS
+NEAR = np.float32(0.25)  # x^2 up to which the continued fraction is exact to float32
 MASKED = np.finfo(np.float32).min  # not -inf: a score that overflowed is no hidden one, and shall show
 
 
@@ -72,6 +74,32 @@ def mask_future(score_KQ, ahead, keys):
             row[i] = MASKED
 
 
+@njit(**PLAIN)
+def mask_past(score_KQ, ahead, keys, window):
+    """Hide the keys that lie `window` or more positions before a query."""
+    for k in range(keys):
+        row = score_KQ[k]
+        for i in range(max(ahead + k + window, 0), row.shape[0]):
+            row[i] = MASKED
+
+
+@njit(**PLAIN)
+def hyperbolic_tangent(x):
+    """Near 0 by its continued fraction, x / (1 + x^2 / (3 + x^2 / (5 + ...))); elsewhere 1 - 2 / (e^2x + 1)."""
+    s = x * x
+    near = x * (float32(945) + s * (float32(105) + s)) / (float32(945) + s * (float32(420) + float32(15) * s))
+    far = float32(1) - float32(2) / (exponential(float32(2) * x) + float32(1))
+    return near if s < NEAR else far
+
+
+@njit(**PLAIN)
+def cap_scores(score_KQ, cap, keys):
+    for k in range(keys):
+        row = score_KQ[k]
+        for i in range(row.shape[0]):
+            row[i] = cap * hyperbolic_tangent(row[i] / cap) + (row[i] - row[i])  # NaN and Inf become NaN
+
+
 SCORE, SCORE_NARROW, MIX = tile(ROWS, LANES, onto=False), tile(ROWS, VECTOR, onto=False), tile(ROWS, LANES, onto=True)
 
 
@@ -115,7 +143,7 @@ def mix(weight_KQ, value_KE, out_QE, keys):
 
 
 @njit(**PLAIN)
-def attend(query, key_TE, value_TE, table, head, scale, slope, out):
+def attend(query, key_TE, value_TE, table, head, scale, cap, window, slope, out):
     row, count, begins, width = table[0], table[1], table[2], query.shape[2]
     used, end = -(-count // VECTOR) * VECTOR, begins + count
     padded = -(-width // LANES) * LANES
@@ -126,15 +154,19 @@ def attend(query, key_TE, value_TE, table, head, scale, slope, out):
     block_KE, score_KQ = np.zeros((KEYS, padded), np.float32), np.empty((KEYS, used), np.float32)
     total_Q, most_Q, shrink_Q = np.zeros(used, np.float32), np.full(used, MASKED), np.empty(used, np.float32)
     out_QE = np.zeros((used, padded), np.float32)
-    for start in range(0, end, KEYS):
+    for start in range(max(begins - window + 1, 0) // KEYS * KEYS, end, KEYS):
         stop = min(start + KEYS, end)
         keys = stop - start
         gather(key_TE, table, start, stop, block_KE)
         score(block_KE, query_EQ, score_KQ, keys)
+        if cap != 0:
+            cap_scores(score_KQ, cap, keys)
         if slope != 0:
             add_alibi(score_KQ, slope, start - begins, keys)
         if stop > begins + 1:
             mask_future(score_KQ, start - begins, keys)
+        if end - start > window:
+            mask_past(score_KQ, start - begins, keys, window)
         online_softmax(score_KQ, total_Q, most_Q, shrink_Q, keys)
         shrink(out_QE, shrink_Q)
         gather(value_TE, table, start, stop, block_KE)
@@ -145,9 +177,10 @@ def attend(query, key_TE, value_TE, table, head, scale, slope, out):
 
 
 @over_rows
-def attention_rows(query_THE, key_JTE, value_JTE, tables, scale, slopes_H, out_THE):
+def attention_rows(query_THE, key_JTE, value_JTE, tables, scale, cap, window, slopes_H, out_THE):
     heads, tiles = query_THE.shape[1], tables.shape[0]
     for task in prange(heads * tiles):  # a thread takes whole heads: tiles late in a sequence cost more
         head = task // tiles
         j = head * key_JTE.shape[0] // heads
-        attend(query_THE, key_JTE[j], value_JTE[j], tables[task % tiles], head, scale, slopes_H[head], out_THE)
+        table = tables[task % tiles]
+        attend(query_THE, key_JTE[j], value_JTE[j], table, head, scale, cap, window, slopes_H[head], out_THE)

@@ -5,7 +5,6 @@ Fast version of `reference.attention`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,8 +13,11 @@ import torch
 from lightrm.kernels.arena import empty
 from lightrm.kernels.cpu import attention_loop
 from lightrm.kernels.cpu.cpu_passes import launch
+from lightrm.kernels.operands import ScoreRule
 from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
 from lightrm.kernels.segments import Segment
+
+EVERYTHING = 2**31 - 1  # positions: no window
 
 
 def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None) -> Paths:
@@ -27,13 +29,17 @@ def attention(
     key_TJE: torch.Tensor,
     value_TJE: torch.Tensor,
     paths: Paths,
-    slopes_H: torch.Tensor | None,
+    rule: ScoreRule,
 ) -> torch.Tensor:
-    heads, width = query_THE.shape[1:]
+    heads = query_THE.shape[1]
     query_THE = heads_side_by_side(query_THE)
     key_JTE, value_JTE = (x_TJE.transpose(0, 1).contiguous() for x_TJE in (key_TJE, value_TJE))
     out_THE = empty(*query_THE.shape, dtype=torch.float32)
-    slopes_H = torch.zeros(heads) if slopes_H is None else slopes_H
-    scale = np.float32(1 / math.sqrt(width))
-    launch(attention_loop.attention_rows, query_THE, key_JTE, value_JTE, paths.tables, scale, slopes_H, out_THE)
+    slopes_H = torch.zeros(heads) if rule.slopes_H is None else rule.slopes_H
+    scale, cap = np.float32(rule.scale), np.float32(rule.softcap or 0)
+    window = EVERYTHING if rule.window is None else rule.window
+    launch(
+        attention_loop.attention_rows, query_THE, key_JTE, value_JTE, paths.tables, scale, cap, window, slopes_H,
+        out_THE
+    )  # fmt: skip
     return out_THE

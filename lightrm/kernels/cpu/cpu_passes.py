@@ -16,13 +16,13 @@ from lightrm.kernels import forks, integer
 from lightrm.kernels.arena import empty
 from lightrm.kernels.cpu import column_loop, row_loops
 from lightrm.kernels.cpu.row_loops import Loop
-from lightrm.kernels.library import norm_each, rms_norm, silu_mul, value_head
-from lightrm.kernels.operands import Heads, Rotation, Rows, Sums
+from lightrm.kernels.library import gated, norm_each, rms_norm, value_head
+from lightrm.kernels.operands import CURVES, Activation, HeadNorms, Heads, Rotation, Rows, Sums
 from lightrm.schemes.int4 import block_of
 
 __all__ = [
-    "add_norm_quantize", "add_sums", "launch", "norm_each", "norm_quantize", "quantize", "rms_norm", "round_columns",
-    "silu_mul", "silu_mul_quantize", "split_heads", "value_head", "widen",
+    "add_norm_quantize", "add_normed", "add_sums", "gated", "gated_quantize", "launch", "norm_each", "norm_quantize",
+    "quantize", "rms_norm", "round_columns", "split_heads", "value_head", "widen",
 ]  # fmt: skip
 
 NOTHING = torch.empty(0)  # a vector that is not there, for the compiled code
@@ -44,10 +44,10 @@ def launch(kernel: Loop, *arguments: Any) -> None:
         kernel.by_many(*lent)
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
+def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None, block: int = 1) -> Rows:
     values, scale_T = empty(*x_TD.shape, dtype=torch.int8), x_TD.new_empty(len(x_TD))
     shift_D = NOTHING if shift_D is None else shift_D
-    launch(row_loops.norm_quantize_rows, x_TD, np.float32(eps), shift_D, values, scale_T)
+    launch(row_loops.norm_quantize_rows, x_TD, np.float32(eps), shift_D, block, values, scale_T)
     return Rows(values, scale_T)
 
 
@@ -57,15 +57,21 @@ def quantize(x_TI: torch.Tensor) -> Rows:
     return Rows(values, scale_T)
 
 
-def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
+def split_heads(
+    sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, norms: HeadNorms | None = None
+) -> Heads:
     """Return heads of key and value with all rows of a head in adjacent memory, as attention reads them."""
     if sums.row_scale_T is None:
-        return integer.split_heads(sums, widths, head_width, rotation)
+        return integer.split_heads(sums, widths, head_width, rotation, norms)
     tokens, shared = len(sums.acc_TO), widths[1] // head_width
     query_THE = empty(tokens, widths[0] // head_width, head_width, dtype=torch.float32)
     key_JTE, value_JTE = (empty(shared, tokens, head_width, dtype=torch.float32) for _ in range(2))
     cos_TE, sin_TE = rotation if rotation is not None else (sums.row_scale_T.new_empty(tokens, 0),) * 2
-    launch(row_loops.split_rows, *scaled(sums), cos_TE, sin_TE, query_THE, key_JTE, value_JTE)
+    query_norm_E, key_norm_E, eps = (NOTHING, NOTHING, 0.0) if norms is None else norms
+    launch(
+        row_loops.split_rows, *scaled(sums), cos_TE, sin_TE, query_norm_E, key_norm_E, np.float32(eps), query_THE,
+        key_JTE, value_JTE,
+    )  # fmt: skip
     return query_THE, key_JTE.transpose(0, 1), value_JTE.transpose(0, 1)
 
 
@@ -76,21 +82,31 @@ def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:
         launch(row_loops.add_rows, x_TD, *scaled(sums))
 
 
-def add_norm_quantize(x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
+def add_normed(x_TD: torch.Tensor, sums: Sums, weight_D: torch.Tensor, eps: float) -> None:
     if sums.row_scale_T is None:
-        return integer.add_norm_quantize(x_TD, sums, eps, shift_D)
+        integer.add_normed(x_TD, sums, weight_D, eps)
+    else:
+        launch(row_loops.add_normed_rows, x_TD, *scaled(sums), weight_D, np.float32(eps))
+
+
+def add_norm_quantize(
+    x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None, block: int = 1
+) -> Rows:
+    if sums.row_scale_T is None:
+        return integer.add_norm_quantize(x_TD, sums, eps, shift_D, block)
     values, scale_T = empty(*x_TD.shape, dtype=torch.int8), x_TD.new_empty(len(x_TD))
     shift_D = NOTHING if shift_D is None else shift_D
-    launch(row_loops.add_norm_quantize_rows, x_TD, *scaled(sums), np.float32(eps), shift_D, values, scale_T)
+    launch(row_loops.add_norm_quantize_rows, x_TD, *scaled(sums), np.float32(eps), shift_D, block, values, scale_T)
     return Rows(values, scale_T)
 
 
-def silu_mul_quantize(sums: Sums, block: int) -> Rows:
+def gated_quantize(sums: Sums, block: int, activation: Activation = "silu") -> Rows:
     if sums.row_scale_T is None:
-        return integer.silu_mul_quantize(sums, block)
+        return integer.gated_quantize(sums, block, activation)
     values = empty(len(sums.acc_TO), sums.acc_TO.shape[1] // 2, dtype=torch.int8)
     scale_T = torch.empty_like(sums.row_scale_T)
-    launch(row_loops.silu_mul_quantize_rows, *scaled(sums), block, values, scale_T)
+    factor, cubic = map(np.float32, CURVES[activation])
+    launch(row_loops.gated_quantize_rows, *scaled(sums), block, factor, cubic, values, scale_T)
     return Rows(values, scale_T)
 
 

@@ -106,98 +106,9 @@ def scale_and_shift(out, x, factor, shift):
 
 
 @njit(**PLAIN)
-def norm_quantize_row(x_D, eps, shift_D, values_D):
-    """shift_D: subtracted from the normed row; of width 0 if there is none, in which case the norm goes into the
-    scale."""
-    mean = sum_of_squares(x_D) / float32(x_D.shape[0])
-    root = np.sqrt(mean + eps) + (mean - mean)  # NaN where the squares overflow: the row would be scaled to zeros
-    if shift_D.shape[0] == 0:
-        most = at_least_tiny(peak(x_D))
-        round_to(values_D, x_D, LEVELS_F / most)
-        return most / LEVELS_F / root
-    normed_D = np.empty(x_D.shape[0], np.float32)
-    scale_and_shift(normed_D, x_D, float32(1) / root, shift_D)
-    most = at_least_tiny(peak(normed_D))
-    round_to(values_D, normed_D, LEVELS_F / most)
-    return most / LEVELS_F
-
-
-@over_rows
-def norm_quantize_rows(x_TD, eps, shift_D, values_TD, scale_T):
-    for t in prange(x_TD.shape[0]):
-        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, values_TD[t])
-
-
-@over_rows
-def quantize_rows(x_TI, values_TI, scale_T):
-    for t in prange(x_TI.shape[0]):
-        most = at_least_tiny(peak(x_TI[t]))
-        round_to(values_TI[t], x_TI[t], LEVELS_F / most)
-        scale_T[t] = most / LEVELS_F
-
-
-@njit(**PLAIN)
-def dequantize(out, acc, row_scale, scale, bias):
-    for k in range(out.shape[0]):
-        out[k] = float32(acc[k]) * (row_scale * scale[k]) + bias[k]
-
-
-@njit(**PLAIN)
-def turn(a, b, cos, sin):
-    for e in range(a.shape[0]):
-        x, y = a[e], b[e]
-        a[e] = x * cos[e] - y * sin[e]
-        b[e] = y * cos[e] + x * sin[e]
-
-
-@njit(**PLAIN)
-def split_row(out_E, acc_E, row_scale, scale_E, bias_E, cos_E, sin_E):
-    """Scale one head of one token, and rotate it if there is a rotation."""
-    dequantize(out_E, acc_E, row_scale, scale_E, bias_E)
-    half = cos_E.shape[0]
-    turn(out_E[:half], out_E[half : 2 * half], cos_E, sin_E)
-
-
-@over_rows
-def split_rows(acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_THE, key_JTE, value_JTE):
-    heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
-    for t in prange(acc_TO.shape[0]):
-        acc, row, cos, sin = acc_TO[t], row_scale_T[t], cos_TE[t], sin_TE[t]
-        for h in range(heads + 2 * shared):
-            part = slice(h * width, (h + 1) * width)
-            if h < heads:
-                split_row(query_THE[t, h], acc[part], row, scale_O[part], bias_O[part], cos, sin)
-            elif h < heads + shared:
-                split_row(key_JTE[h - heads, t], acc[part], row, scale_O[part], bias_O[part], cos, sin)
-            else:
-                dequantize(value_JTE[h - heads - shared, t], acc[part], row, scale_O[part], bias_O[part])
-
-
-@njit(**PLAIN)
-def add_row(x_D, acc_D, row_scale, scale_D, bias_D):
-    for d in range(x_D.shape[0]):
-        x_D[d] += float32(acc_D[d]) * (row_scale * scale_D[d]) + bias_D[d]
-
-
-@over_rows
-def add_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D):
-    for t in prange(x_TD.shape[0]):
-        add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
-
-
-@over_rows
-def add_norm_quantize_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, shift_D, values_TD, scale_T):
-    for t in prange(x_TD.shape[0]):
-        add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
-        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, values_TD[t])
-
-
-@njit(**PLAIN)
-def silu_mul(out, gate, up, row_scale, gate_scale, up_scale, gate_bias, up_bias):
-    for k in range(out.shape[0]):
-        g = float32(gate[k]) * (row_scale * gate_scale[k]) + gate_bias[k]
-        u = float32(up[k]) * (row_scale * up_scale[k]) + up_bias[k]
-        out[k] = g * u / (float32(1) + exponential(-g))
+def root_mean_square(x, eps):
+    mean = sum_of_squares(x) / float32(x.shape[0])
+    return np.sqrt(mean + eps) + (mean - mean)  # NaN where the squares overflow: the row would be scaled to zeros
 
 
 @njit(inline="always", **PLAIN)
@@ -232,10 +143,137 @@ def hadamard(x, block):
 
 
 @njit(**PLAIN)
-def silu_mul_quantize_row(acc_F2, row_scale, scale_F2, bias_F2, block, values_F, hidden_F):
+def norm_quantize_row(x_D, eps, shift_D, block, values_D):
+    """shift_D: subtracted from the normed row; of width 0 if there is none, in which case the norm goes into the
+    scale. block: of the Hadamard transform, 1 for none."""
+    root = root_mean_square(x_D, eps)
+    if shift_D.shape[0] == 0 and block == 1:
+        most = at_least_tiny(peak(x_D))
+        round_to(values_D, x_D, LEVELS_F / most)
+        return most / LEVELS_F / root
+    spread = float32(1) / np.sqrt(float32(block))
+    normed_D = x_D.copy()
+    if block > 1:
+        hadamard(normed_D, block)
+    if shift_D.shape[0] == 0:
+        most = at_least_tiny(peak(normed_D) * spread)
+        round_to(values_D, normed_D, spread * (LEVELS_F / most))
+        return most / LEVELS_F / root
+    scale_and_shift(normed_D, normed_D, spread / root, shift_D)
+    most = at_least_tiny(peak(normed_D))
+    round_to(values_D, normed_D, LEVELS_F / most)
+    return most / LEVELS_F
+
+
+@over_rows
+def norm_quantize_rows(x_TD, eps, shift_D, block, values_TD, scale_T):
+    for t in prange(x_TD.shape[0]):
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, block, values_TD[t])
+
+
+@over_rows
+def quantize_rows(x_TI, values_TI, scale_T):
+    for t in prange(x_TI.shape[0]):
+        most = at_least_tiny(peak(x_TI[t]))
+        round_to(values_TI[t], x_TI[t], LEVELS_F / most)
+        scale_T[t] = most / LEVELS_F
+
+
+@njit(**PLAIN)
+def dequantize(out, acc, row_scale, scale, bias):
+    for k in range(out.shape[0]):
+        out[k] = float32(acc[k]) * (row_scale * scale[k]) + bias[k]
+
+
+@njit(**PLAIN)
+def turn(a, b, cos, sin):
+    for e in range(a.shape[0]):
+        x, y = a[e], b[e]
+        a[e] = x * cos[e] - y * sin[e]
+        b[e] = y * cos[e] + x * sin[e]
+
+
+@njit(**PLAIN)
+def scale_by(x, factor, weight):
+    for k in range(x.shape[0]):
+        x[k] = x[k] * factor * weight[k]
+
+
+@njit(**PLAIN)
+def split_row(out_E, acc_E, row_scale, scale_E, bias_E, cos_E, sin_E, norm_E, eps):
+    """Scale one head of one token; norm it and rotate it where there is a norm (not of width 0) and a rotation."""
+    dequantize(out_E, acc_E, row_scale, scale_E, bias_E)
+    if norm_E.shape[0] > 0:
+        scale_by(out_E, float32(1) / root_mean_square(out_E, eps), norm_E)
+    half = cos_E.shape[0]
+    turn(out_E[:half], out_E[half : 2 * half], cos_E, sin_E)
+
+
+@over_rows
+def split_rows(
+    acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_norm_E, key_norm_E, eps, query_THE, key_JTE, value_JTE
+):
+    heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
+    for t in prange(acc_TO.shape[0]):
+        acc, row, cos, sin = acc_TO[t], row_scale_T[t], cos_TE[t], sin_TE[t]
+        for h in range(heads + 2 * shared):
+            part = slice(h * width, (h + 1) * width)
+            if h < heads:
+                split_row(query_THE[t, h], acc[part], row, scale_O[part], bias_O[part], cos, sin, query_norm_E, eps)
+            elif h < heads + shared:
+                split_row(key_JTE[h - heads, t], acc[part], row, scale_O[part], bias_O[part], cos, sin, key_norm_E, eps)
+            else:
+                dequantize(value_JTE[h - heads - shared, t], acc[part], row, scale_O[part], bias_O[part])
+
+
+@njit(**PLAIN)
+def add_row(x_D, acc_D, row_scale, scale_D, bias_D):
+    for d in range(x_D.shape[0]):
+        x_D[d] += float32(acc_D[d]) * (row_scale * scale_D[d]) + bias_D[d]
+
+
+@over_rows
+def add_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D):
+    for t in prange(x_TD.shape[0]):
+        add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
+
+
+@over_rows
+def add_norm_quantize_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, shift_D, block, values_TD, scale_T):
+    for t in prange(x_TD.shape[0]):
+        add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, block, values_TD[t])
+
+
+@njit(**PLAIN)
+def add_scaled(x, y, factor, weight):
+    for k in range(x.shape[0]):
+        x[k] += y[k] * factor * weight[k]
+
+
+@over_rows
+def add_normed_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, weight_D, eps):
+    for t in prange(x_TD.shape[0]):
+        product_D = np.empty(x_TD.shape[1], np.float32)
+        dequantize(product_D, acc_TD[t], row_scale_T[t], scale_D, bias_D)
+        add_scaled(x_TD[t], product_D, float32(1) / root_mean_square(product_D, eps), weight_D)
+
+
+@njit(**PLAIN)
+def gated(out, gate, up, row_scale, gate_scale, up_scale, gate_bias, up_bias, factor, cubic):
+    """g * u * sigmoid(factor * (g + cubic g^3)): see `operands.CURVES`."""
+    for k in range(out.shape[0]):
+        g = float32(gate[k]) * (row_scale * gate_scale[k]) + gate_bias[k]
+        u = float32(up[k]) * (row_scale * up_scale[k]) + up_bias[k]
+        out[k] = g * u / (float32(1) + exponential(-(factor * (g + cubic * (g * g * g)))))
+
+
+@njit(**PLAIN)
+def gated_quantize_row(acc_F2, row_scale, scale_F2, bias_F2, block, factor, cubic, values_F, hidden_F):
     width = values_F.shape[0]
     gate, up, gate_scale, up_scale = acc_F2[:width], acc_F2[width:], scale_F2[:width], scale_F2[width:]
-    silu_mul(hidden_F, gate, up, row_scale, gate_scale, up_scale, bias_F2[:width], bias_F2[width:])
+    gate_bias, up_bias = bias_F2[:width], bias_F2[width:]
+    gated(hidden_F, gate, up, row_scale, gate_scale, up_scale, gate_bias, up_bias, factor, cubic)
     hadamard(hidden_F, block)
     spread = float32(1) / np.sqrt(float32(block))
     most = at_least_tiny(peak(hidden_F) * spread)
@@ -244,11 +282,13 @@ def silu_mul_quantize_row(acc_F2, row_scale, scale_F2, bias_F2, block, values_F,
 
 
 @over_rows
-def silu_mul_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, values_TF, scale_T):
+def gated_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, factor, cubic, values_TF, scale_T):
     for t in prange(acc_TF2.shape[0]):
         hidden_F = np.empty(values_TF.shape[1], np.float32)
         row = values_TF[t]
-        scale_T[t] = silu_mul_quantize_row(acc_TF2[t], row_scale_T[t], scale_F2, bias_F2, block, row, hidden_F)
+        scale_T[t] = gated_quantize_row(
+            acc_TF2[t], row_scale_T[t], scale_F2, bias_F2, block, factor, cubic, row, hidden_F
+        )
 
 
 @cache

@@ -6,14 +6,12 @@ T tokens, H query heads, J key/value heads, E head width.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from lightrm.kernels.cuda.launch import on, power, precision, vector
 from lightrm.kernels.cuda.tiles import capability, keys_for
 from lightrm.kernels.cuda.triton_attention import attention_tile
-from lightrm.kernels.operands import Rows
+from lightrm.kernels.operands import Rows, ScoreRule
 from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
 
 paths = paths_of
@@ -24,9 +22,9 @@ def attention(
     key_TJE: torch.Tensor,
     value_TJE: torch.Tensor,
     paths: Paths,
-    slopes_H: torch.Tensor | None,
+    rule: ScoreRule,
 ) -> torch.Tensor:
-    return attend(query_THE, key_TJE, value_TJE, paths, slopes_H)[0]
+    return attend(query_THE, key_TJE, value_TJE, paths, rule)[0]
 
 
 def attention_quantize(
@@ -34,10 +32,10 @@ def attention_quantize(
     key_TJE: torch.Tensor,
     value_TJE: torch.Tensor,
     paths: Paths,
-    slopes_H: torch.Tensor | None,
+    rule: ScoreRule,
 ) -> Rows:
     """Attention whose rows are rounded to int8."""
-    return Rows(*attend(query_THE, key_TJE, value_TJE, paths, slopes_H, quantized=True)[1:])
+    return Rows(*attend(query_THE, key_TJE, value_TJE, paths, rule, quantized=True)[1:])
 
 
 def attend(
@@ -45,7 +43,7 @@ def attend(
     key_TJE: torch.Tensor,
     value_TJE: torch.Tensor,
     paths: Paths,
-    slopes_H: torch.Tensor | None,
+    rule: ScoreRule,
     quantized: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return attention over a pack, (T, H, E), and if quantized also int8 rows (T, H * E) with their scale (T,)."""
@@ -63,18 +61,22 @@ def attend(
                 value_TJE,
                 out_THE,
                 paths.tables,
-                scale_T if slopes_H is None else vector(slopes_H),
+                scale_T if rule.slopes_H is None else vector(rule.slopes_H),
                 values,
                 scale_T,
                 arrived,
-                1 / math.sqrt(width),
+                rule.scale,
+                rule.softcap or 0.0,
+                rule.window or 0,
                 width,
                 paths.tables.shape[1],
                 query_THE.stride(0),
                 key_TJE.stride(0),
                 value_TJE.stride(0),
                 SHARED_BY=heads // key_TJE.shape[1],
-                SLOPED=slopes_H is not None,
+                SLOPED=rule.slopes_H is not None,
+                CAPPED=rule.softcap is not None,
+                WINDOWED=rule.window is not None,
                 QUANTIZED=quantized,
                 DEPTH=paths.depth,
                 QUERIES=paths.queries,

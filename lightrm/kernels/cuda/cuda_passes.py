@@ -20,7 +20,7 @@ from lightrm.kernels.cuda.launch import (
     warps_for,
     whole_rows,
 )  # fmt: skip
-from lightrm.kernels.operands import Heads, Rotation, Rows, Sums
+from lightrm.kernels.operands import CURVES, Activation, HeadNorms, Heads, Rotation, Rows, Sums
 from lightrm.schemes.int4 import block_of
 
 WIDENED_AT_ONCE = (16, 256)  # rows, and bytes of each, that one program widens
@@ -35,12 +35,13 @@ def norm(
     added: Sums | None = None,
     rows_S: torch.Tensor | None = None,
     shift_D: torch.Tensor | None = None,
+    transform: int = 1,
     quantized: bool = False,
 ) -> Pair:
     """Run `triton_rows.norm_row` over rows of x. Returns the result, and the scale of each row if it is quantized.
 
-    eps: None skips the norm. added: a product, added to x in place first. shift_D: subtracted from the normed row, if
-    that is quantized.
+    eps: None skips the norm. added: a product, added to x in place first. transform: block of the Hadamard transform.
+    shift_D: subtracted from the transformed row, if that is quantized.
     """
     if added is not None:
         check_in_place(x_TD)
@@ -52,7 +53,7 @@ def norm(
     sums, (row_scale, scale, bias) = whole_rows(sums), (scale_T if v is None else vector(v) for v in waiting)
     if sums.dtype == torch.int32 and bias is scale_T:  # the kernel adds one to all that are scaled
         bias = torch.zeros_like(scale)
-    block = power(width)
+    columns = power(width // transform)
     if count:
         with on(x_TD.device):
             triton_rows.norm_row[count,](
@@ -67,6 +68,7 @@ def norm(
                 out,
                 scale_T,
                 eps or 0.0,
+                1 / math.sqrt(transform),
                 width,
                 x_TD.stride(0),
                 sums.stride(0),
@@ -77,9 +79,10 @@ def norm(
                 QUANTIZED=quantized,
                 GATHERED=rows_S is not None,
                 SHIFTED=shift_D is not None,
-                BLOCK=block,
+                LEVEL=transform.bit_length() - 1,
+                BLOCK=columns,
                 enable_fp_fusion=False,
-                num_warps=warps_for(block),
+                num_warps=warps_for(transform * columns),
             )
     return out, scale_T
 
@@ -93,8 +96,8 @@ def norm_each(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> 
     return rms_norm(x_SD, weight_D, eps)
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
-    return Rows(*norm(x_TD, eps, shift_D=shift_D, quantized=True))
+def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None, block: int = 1) -> Rows:
+    return Rows(*norm(x_TD, eps, shift_D=shift_D, transform=block, quantized=True))
 
 
 def quantize(x_TI: torch.Tensor) -> Rows:
@@ -105,12 +108,19 @@ def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:
     integer.add_sums(x_TD, sums)
 
 
-def add_norm_quantize(x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None) -> Rows:
+def add_norm_quantize(
+    x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None, block: int = 1
+) -> Rows:
     """x += product in place, then as norm_quantize."""
-    return Rows(*norm(x_TD, eps, added=sums, shift_D=shift_D, quantized=True))
+    return Rows(*norm(x_TD, eps, added=sums, shift_D=shift_D, transform=block, quantized=True))
 
 
-def gate(sums: Sums, block: int, quantized: bool) -> Pair:
+def add_normed(x_TD: torch.Tensor, sums: Sums, weight_D: torch.Tensor, eps: float) -> None:
+    product_TD = sums.acc_TO if sums.row_scale_T is None else sums.float()
+    x_TD += rms_norm(product_TD, weight_D, eps)
+
+
+def gate(sums: Sums, block: int, activation: Activation, quantized: bool) -> Pair:
     """Run `triton_rows.gate_row` over the rows of a product. Returns the result, and the scale of each row if
     quantized."""
     row_scale_T, scale_F2, bias_F2 = sums.row_scale_T, sums.scale_O, sums.bias_O
@@ -131,6 +141,7 @@ def gate(sums: Sums, block: int, quantized: bool) -> Pair:
                 width,
                 product_TF2.stride(0),
                 1 / math.sqrt(block),
+                *CURVES[activation],
                 SCALED=row_scale_T is not None,
                 BIASED=bias_F2 is not None,
                 QUANTIZED=quantized,
@@ -142,25 +153,33 @@ def gate(sums: Sums, block: int, quantized: bool) -> Pair:
     return out, scale_T
 
 
-def silu_mul(gate_up_TF2: torch.Tensor, block: int = 1) -> torch.Tensor:
-    """silu(gate) * up, then the block Hadamard transform."""
-    return gate(Sums(gate_up_TF2), block, False)[0]
+def gated(gate_up_TF2: torch.Tensor, block: int = 1, activation: Activation = "silu") -> torch.Tensor:
+    """activation(gate) * up, then the block Hadamard transform."""
+    return gate(Sums(gate_up_TF2), block, activation, False)[0]
 
 
-def silu_mul_quantize(sums: Sums, block: int) -> Rows:
-    return Rows(*gate(sums, block, True))
+def gated_quantize(sums: Sums, block: int, activation: Activation = "silu") -> Rows:
+    return Rows(*gate(sums, block, activation, True))
 
 
-def split_heads(sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation) -> Heads:
-    parts = split(sums, widths, head_width, rotation, launch.PRODUCT_DTYPE)
+def split_heads(
+    sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, norms: HeadNorms | None = None
+) -> Heads:
+    parts = split(sums, widths, head_width, rotation, launch.PRODUCT_DTYPE, norms)
     query, key, value = (part.unflatten(1, (part.shape[1] // head_width, head_width)) for part in parts)
     return query, key, value
 
 
 def split(
-    sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, dtype: torch.dtype
+    sums: Sums,
+    widths: tuple[int, int],
+    head_width: int,
+    rotation: Rotation,
+    dtype: torch.dtype,
+    norms: HeadNorms | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return query, key and value as columns of one tensor. dtype: of scaled sums. Floats are rotated in place."""
+    """Return query, key and value as columns of one tensor. dtype: of scaled sums. Floats are normed and rotated in
+    place."""
     acc_TO, row_scale_T, scale_O, bias_O = sums
     scaled = row_scale_T is not None
     if bias_O is None and scale_O is not None:  # the kernel adds one to all that are scaled
@@ -168,7 +187,8 @@ def split(
     acc_TO = whole_rows(acc_TO)
     tokens, outputs = acc_TO.shape
     out_TO = acc_TO.new_empty(tokens, outputs, dtype=dtype) if scaled else acc_TO
-    turned = (widths[0] + widths[1]) // head_width if rotation is not None else 0
+    changed = rotation is not None or norms is not None
+    turned = (widths[0] + widths[1]) // head_width if changed else 0
     heads = outputs // head_width if scaled else turned
     if tokens and heads:
         filler = torch.empty(1, device=acc_TO.device)
@@ -182,14 +202,19 @@ def split(
                 filler if bias_O is None else vector(bias_O),
                 cos_TE.contiguous(),
                 sin_TE.contiguous(),
+                filler if norms is None else torch.stack([norms.query_E, norms.key_E]),
                 out_TO,
                 heads,
+                widths[0] // head_width,
                 turned,
                 head_width,
+                head_width // 2 if rotation is None else cos_TE.shape[1],
+                0.0 if norms is None else norms.eps,
                 acc_TO.stride(0),
                 out_TO.stride(0),
                 SCALED=scaled,
                 TURNED=rotation is not None,
+                NORMED=norms is not None,
                 HEADS=power(heads),
                 HALF=power(head_width // 2),
                 enable_fp_fusion=False,

@@ -34,10 +34,19 @@ def token_at(table, position, DEPTH: tl.constexpr):
 
 
 @triton.jit
+def hyperbolic_tangent(x):
+    """Near 0 by its continued fraction, x / (1 + x^2 / (3 + x^2 / (5 + ...))); elsewhere 1 - 2 / (e^2x + 1)."""
+    s = x * x
+    near = x * (945 + s * (105 + s)) / (945 + s * (420 + 15 * s))
+    far = 1 - 2 / (tl.exp2(x * (2 * LOG2_E)) + 1)
+    return tl.where(s < 0.25, near, far)
+
+
+@triton.jit
 def attend(
-    q, sums, most, total, key, value, table, start, end, at, slope, key_stride, value_stride, width,
-    scale, SLOPED: tl.constexpr, MASKED: tl.constexpr, DEPTH: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    q, sums, most, total, key, value, table, start, end, at, slope, cap, window, key_stride, value_stride, width,
+    scale, SLOPED: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, MASKED: tl.constexpr,
+    DEPTH: tl.constexpr, KEYS: tl.constexpr, WIDTH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Process one block of keys: compute scores, then update the running maximum, total and sums."""
     position = start + tl.arange(0, KEYS)
@@ -48,14 +57,19 @@ def attend(
         token = token_at(table, position, DEPTH).to(tl.int64)
     k = tl.load(key + token[None, :] * key_stride + e[:, None], mask=(e < width)[:, None], other=0)
     score = dot(q, k, tl.zeros((q.shape[0], KEYS), tl.float32), PRECISION) * scale
+    if CAPPED:
+        score = cap * hyperbolic_tangent(score / cap) + (score - score)  # NaN and Inf become NaN
     if SLOPED:
         ahead = position.to(tl.float32)[None, :] - at.to(tl.float32)[:, None]
         score = tl.fma(ahead, slope, score)
     if MASKED:
         score = tl.where(position[None, :] <= at[:, None], score, float("-inf"))
+    if WINDOWED:
+        score = tl.where(at[:, None] - position[None, :] < window, score, float("-inf"))
     above = tl.maximum(most, tl.max(score, 1))
-    weight = tl.exp2((score - above[:, None]) * LOG2_E)  # scaled after the difference: that keeps far keys exact
-    shrink = tl.exp2((most - above) * LOG2_E)
+    finite = tl.where(above == float("-inf"), 0.0, above) if WINDOWED else above  # no key of this query yet
+    weight = tl.exp2((score - finite[:, None]) * LOG2_E)  # scaled after the difference: that keeps far keys exact
+    shrink = tl.exp2((most - finite) * LOG2_E)
     v = tl.load(value + token[:, None] * value_stride + e[None, :], mask=(e < width)[None, :], other=0)
     sums = dot(weight.to(v.dtype), v, sums * shrink[:, None], PRECISION)
     return sums, above, total * shrink + tl.sum(weight, 1)
@@ -73,6 +87,8 @@ def attention_tile(
     value_scale,
     arrived,
     scale,
+    cap,
+    window,
     width,
     table_width,
     query_stride,
@@ -80,6 +96,8 @@ def attention_tile(
     value_stride,
     SHARED_BY: tl.constexpr,
     SLOPED: tl.constexpr,
+    CAPPED: tl.constexpr,
+    WINDOWED: tl.constexpr,
     QUANTIZED: tl.constexpr,
     DEPTH: tl.constexpr,
     QUERIES: tl.constexpr,
@@ -87,7 +105,7 @@ def attention_tile(
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Grid (tiles, H). SHARED_BY query heads read one key/value head; scale is 1 / sqrt(E).
+    """Grid (tiles, H). SHARED_BY query heads read one key/value head. scale, cap and window: see `operands.ScoreRule`.
 
     QUANTIZED: the program that finishes a tile's last head rounds the complete rows of `out` to int8 `values` with
     `value_scale`. arrived: int32 zeros (tiles,), counts finished heads.
@@ -108,15 +126,16 @@ def attention_tile(
     total = tl.zeros((QUERIES,), tl.float32)
     end = begins + queries
     seen_by_all = begins // KEYS * KEYS
-    for start in range(0, seen_by_all, KEYS):
+    first_block = tl.maximum(begins - window + 1, 0) // KEYS * KEYS if WINDOWED else 0
+    for start in range(first_block, seen_by_all, KEYS):
         sums, most, total = attend(
-            q, sums, most, total, key, value, table, start, end, at, slope, key_stride, value_stride, width,
-            scale, SLOPED, False, DEPTH, KEYS, WIDTH, PRECISION,
+            q, sums, most, total, key, value, table, start, end, at, slope, cap, window, key_stride, value_stride,
+            width, scale, SLOPED, CAPPED, WINDOWED, False, DEPTH, KEYS, WIDTH, PRECISION,
         )  # fmt: skip
     for start in range(seen_by_all, end, KEYS):
         sums, most, total = attend(
-            q, sums, most, total, key, value, table, start, end, at, slope, key_stride, value_stride, width,
-            scale, SLOPED, True, DEPTH, KEYS, WIDTH, PRECISION,
+            q, sums, most, total, key, value, table, start, end, at, slope, cap, window, key_stride, value_stride,
+            width, scale, SLOPED, CAPPED, WINDOWED, True, DEPTH, KEYS, WIDTH, PRECISION,
         )  # fmt: skip
     stride = heads * width
     out_at = out + row[:, None] * stride + head * width + e[None, :]

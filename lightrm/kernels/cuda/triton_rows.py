@@ -32,6 +32,16 @@ def to_int8(x, factor):
 
 
 @triton.jit
+def butterflies(x, STEP: tl.constexpr):
+    """One level of the fast Hadamard transform along the rows: a and b, STEP rows apart, become a + b and a - b."""
+    rows: tl.constexpr = x.shape[0]
+    width: tl.constexpr = x.shape[1]
+    pairs = tl.permute(tl.reshape(x, (rows // (2 * STEP), 2, STEP * width)), (0, 2, 1))
+    a, b = tl.split(pairs)
+    return tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (rows, width))
+
+
+@triton.jit
 def norm_row(
     x,
     product,
@@ -44,6 +54,7 @@ def norm_row(
     out,
     out_scale,
     eps,
+    spread,
     D,
     x_stride,
     product_stride,
@@ -54,16 +65,22 @@ def norm_row(
     QUANTIZED: tl.constexpr,
     GATHERED: tl.constexpr,
     SHIFTED: tl.constexpr,
+    LEVEL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """x += product if ADDED, then RMSNorm if NORMED, then int8 or float. GATHERED: reads row rows[t] of x.
+    """x += product if ADDED, then RMSNorm if NORMED, then the Hadamard transform in blocks of 2^LEVEL, then int8 or
+    float. GATHERED: reads row rows[t] of x.
 
-    SHIFTED: a vector is subtracted from the normed row before it is rounded to int8.
+    SHIFTED: a vector is subtracted from the transformed row before it is rounded to int8. A row of D numbers is read as
+    2^LEVEL rows of D / 2^LEVEL, padded to BLOCK: column by column, this is the transform of `schemes.hadamard`.
     """
     t = tl.program_id(0).to(tl.int64)
     source = tl.load(rows + t).to(tl.int64) if GATHERED else t
-    d = tl.arange(0, BLOCK)
-    inside = d < D
+    ROWS: tl.constexpr = 2**LEVEL
+    each = D // ROWS
+    j = tl.arange(0, BLOCK)[None, :]
+    d = tl.arange(0, ROWS)[:, None] * each + j
+    inside = (j < each) & (d < D)
     v = tl.load(x + source * x_stride + d, mask=inside, other=0).to(tl.float32)
     if ADDED:
         added = tl.load(product + t * product_stride + d, mask=inside, other=0).to(tl.float32)
@@ -72,9 +89,12 @@ def norm_row(
             added += tl.load(bias + d, mask=inside, other=0)
         v += added
         tl.store(x + source * x_stride + d, v.to(x.dtype.element_ty), mask=inside)
-    mean = tl.sum(v * v, 0) / D if NORMED else 0.0
+    mean = tl.sum(tl.ravel(v * v), 0) / D if NORMED else 0.0
     # NaN where the squares overflow: the row would be scaled to zeros.
     shrink = 1 / tl.sqrt_rn(mean + eps) + (mean - mean) if NORMED else 1.0
+    for step in tl.static_range(LEVEL):
+        v = butterflies(v, 2**step)
+    shrink *= spread
     if QUANTIZED:
         if SHIFTED:
             v = v * shrink - tl.load(shift + d, mask=inside, other=0)
@@ -83,20 +103,11 @@ def norm_row(
         tl.store(out + t * D + d, to_int8(v, tl.div_rn(LEVELS_F, peak)), mask=inside)
         tl.store(out_scale + t, tl.div_rn(peak, LEVELS_F) * shrink)
     else:
-        v = (v * shrink).to(x.dtype.element_ty)
-        if WEIGHTED:
-            v = v.to(tl.float32) * tl.load(weight + d, mask=inside, other=0).to(tl.float32)
+        v = v * shrink
+        if WEIGHTED:  # rounded before the weight as LLaMA does, or only after a float32 weight as Gemma does
+            v = v.to(weight.dtype.element_ty).to(tl.float32)
+            v = v * tl.load(weight + d, mask=inside, other=0).to(tl.float32)
         tl.store(out + t * D + d, v.to(out.dtype.element_ty), mask=inside)
-
-
-@triton.jit
-def butterflies(x, STEP: tl.constexpr):
-    """One level of the fast Hadamard transform along the rows: a and b, STEP rows apart, become a + b and a - b."""
-    rows: tl.constexpr = x.shape[0]
-    width: tl.constexpr = x.shape[1]
-    pairs = tl.permute(tl.reshape(x, (rows // (2 * STEP), 2, STEP * width)), (0, 2, 1))
-    a, b = tl.split(pairs)
-    return tl.reshape(tl.permute(tl.join(a + b, a - b), (0, 2, 1)), (rows, width))
 
 
 @triton.jit
@@ -110,16 +121,18 @@ def gate_row(
     F,
     product_stride,
     spread,
+    factor,
+    cubic,
     SCALED: tl.constexpr,
     BIASED: tl.constexpr,
     QUANTIZED: tl.constexpr,
     LEVEL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """silu(gate) * up, the Hadamard transform in blocks of 2^LEVEL, then int8 or float.
+    """activation(gate) * up, the Hadamard transform in blocks of 2^LEVEL, then int8 or float.
 
     A row of F numbers is read as 2^LEVEL rows of F / 2^LEVEL, padded to BLOCK: column by column, this is the transform
-    of `schemes.hadamard`. spread is 1 / sqrt(2^LEVEL).
+    of `schemes.hadamard`. spread is 1 / sqrt(2^LEVEL). factor and cubic: see `operands.CURVES`.
     """
     t = tl.program_id(0).to(tl.int64)
     ROWS: tl.constexpr = 2**LEVEL
@@ -136,7 +149,7 @@ def gate_row(
     if BIASED:
         gate += tl.load(bias + f, mask=inside, other=0)
         up += tl.load(bias + F + f, mask=inside, other=0)
-    x = gate * up / (1 + tl.exp(-gate))
+    x = gate * up / (1 + tl.exp(-(factor * (gate + cubic * (gate * gate * gate)))))
     for step in tl.static_range(LEVEL):
         x = butterflies(x, 2**step)
     if QUANTIZED:
@@ -155,38 +168,52 @@ def head_row(
     bias,
     cos,
     sin,
+    norms,
     out,
     heads,
+    queries,
     turned,
     width,
+    pairs,
+    eps,
     product_stride,
     out_stride,
     SCALED: tl.constexpr,
     TURNED: tl.constexpr,
+    NORMED: tl.constexpr,
     HEADS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """Return the heads of a fused qkv product as floats, the first `turned` of them (query, key) under RoPE
+    """Return the heads of a fused qkv product as floats, the first `turned` of them (query, key) normed and under RoPE
     (half-split).
 
-    `out` may be the product itself, since one program reads and writes an element. cos and sin: float32 (T, width / 2).
+    `out` may be the product itself, since one program reads and writes an element. cos and sin: float32 (T, pairs);
+    channels e and e + pairs turn together, those from 2 * pairs on stay. norms: float32 (2, width), the weights of the
+    first `queries` heads and of the others.
     """
     t = tl.program_id(0).to(tl.int64)
     half = width // 2
     h, e = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
     inside = (h < heads) & (e < half)
-    a_at = h * width + e
-    b_at = a_at + half
+    a_e = tl.where(e < pairs, e, pairs + e)
+    b_e = tl.where(e < pairs, pairs + e, half + e)
+    a_at, b_at = h * width + a_e, h * width + b_e
     a = tl.load(product + t * product_stride + a_at, mask=inside, other=0).to(tl.float32)
     b = tl.load(product + t * product_stride + b_at, mask=inside, other=0).to(tl.float32)
     if SCALED:
         row = tl.load(row_scale + t)
         a = a * (row * tl.load(scale + a_at, mask=inside, other=0)) + tl.load(bias + a_at, mask=inside, other=0)
         b = b * (row * tl.load(scale + b_at, mask=inside, other=0)) + tl.load(bias + b_at, mask=inside, other=0)
+    turn = inside & (h < turned)
+    if NORMED:
+        mean = tl.sum(a * a + b * b, 1) / width
+        shrink = (1 / tl.sqrt_rn(mean + eps) + (mean - mean))[:, None]
+        weight_at = norms + tl.where(h < queries, 0, width)
+        a = tl.where(turn, a * shrink * tl.load(weight_at + a_e, mask=inside, other=0), a)
+        b = tl.where(turn, b * shrink * tl.load(weight_at + b_e, mask=inside, other=0), b)
     if TURNED:
-        turn = inside & (h < turned)
-        c = tl.load(cos + t * half + e, mask=e < half, other=1)
-        s = tl.load(sin + t * half + e, mask=e < half, other=0)
+        c = tl.load(cos + t * pairs + e, mask=e < pairs, other=1)
+        s = tl.load(sin + t * pairs + e, mask=e < pairs, other=0)
         a, b = tl.where(turn, a * c - b * s, a), tl.where(turn, b * c + a * s, b)
     tl.store(out + t * out_stride + a_at, a.to(out.dtype.element_ty), mask=inside)
     tl.store(out + t * out_stride + b_at, b.to(out.dtype.element_ty), mask=inside)
