@@ -26,7 +26,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products, tiles
-from lightrm.kernels.operands import ScoreRule, Sums
+from lightrm.kernels.operands import HeadNorms, ScoreRule, Sums
 from lightrm.kernels.paths import paths_of
 from lightrm.kernels.segments import ROOT, Segment
 from lightrm.schemes.int4 import Int4
@@ -78,13 +78,22 @@ def passes(every_form: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         "add and norm",
         lambda: cuda_passes.add_norm_quantize(stream, Sums(sums, scale_T, meta(WIDTH), meta(WIDTH)), 1e-6),
     )
+    yield "transformed norm", lambda: cuda_passes.norm_quantize(stream, 1e-6, None, 256)
     yield "gate", lambda: cuda_passes.gated_quantize(Sums(gate_up), 128)
+    yield "GELU gate", lambda: cuda_passes.gated_quantize(Sums(gate_up), 128, "gelu_tanh")
     qkv, widths, table = 3 * WIDTH, (WIDTH, WIDTH), meta(4096, HEAD_WIDTH // 2)
     rotated = (table, table)
     yield (
         "heads",
         lambda: cuda_passes.split(Sums(meta(4096, qkv, dtype=half)), widths, HEAD_WIDTH, rotated, half),
     )
+    yield (
+        "normed heads",
+        lambda: cuda_passes.split(
+            Sums(meta(4096, qkv, dtype=half)), widths, HEAD_WIDTH, rotated, half,
+            HeadNorms(meta(HEAD_WIDTH), meta(HEAD_WIDTH), 1e-6),
+        ),
+    )  # fmt: skip
     yield (
         "widen",
         lambda: cuda_passes.widen(meta(WIDTH, WIDTH // 2, dtype=torch.uint8), meta(WIDTH, 40, dtype=torch.int8)),
@@ -117,6 +126,9 @@ def passes(every_form: bool) -> Iterator[tuple[str, Callable[[], object]]]:
                 f"attention {width} {name}",
                 lambda q=query, p=paths, n=name: cuda_attention.attend(q, q, q, p, rule, quantized=n == "shared"),
             )
+    gemma2, wide = ScoreRule(0.1, None, 50.0, 1024), meta(4096, 8, 256, dtype=half)  # its heads are the widest
+    paths = cuda_attention.paths(forest, torch.device("meta"), None, 256)
+    yield "attention 256 windowed", lambda: cuda_attention.attend(wide, wide, wide, paths, gemma2, quantized=True)
     picked = paths_of(forest, torch.device("meta"), [999, 4095])
     yield (
         "attention of the last",

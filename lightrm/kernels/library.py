@@ -6,6 +6,7 @@ come in blocks, so that nothing of size T x T is ever in memory. Shapes as in `r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from torch.nn import functional
 from lightrm.kernels import reference
 from lightrm.kernels.operands import Activation, ScoreRule
 from lightrm.kernels.paths import Paths, paths_of
-from lightrm.kernels.segments import views
+from lightrm.kernels.segments import Segment, views
 from lightrm.schemes.hadamard import hadamard
 
 FAR = 1.8e19  # the length of a row from which its squares overflow, about: it would be normed to zeros, and becomes NaN
@@ -50,7 +51,11 @@ def gated(gate_up_TF2: torch.Tensor, block: int = 1, activation: Activation = "s
     return product if block == 1 else hadamard(product, block).to(product.dtype)
 
 
-paths = paths_of
+def paths(
+    segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None = None, head_width: int = 0
+) -> Paths:
+    """The width of a head, by which a card's kernel chooses its tiles, does not matter here."""
+    return paths_of(segments, device, picked)
 
 
 def attention(

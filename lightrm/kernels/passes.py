@@ -114,9 +114,12 @@ def gated(sums: Sums, activation: Activation = "silu", *, block: int = 1, int8: 
     return Rows(kernels.gated(sums.acc_TO if sums.row_scale_T is None else sums.float(), block, activation))
 
 
-def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None = None) -> Paths:
-    """Describe a pack to attention, once for all layers. picked: tokens whose queries will be given, None for all."""
-    return dispatch.attention(device, torch.float32).paths(segments, device, picked)
+def paths(
+    segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None = None, head_width: int = 0
+) -> Paths:
+    """Describe a pack to attention, once for all layers. picked: tokens whose queries will be given, None for all.
+    head_width: E, by which a card's kernel chooses its tiles."""
+    return dispatch.attention(device, torch.float32).paths(segments, device, picked, head_width)
 
 
 def attention(

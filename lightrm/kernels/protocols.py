@@ -54,7 +54,9 @@ class Passes(Protocol):
 class Attention(Protocol):
     """Attention over a pack. paths: its segments, as tables for the tiles of this kernel."""
 
-    def paths(self, segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None, /) -> Paths: ...
+    def paths(
+        self, segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None, head_width: int, /
+    ) -> Paths: ...
     def attention(
         self, query_THE: torch.Tensor, key_TJE: torch.Tensor, value_TJE: torch.Tensor, paths: Paths, rule: ScoreRule, /
     ) -> torch.Tensor: ...

@@ -111,7 +111,7 @@ class CompensatingLoader(Loader):
         for x_TD, pack in zip(streams, self.packs, strict=True):
             rotation = decoder.rotations(pack)[self.architecture.positions_in(i)]
             heads = decoder.heads(qkv, decoder.norm(Residual(x_TD), norm_D, qkv), rotation, norms)
-            paths = passes.paths(pack.segments, x_TD.device)
+            paths = passes.paths(pack.segments, x_TD.device, None, self.architecture.head_width)
             found.append(decoder.attention_kernel(*heads, paths, decoder.rules[i]).values_TI.float())
         return found
 

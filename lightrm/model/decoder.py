@@ -84,8 +84,9 @@ class Flow:
         self.batch = batch
         self.rotations = decoder.rotations(batch)
         device = decoder.embedding_VD.device
-        self.paths = passes.paths(batch.segments, device)
-        self.last_paths = passes.paths(batch.segments, device, batch.last_S.tolist())
+        width = decoder.architecture.head_width
+        self.paths = passes.paths(batch.segments, device, None, width)
+        self.last_paths = passes.paths(batch.segments, device, batch.last_S.tolist(), width)
         self.residual = Residual(decoder.embed(batch.token_ids_T))
 
     def report(self, name: str, watch: Watch | None) -> None:

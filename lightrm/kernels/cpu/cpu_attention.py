@@ -20,7 +20,10 @@ from lightrm.kernels.segments import Segment
 EVERYTHING = 2**31 - 1  # positions: no window
 
 
-def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None) -> Paths:
+def paths(
+    segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None, head_width: int = 0
+) -> Paths:
+    """The width of a head, by which a card's kernel chooses its tiles, does not matter here."""
     return paths_of(segments, device, picked, attention_loop.QUERIES)
 
 

@@ -6,6 +6,8 @@ T tokens, H query heads, J key/value heads, E head width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from lightrm.kernels.cuda.launch import on, power, precision, vector
@@ -13,8 +15,13 @@ from lightrm.kernels.cuda.tiles import capability, keys_for
 from lightrm.kernels.cuda.triton_attention import attention_tile
 from lightrm.kernels.operands import Rows, ScoreRule
 from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
+from lightrm.kernels.segments import Segment
 
-paths = paths_of
+WIDE, WIDE_QUERIES = 128, 64  # heads of more than 128, as Gemma's, leave registers for half as many queries
+
+
+def paths(segments: Sequence[Segment], device: torch.device, picked: Sequence[int] | None, head_width: int) -> Paths:
+    return paths_of(segments, device, picked, WIDE_QUERIES if picked is None and head_width > WIDE else None)
 
 
 def attention(
@@ -84,7 +91,7 @@ def attend(
                 WIDTH=max(16, power(width)),
                 PRECISION=precision(query_THE.dtype),
                 enable_fp_fusion=False,
-                num_warps=max(4, paths.queries // 16),
+                num_warps=8 if width > WIDE else max(4, paths.queries // 16),
                 num_stages=2,
             )
     return out_THE, values, scale_T
