@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import lightrm
 from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.kernels import dispatch
 from lightrm.loading.folding import Folding
+from lightrm.loading.gptq_export import export_gptq
 from lightrm.loading.loader import Loader
 from lightrm.loading.options import LoadOptions
 from lightrm.loading.placement import Placement
@@ -97,3 +99,15 @@ def test_triton(scheme: str, made: tuple[Path, np.ndarray], monkeypatch: pytest.
     monkeypatch.setattr(launch, "PRODUCT_DTYPE", torch.float32)
     monkeypatch.setattr(dispatch, "card_of", lambda like: 80)
     np.testing.assert_allclose(rm.score_ids(ids), expected, atol=2e-5 if scheme == "fp32" else 0.02, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["qwen3, windows, biases", "gemma2"])
+def test_exported_as_gptq(name: str, tmp_path: Path) -> None:
+    """Matrices rounded to 4 bits, everything else as the file had it: transformers' norms of 1 + w included."""
+    sizes = {"intermediate_size": 128, "head_dim": 32, "initializer_range": 0.1}
+    expected = np.array(reference(name, tmp_path / "source", TEXTS, **sizes))
+    export_gptq(tmp_path / "source", tmp_path / "gptq", scheme="w4a16-g32")
+    error = np.abs(lightrm.load(tmp_path / "gptq", scheme="fp32").score_ids(TEXTS) - expected).mean()
+    assert error < 0.4 * expected.std()
+    source, found = (load_file(tmp_path / part / "model.safetensors") for part in ("source", "gptq"))
+    assert all(torch.equal(found[key], source[key]) for key in source if "norm" in key or "embed" in key)

@@ -13,7 +13,7 @@ import lightrm
 from lightrm.checkpoints import (
     beaver,
     deepspeed_chat,
-    internlm2,
+    internlm2_reward,
     layout,
     openrlhf,
     sequence_classification,
@@ -213,14 +213,24 @@ def test_renaming_on_strings() -> None:
     assert value_head.rename("summary.weight") == value_head.rename("v_head.summary.weight") == "head.0.weight"
     assert value_head.rename("v_head.summary.2.bias") == "head.1.bias"
     assert value_head.rename("default_head_weight") == layout.IGNORED
-    named = Config({"value_head_prefix": "reward_head"}, Path("config.json"))
+    named = Config({"model_type": "llama", "value_head_prefix": "reward_head"}, Path("config.json"))
     assert openrlhf.LAYOUT.ours("reward_head.weight", named) == "head.0.weight"
     assert openrlhf.LAYOUT.ours("score.weight", named) is None
     assert sequence_classification.rename("score.modules_to_save.default.weight") == "head.0.weight"
     assert sequence_classification.rename("score.original_module.weight") == layout.IGNORED
     assert beaver.rename("normalizer.count") == layout.IGNORED
-    assert internlm2.rename("model.layers.0.feed_forward.w3.weight") == "layers.0.up.weight"
-    assert internlm2.rename("output.weight") == layout.IGNORED
+    assert internlm2_reward.rename("model.layers.0.feed_forward.w3.weight") == "layers.0.up.weight"
+    assert internlm2_reward.rename("output.weight") == layout.IGNORED
+    gemma2 = Config({"model_type": "gemma2"}, Path("config.json"))
+    for theirs, ours in {
+        "input_layernorm": "attention_norm", "post_attention_layernorm": "attention_post_norm",
+        "pre_feedforward_layernorm": "mlp_norm", "post_feedforward_layernorm": "mlp_post_norm",
+    }.items():  # fmt: skip
+        name = f"model.layers.1.{theirs}.weight"
+        assert sequence_classification.LAYOUT.ours(name, gemma2) == f"layers.1.{ours}.weight"
+    assert sequence_classification.LAYOUT.ours("model.layers.1.post_attention_layernorm.weight", named) == (
+        "layers.1.mlp_norm.weight"
+    )
     assert deepspeed_chat.rename("rwtranrsformer.layers.0.mlp.up_proj.weight") == "layers.0.up.weight"
 
 

@@ -13,7 +13,7 @@ from lightrm.checkpoints import (
     athene,
     beaver,
     deepspeed_chat,
-    internlm2,
+    internlm2_reward,
     openrlhf,
     sequence_classification,
     ultrarm,
@@ -40,7 +40,7 @@ from lightrm.schemes.int8 import Rowwise
 LAYOUTS: tuple[Layout, ...] = tuple(
     module.LAYOUT
     for module in (
-        openrlhf, ziya, internlm2, value_head, ultrarm, beaver, sequence_classification, athene, deepspeed_chat,
+        openrlhf, ziya, internlm2_reward, value_head, ultrarm, beaver, sequence_classification, athene, deepspeed_chat,
     )
 )  # fmt: skip
 HEAD_FILES = ("value_head.safetensors", "value_head.bin")
@@ -64,13 +64,11 @@ class Checkpoint:
     ignored: tuple[str, ...] = field(default=())
 
     def read(self, ours: str) -> torch.Tensor:
-        """Return one tensor by our name, with LoRA merged, in the file's dtype; a norm's weight as it is applied."""
+        """Return one tensor by our name, with LoRA merged, in the file's dtype."""
         source, foreign = self.tensors[ours]
         tensor = source.read(foreign)
         if self.adapter is not None:
             tensor = self.adapter.merge(foreign, tensor)
-        if self.architecture.norms_add_one and ours.endswith("norm.weight"):
-            return tensor.float() + 1  # in float32: in half precision, w near 0 would lose its last bits
         if ours.endswith(".qkv.weight") and self.layout.regroup is not None:
             tensor = self.layout.regroup(tensor, self.architecture)
         return tensor

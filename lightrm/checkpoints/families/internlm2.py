@@ -1,4 +1,4 @@
-"""InternLM2: LLaMA under other tensor names, see `checkpoints.internlm2`, with biases if the config asks for them."""
+"""InternLM2: LLaMA under other tensor names, see `checkpoints.internlm2_reward`, and biases if the config says so."""
 
 from __future__ import annotations
 
