@@ -295,6 +295,13 @@ def test_rope_settings_that_people_publish(scaling: dict) -> None:
     assert torch.equal(turns, inverse_frequencies(Rope(), 8)), "turns as without it"
 
 
+def test_yarn_extends_the_positions() -> None:
+    """As people write it for Qwen3: max_position_embeddings stays what it was."""
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 200}
+    assert read_architecture(Config({**CONFIG, "rope_scaling": scaling}, HERE)).max_positions == 800
+    assert read_architecture(Config({**CONFIG, "rope_scaling": scaling | {"factor": 1.0}}, HERE)).max_positions == 256
+
+
 def test_a_stated_alibi_is_one_of_two(tmp_path: Path) -> None:
     with pytest.raises(lightrm.InputError, match="alibi must be 'relative' or 'absolute', found 'exact'"):
         lightrm.load(folder_of(tmp_path), alibi="exact")  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from lightrm.architecture import Alibi, Architecture, Rope
+from lightrm.architecture import Alibi, Architecture, Rope, YarnScaling
 from lightrm.checkpoints.config import Config, shown
 from lightrm.checkpoints.rope_config import read_head_width
 from lightrm.errors import ConfigError, UnsupportedModelError
@@ -67,11 +67,17 @@ def decoder(
         vocabulary=config.integer("vocab_size"),
         norm_eps=config.number("rms_norm_eps", positive=True),
         positions=positions,
-        max_positions=config.integer(
-            "max_position_embeddings" if config.has("max_position_embeddings") else "model_max_length"
-        ),
+        max_positions=read_max_positions(config, positions),
         activation=activation,
     )
+
+
+def read_max_positions(config: Config, positions: Rope | Alibi) -> int:
+    """Return the positions that a sequence may have. Configs that ask for YaRN often name those before scaling."""
+    longest = config.integer("max_position_embeddings" if config.has("max_position_embeddings") else "model_max_length")
+    if isinstance(positions, Rope) and isinstance(scaling := positions.scaling, YarnScaling):
+        return max(longest, int(scaling.factor * scaling.original_positions))
+    return longest
 
 
 def read_layers(config: Config) -> int:
