@@ -159,6 +159,6 @@ def test_damaged_and_foreign_quantization(tmp_path: Path) -> None:
         load("bad groups", g_idx=parts["g_idx"] + 1)
     with pytest.raises(errors.UnsupportedModelError, match="has 2-bit weights; lightrm reads 4 and 8"):
         load("2 bits", qzeros=torch.zeros(4, FFN * 2 // 32, dtype=torch.int32))
-    awq = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(errors.UnsupportedModelError, match="'awq', stored in a way that is not supported"):
-        lightrm.load(Specimen({"model.safetensors": llama_weights()}, awq).write(tmp_path / "awq"))
+    hqq = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "hqq"}}
+    with pytest.raises(errors.UnsupportedModelError, match="'hqq', stored in a way that is not supported"):
+        lightrm.load(Specimen({"model.safetensors": llama_weights()}, hqq).write(tmp_path / "hqq"))

@@ -110,10 +110,12 @@ class Checkpoint:
 
     @property
     def stored(self) -> torch.dtype | None:
-        """The dtype of the layers' matrices in the file; None if they are packed."""
+        """The dtype of the layers' matrices in the file, or that they are widened to; None if the file's own values can
+        be kept."""
         for ours, (source, foreign) in self.tensors.items():
             if ours.endswith(".down.weight"):
-                return None if isinstance(source, PackedSource) else source.dtype(foreign)
+                kept = isinstance(source, PackedSource) and source.holds is not None
+                return None if kept else source.dtype(foreign)
         return None
 
     def check_config(self, rows: int | None = None) -> None:

@@ -2,8 +2,8 @@
 
     weight[o, i] = scale[g(i), o] * (q[i, o] - zero[g(i), o])      rounded to the dtype of the scales
 
-q and the zero points are unsigned integers of 4 or 8 bits, packed into int32 words with the lowest bits first: q along
-I, zero points along O. g(i) is i / group size, or any assignment if the file uses activation order.
+q and the zero points are unsigned integers of 2, 4 or 8 bits, packed into int32 words with the lowest bits first: q
+along I, zero points along O. g(i) is i / group size, or any assignment if the file uses activation order.
 
 lightrm reads all of these. It writes one of them, which every tool and kernel supports: 4 bits, symmetric (zero point
 8, values -8 .. 7), float16 scales, groups in order.
@@ -96,10 +96,7 @@ def quantize_rows(weight_OI: torch.Tensor, group: int) -> Grouped:
 def pack(q_OI: torch.Tensor, step_OG: torch.Tensor) -> Grouped:
     """Pack values in -8 .. 7, int8 (O, I), with float16 steps (O, G). Groups are in order; I is a multiple of 8."""
     (outputs, inputs), groups = q_OI.shape, step_OG.shape[1]
-    unsigned = (q_OI + MIDDLE).to(torch.int32).view(outputs, -1, WORD // 4)
-    packed = torch.zeros(unsigned.shape[:2], dtype=torch.int32, device=q_OI.device)
-    for k in range(WORD // 4):
-        packed |= unsigned[:, :, k] << 4 * k
+    packed = pack_words(q_OI + MIDDLE, 4)
     zero_GO = torch.full((groups, outputs), MIDDLE, dtype=torch.int16, device=q_OI.device)
     group_I = torch.arange(inputs, device=q_OI.device) // (inputs // groups)
     return Grouped(packed.T.contiguous(), zero_GO, step_OG.half().T.contiguous(), group_I, 4)
@@ -119,6 +116,15 @@ def columns(weight: Grouped, start: int, end: int) -> Grouped:
     """Return output channels start .. end, still packed."""
     packed, zero_GO, scale_GO = (t[:, start:end] for t in (weight.packed, weight.zero_GO, weight.scale_GO))
     return Grouped(packed, zero_GO, scale_GO, weight.group_I, weight.bits)
+
+
+def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack unsigned values (N, C) into int32 words (N, C * bits / 32), lowest bits first. A word must be full."""
+    unsigned = values.view(len(values), -1, WORD // bits)
+    words = torch.zeros(unsigned.shape[:2], dtype=torch.int32, device=values.device)
+    for k in range(WORD // bits):
+        words |= unsigned[:, :, k].to(torch.int32) << bits * k
+    return words
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
