@@ -23,8 +23,11 @@ from lightrm.checkpoints import (
 from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
 from lightrm.checkpoints.config import Config, read_architecture, read_config
 from lightrm.checkpoints.config_fields import Fields, check_fields
+from lightrm.checkpoints.gguf_config import gguf_config
+from lightrm.checkpoints.gguf_file import GgufFile
+from lightrm.checkpoints.gguf_files import GgufSource
 from lightrm.checkpoints.head_outputs import check_kind, check_outputs
-from lightrm.checkpoints.hub import local, resolve
+from lightrm.checkpoints.hub import GGUF, local, resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.quantized import seen_through
 from lightrm.checkpoints.score_position import Reading
@@ -148,6 +151,8 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     Raises a CheckpointError that says what was found and what was expected.
     """
     check_finished(folder)
+    if (alone := gguf_in(folder)) is not None:
+        return open_gguf(alone)
     adapter = read_adapter(folder) if is_adapter(folder) else None
     base_folder = folder if adapter is None else base_of(folder, adapter, base)
     config = read_config(folder if (folder / "config.json").is_file() else base_folder)
@@ -161,6 +166,34 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     if adapter is not None:
         check_adapter(folder, config, layout, adapter, names)
     found = Checkpoint(folder, base_folder, config, architecture, layout, tensors, sources, adapter, ignored)
+    found.check_config()
+    return found
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """Return the GGUF file that a path is, or that is the only model in a folder; None if there is none.
+
+    Raises CheckpointError if there are several.
+    """
+    if not folder.is_dir():
+        return folder if folder.suffix == GGUF else None
+    files = sorted(folder.glob(f"*{GGUF}"))
+    if not files or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or is_adapter(folder):
+        return None
+    if len(files) > 1:
+        raise CheckpointError(f"{folder} holds {listed(path.name for path in files)}: pass the path of one of them")
+    return files[0]
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """As `open_checkpoint`, for one file that holds everything. Tokenizer files beside it come before its own."""
+    file = GgufFile(path)
+    config = gguf_config(file)
+    source = GgufSource(file)
+    names: Names = {name: (source, name) for name in source.names}
+    layout = choose(config, names)
+    tensors, ignored = placed(path, config, layout, names)
+    found = Checkpoint(path, path.parent, config, read_architecture(config), layout, tensors, (source,), None, ignored)
     found.check_config()
     return found
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import torch
 
+from lightrm.checkpoints.gguf_file import GgufFile
 from lightrm.checkpoints.pickles import PickleFile
 from lightrm.checkpoints.safe import SafeFile
 from lightrm.errors import CheckpointError, CorruptFileError, TensorMismatchError
@@ -43,7 +44,7 @@ class TensorSource:
     def __init__(self, files: Iterable[Path]) -> None:
         """Raises CorruptFileError, UnsafePickleError, or TensorMismatchError if two files hold a tensor."""
         self.names: dict[str, Path] = {}
-        self.opened: dict[Path, SafeFile | PickleFile] = {}
+        self.opened: dict[Path, SafeFile | PickleFile | GgufFile] = {}
         for path in files:
             self.opened[path] = PickleFile(path) if path.suffix in PICKLES else SafeFile(path)
             for name in self.opened[path].tensors:
