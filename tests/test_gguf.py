@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import lightrm
 from lightrm import errors
 from lightrm.checkpoints.detect import open_checkpoint
+from lightrm.cli import main
 from lightrm.schemes.ggml import KINDS
 
 gguf = pytest.importorskip("gguf")
@@ -72,10 +74,13 @@ def packed(weight: np.ndarray, kind: Any) -> np.ndarray:
         return blocks.reshape(len(weight), -1)
 
 
-def write(path: Path, model: Any, kinds: dict[str, Any], **changes: Any) -> dict[str, torch.Tensor]:
+def write(
+    path: Path, model: Any, kinds: dict[str, Any], more: dict[str, Any] | None = None, **changes: Any
+) -> dict[str, torch.Tensor]:
     """Write a model as llama.cpp's converter does. kinds: of matrices, by part of their name, "" for all others.
 
-    Returns its tensors as they are after quantization. changes: settings that are added, replaced, or None.
+    Returns its tensors as they are after quantization. changes: settings of the architecture that are added, replaced,
+    or None; more: others.
     """
     config, family = model.config, model.config.model_type
     writer = gguf.GGUFWriter(path, family)
@@ -87,17 +92,18 @@ def write(path: Path, model: Any, kinds: dict[str, Any], **changes: Any) -> dict
     }  # fmt: skip
     floats = {"attention.layer_norm_rms_epsilon": config.rms_norm_eps,
               "rope.freq_base": config.rope_parameters["rope_theta"]}  # fmt: skip
-    for name, value in (settings | floats | changes).items():
+    own = {f"{family}.{name}": value for name, value in (settings | floats | changes).items()}
+    for name, value in (own | (more or {})).items():
         if isinstance(value, float):
-            writer.add_float32(f"{family}.{name}", value)
+            writer.add_float32(name, value)
         elif isinstance(value, bool):
-            writer.add_bool(f"{family}.{name}", value)
+            writer.add_bool(name, value)
         elif isinstance(value, str):
-            writer.add_string(f"{family}.{name}", value)
-        elif isinstance(value, list):
-            writer.add_array(f"{family}.{name}", value)
+            writer.add_string(name, value)
+        elif isinstance(value, list | np.ndarray):
+            writer.add_array(name, list(value) if isinstance(value, list) else value.tolist())
         elif value is not None:
-            writer.add_uint32(f"{family}.{name}", value)
+            writer.add_uint32(name, value)
     expected = {}
     for name, tensor in model.state_dict().items():
         stem, _, ending = name.rpartition(".")
@@ -240,10 +246,18 @@ def test_other_models_are_refused_by_name(settings: dict, error: type[Exception]
         lightrm.load(tmp_path / "model.gguf")
 
 
+def test_inspect_and_plan(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    for mix, told, takes in (("Q4_0", "run under w4a16", "w4a16"), ("Q8_0", "widened while loading", "fp32")):
+        write(path, plain_model(), MIXES[mix])
+        assert told in " ".join(CliRunner().invoke(main, ["inspect", str(path)]).output.split())
+        assert f"auto takes {takes}" in CliRunner().invoke(main, ["plan", str(path)]).output
+
+
 def test_folders(tmp_path: Path) -> None:
     for name in ("a.gguf", "b.gguf"):
         write(tmp_path / name, plain_model(), MIXES["Q8_0"])
-    with pytest.raises(errors.CheckpointError, match=r"holds a\.gguf, b\.gguf: pass the path of one"):
+    with pytest.raises(errors.CheckpointError, match=r"holds 2 models, a\.gguf, b\.gguf: pass the path of one"):
         lightrm.load(tmp_path)
     (tmp_path / "c.gguf").write_bytes((tmp_path / "a.gguf").read_bytes().replace(b"cls.output.", b"cls.other_."))
     with pytest.raises(errors.MissingHeadError, match="no value head"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,10 +25,10 @@ from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
 from lightrm.checkpoints.config import Config, read_architecture, read_config
 from lightrm.checkpoints.config_fields import Fields, check_fields
 from lightrm.checkpoints.gguf_config import gguf_config
-from lightrm.checkpoints.gguf_file import GgufFile
+from lightrm.checkpoints.gguf_file import GgufFile, gguf_in
 from lightrm.checkpoints.gguf_files import GgufSource
 from lightrm.checkpoints.head_outputs import check_kind, check_outputs
-from lightrm.checkpoints.hub import GGUF, local, resolve
+from lightrm.checkpoints.hub import local, resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.quantized import seen_through
 from lightrm.checkpoints.score_position import Reading
@@ -37,6 +38,8 @@ from lightrm.errors import CheckpointError, ConfigError, MissingHeadError, Tenso
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int8 import Rowwise
+from lightrm.text.gguf_tokenizer import NAMED, folder_of
+from lightrm.text.tokenizer_files import has_tokenizer
 
 # The first that matches wins: the more particular ones come first.
 LAYOUTS: tuple[Layout, ...] = tuple(
@@ -133,8 +136,20 @@ class Checkpoint:
         check_outputs(self.config, last, rows, self.layout.averages)
         _ = self.fields, self.reading, self.reward_id
 
+    @property
+    def inner(self) -> Mapping[str, Any] | None:
+        """The settings of a GGUF file that names a tokenizer; None for any other model."""
+        settings = next((one.file.settings for one in self.sources if isinstance(one, GgufSource)), {})
+        return settings if NAMED in settings else None
+
     def tokenizer_folder(self) -> Path:
-        """Return the adapter's folder if it holds a tokenizer, otherwise the base's."""
+        """Return the adapter's folder if it holds a tokenizer, otherwise the base's. A GGUF file's own tokenizer is
+        written into a folder, unless there is one beside it.
+
+        Raises TokenizerError on a GGUF file's tokenizer that lightrm does not read.
+        """
+        if self.inner is not None and not has_tokenizer(self.base_folder):
+            return folder_of(self.inner, self.folder)
         here = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
         return self.folder if here else self.base_folder
 
@@ -168,21 +183,6 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     found = Checkpoint(folder, base_folder, config, architecture, layout, tensors, sources, adapter, ignored)
     found.check_config()
     return found
-
-
-def gguf_in(folder: Path) -> Path | None:
-    """Return the GGUF file that a path is, or that is the only model in a folder; None if there is none.
-
-    Raises CheckpointError if there are several.
-    """
-    if not folder.is_dir():
-        return folder if folder.suffix == GGUF else None
-    files = sorted(folder.glob(f"*{GGUF}"))
-    if not files or any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or is_adapter(folder):
-        return None
-    if len(files) > 1:
-        raise CheckpointError(f"{folder} holds {listed(path.name for path in files)}: pass the path of one of them")
-    return files[0]
 
 
 def open_gguf(path: Path) -> Checkpoint:

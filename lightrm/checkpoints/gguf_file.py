@@ -21,9 +21,10 @@ import numpy as np
 import torch
 
 from lightrm.checkpoints.safe import opened
-from lightrm.errors import CorruptFileError, UnsupportedModelError
+from lightrm.errors import CheckpointError, CorruptFileError, UnsupportedModelError
 from lightrm.schemes.ggml import KINDS, Blocked, Kind
 
+ENDING = ".gguf"
 MAGIC, VERSIONS = b"GGUF", (2, 3)
 ALIGNMENT, MOST_AXES, MOST_NAME, MOST_ENTRIES = 32, 4, 2**16, 2**20
 CHUNK = 2**20  # bytes of the header that are read at a time
@@ -179,3 +180,21 @@ class GgufFile:
         """Return a small tensor widened. Raises CorruptFileError."""
         found = self.blocks(name)
         return found.rows(0, found.shape[0]).view(self.shape(name))
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """Return the GGUF file that a path is, or that is the only model in a folder; None if there is none.
+
+    Raises CheckpointError if there are several.
+    """
+    if not folder.is_dir():
+        return folder if folder.suffix == ENDING else None
+    files = sorted(folder.glob(f"*{ENDING}"))
+    if not files or any(
+        path for kind in ("*.safetensors", "*.bin", "adapter_config.json") for path in folder.glob(kind)
+    ):
+        return None
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files[:6])
+        raise CheckpointError(f"{folder} holds {len(files)} models, {names}: pass the path of one of them")
+    return files[0]

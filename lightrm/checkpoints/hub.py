@@ -9,12 +9,12 @@ import os
 import re
 from pathlib import Path
 
+from lightrm.checkpoints.gguf_file import ENDING
 from lightrm.errors import CheckpointError, DownloadError
 from lightrm.text.tokenizer_files import MODEL, OTHERS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 SMALL = ("*.json", "*.jinja", MODEL, *OTHERS, "merges.txt", "value_head.*", "adapter_model.*", "README.md")
-GGUF = ".gguf"
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 
@@ -28,7 +28,7 @@ def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None) -> 
     if path_or_id == DEMO:
         return DEMO_FOLDER
     path = local(path_or_id if isinstance(path_or_id, str) else Path(path_or_id))
-    if path is not None and (path.is_dir() or path.suffix == GGUF):
+    if path is not None and (path.is_dir() or path.suffix == ENDING):
         return path
     if path is not None:
         raise CheckpointError(f"{path} is a file: pass the folder that holds config.json and the weights")
@@ -101,5 +101,5 @@ def wanted(files: list[str]) -> list[str]:
     shards = [n for n in top if n.endswith(".safetensors") and not n.startswith(("adapter", "value_head"))]
     if not shards:
         shards = [n for n in top if n.endswith((".bin", ".pt")) and n not in ("training_args.bin", "optimizer.pt")]
-    quantized = [name for name in top if name.endswith(GGUF)]
+    quantized = [name for name in top if name.endswith(ENDING)]
     return [*SMALL, *(shards or quantized if len(quantized) == 1 else shards)]
