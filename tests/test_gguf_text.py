@@ -18,7 +18,8 @@ from tests.test_gguf import MIXES, plain_model, write
 gguf = pytest.importorskip("gguf")
 
 TEXTS = (
-    "What is the weather today?", "  two  spaces,\n\nand lines\t", "don't I'LL 12345 3.14 ÄÖ ü", "你好，今天很好。 🦜🏽",
+    "What is the weather today?",
+    "  two  spaces,\n\nand lines\t", "don't I'LL 12345 3.14 ÄÖ ü", "你好，今天很好。 🦜🏽",
     "", " ", "a", "e\u0301 \u00e9", "def f(x):\n    return x ** 2  # ok\r\n", "Ünïcödé ﬁ ½ \u200b\u3000x",
 )  # fmt: skip
 CHAT = "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

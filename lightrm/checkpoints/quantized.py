@@ -9,6 +9,7 @@
     awq            version gemm                          AWQ
     compressed-tensors                                   int8, float8 and packed values, by the tensors
     fp8                                                  float8 in blocks, or with one scale
+    torchao                                              int8, taken apart in safetensors
 
 All others are refused by name, and so are tensors that contradict the config. If the config says nothing, the names of
 the tensors decide.
@@ -30,6 +31,8 @@ from lightrm.checkpoints.config import Config, read_config, shown
 from lightrm.checkpoints.fp8_files import SCALES, Fp8Source, read_fp8_terms
 from lightrm.checkpoints.gptq_files import MARK, GptqSource, Terms, is_gptq
 from lightrm.checkpoints.source import PackedSource, TensorSource
+from lightrm.checkpoints.torchao_files import MARK as TAKEN_APART
+from lightrm.checkpoints.torchao_files import TorchaoSource, said_of_torchao
 from lightrm.errors import TensorMismatchError, UnsupportedModelError
 
 GPTQ_VERSIONS = {"gptq": 1, "gptq_v2": 2}
@@ -38,7 +41,7 @@ AUTO_ROUND_VERSIONS = {"auto_round:auto_gptq": 1, "auto_round": 2, "auto_round:g
 BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # files of auto-gptq and AutoAWQ, older than it
 ELSEWHERE = {"quantization": "mlx", "compression_config": "compressed-tensors"}  # fields of other tools
 BITSANDBYTES_MARKS = (MAXIMA, STATE)
-READS = "lightrm reads gptq, auto-round packed as gptq, awq, compressed-tensors, fp8 and bitsandbytes"
+READS = "lightrm reads gptq, auto-round packed as gptq, awq, compressed-tensors, fp8, torchao and bitsandbytes"
 CURE = "take the model's full-precision files, or those of a format that lightrm reads"
 
 
@@ -101,6 +104,8 @@ def format_of(settings: Settings) -> Format:
         return Format((PACKED, SCALE), terms.holds, partial(CompressedSource, terms=terms))
     if settings.method == "fp8":
         return Format(SCALES, Fp8Source.holds, partial(Fp8Source, terms=read_fp8_terms(values, where)))
+    if settings.method == "torchao":
+        return Format((TAKEN_APART,), said_of_torchao(values), TorchaoSource)
     if settings.packs_as_gptq:
         return Format((MARK,), GptqSource.holds, partial(GptqSource, terms=terms_of(settings)))
     raise UnsupportedModelError(

@@ -127,6 +127,16 @@ def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
     return words
 
 
+def unpack_dense(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """As `unpack` for bits that do not divide a word, so that values lie across two: 32 of them in `bits` words."""
+    runs = words.to(torch.int32).view(len(words), -1, bits).long() & (2**WORD - 1)
+    starts = torch.arange(WORD, device=words.device) * bits
+    pairs = torch.cat([runs, torch.zeros_like(runs[:, :, :1])], 2)
+    low, high = pairs[:, :, starts // WORD], pairs[:, :, starts // WORD + 1]
+    values: torch.Tensor = (low | high << WORD) >> starts % WORD & (2**bits - 1)
+    return values.to(torch.int32).flatten(1)
+
+
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
     """Return the values in int32 words (N, W) as int32 (N, W * 32 / bits), lowest bits first."""
     shifts = torch.arange(0, WORD, bits, dtype=torch.int32, device=words.device)
