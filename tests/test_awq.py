@@ -1,7 +1,8 @@
-"""AWQ files, packed by hand from the format's public description. tests/test_cases.py has one with foreign scores."""
+"""AWQ files: one that AutoAWQ's own layers packed, and others by hand from the format's public description."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 import lightrm
 from lightrm import errors
+from tests.conftest import DATA
 from tests.test_gptq import IDS, quantize
 from tests.zoo import FFN, HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, Weights, llama_weights
 
@@ -47,6 +49,13 @@ def files(kept: tuple[str, ...] = ()) -> tuple[Weights, Weights]:
 def write(folder: Path, tensors: Weights, **settings: Any) -> Path:
     config = {**LLAMA_CONFIG, "quantization_config": SETTINGS | settings}
     return Specimen({"model.safetensors": tensors}, config).write(folder)
+
+
+def test_files_of_autoawq() -> None:
+    lines = (DATA / "awq-4bit-g16" / "cases.jsonl").read_text().splitlines()
+    cases = [json.loads(line) for line in lines]
+    found = lightrm.load(DATA / "awq-4bit-g16", scheme="fp32").score_ids([case["input_ids"] for case in cases])
+    np.testing.assert_allclose(found, [case["score"] for case in cases], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kept", [(), ("down_proj", "layers.1.self_attn.k_proj")])
