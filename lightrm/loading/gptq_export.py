@@ -4,8 +4,8 @@
     config.json            the source's, with a quantization_config; the same settings in quantize_config.json
     head and text files    as they were
 
-4 or 8 bits, symmetric, one group size for all, no activation order: what the kernels of all these tools run. Weights are
-not rotated, since other programs know no rotation. lightrm reads the folder back under `w4a16`.
+4 or 8 bits, symmetric, one group size for all, no activation order: what the kernels of all these tools run. Weights
+are not rotated, since other programs know no rotation. lightrm reads the folder back under `w4a16`.
 """
 
 from __future__ import annotations
