@@ -10,6 +10,7 @@ import json
 import math
 import os
 import re
+import sys
 import threading
 import weakref
 from collections import Counter
@@ -24,6 +25,18 @@ LARGEST_JSON = 2**28  # bytes; the largest tokenizer.json that people publish ha
 DEEPEST_JSON = 64  # lists and objects inside each other; what people publish has some eight
 MOST_DIGITS = 300  # of a whole number: it shall fit a float
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def cache_folder() -> Path:
+    """Return the folder of what is kept between runs: LIGHTRM_CACHE, or lightrm's folder of the user's cache."""
+    named = os.environ.get("LIGHTRM_CACHE")
+    if named:
+        return Path(named)
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
+    else:
+        base = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "lightrm"
 
 
 def write_text(path: Path, text: str) -> None:

@@ -6,13 +6,18 @@ import io
 import json
 import pickle
 import random
+import shutil
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 import lightrm
+from lightrm.schemes.int8 import quantize_rows
+from tests import test_awq
+from tests.conftest import DATA
 from tests.zoo import (
     HEAD_WEIGHT,
     LLAMA_CONFIG,
@@ -67,10 +72,40 @@ def folders(target: Path) -> dict[str, Path]:
         {"adapter_model.safetensors": prefixed(lora, "base_model.model.")}, classify,
         extra={"adapter_config.json": settings},
     ).write(target / "adapter")  # fmt: skip
+    made |= quantized(target)
     for scheme in ("w8a8", "w4a8"):
         rm = lightrm.load(made["safetensors"], scheme=scheme)
         rm.save(target / scheme)
         made[scheme] = target / scheme
+    return made
+
+
+def quantized(target: Path) -> dict[str, Path]:
+    """One sound folder of each of some other tools' formats."""
+    weights = {"weights": {"num_bits": 8, "strategy": "channel"}, "input_activations": {"num_bits": 8, "type": "int"}}
+    settings = {"quant_method": "compressed-tensors", "format": "int-quantized", "config_groups": {"group_0": weights}}
+    body = llama_weights()
+    for name in [name for name in body if "proj" in name]:
+        values, scale = quantize_rows(body[name])
+        body |= {name: values, f"{name}_scale": scale[:, None]}
+    config = {**LLAMA_CONFIG, "quantization_config": settings}
+    whole = body | {"value_head.weight": HEAD_WEIGHT}
+    made = {
+        "compressed": Specimen({"model.safetensors": whole}, config).write(target / "compressed"),
+        "awq": test_awq.write(target / "awq", test_awq.files()[0]),
+        "torchao": target / "torchao",
+    }
+    shutil.copytree(DATA / "torchao-int8-dynamic", made["torchao"], ignore=shutil.ignore_patterns("cases.jsonl"))
+    if find_spec("gguf") is not None:
+        from tests import test_gguf, test_gguf_text
+
+        made["gguf"] = target / "gguf"
+        made["gguf"].mkdir()
+        _, settings = test_gguf_text.byte_level_settings("qwen2", size=300)
+        model = test_gguf.plain_model(
+            hidden_size=32, intermediate_size=32, num_hidden_layers=1, vocab_size=len(settings["tokenizer.ggml.tokens"])
+        )
+        test_gguf.write(made["gguf"] / "model.gguf", model, test_gguf.MIXES["Q4_0"], more=settings)
     return made
 
 

@@ -75,7 +75,7 @@ def test_the_demo_model_survives_the_format(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("scheme", ["w4a16", "w4a16-g32"])
+@pytest.mark.parametrize("scheme", ["w4a16", "w4a16-g32", "w8a16"])
 def test_files_hold_what_was_rounded(fused: bool, scheme: str, tmp_path: Path) -> None:
     """The folder scores as a checkpoint with the rounded weights; all tensors but the matrices are as they were."""
     weights, config, head = body(fused), CONFIG, {"score.weight": HEAD}
@@ -84,10 +84,11 @@ def test_files_hold_what_was_rounded(fused: bool, scheme: str, tmp_path: Path) -
         config |= {"model_type": "baichuan", "model_max_length": 256, "architectures": ["BaichuanForCausalLM"]}
         head = {"v_head.summary.weight": HEAD, "v_head.summary.bias": torch.tensor([0.5])}
     source = Specimen({"model.safetensors": weights | head}, config).write(tmp_path / "source")
-    report = export_gptq(source, tmp_path / "out", scheme=scheme)
-    assert all(db > 17 for db in report.sqnr_db.values())
+    report, bits = export_gptq(source, tmp_path / "out", scheme=scheme), int(scheme[1])
+    assert report.scheme.name == scheme
+    assert all(db > {4: 17, 8: 40}[bits] for db in report.sqnr_db.values())
     rounded = {
-        name: grouped.quantize(weight, GROUP).rows(0, len(weight)).float() if is_matrix(name) else weight
+        name: grouped.quantize(weight, GROUP, bits).rows(0, len(weight)).float() if is_matrix(name) else weight
         for name, weight in weights.items()
     }
     plain = Specimen({"model.safetensors": rounded | head}, config).write(tmp_path / "plain")
@@ -104,15 +105,16 @@ def test_files_hold_what_was_rounded(fused: bool, scheme: str, tmp_path: Path) -
         shapes = {part: tuple(stored[stem + part].shape) for part in ("qweight", "qzeros", "scales", "g_idx")}
         groups = inputs // GROUP
         assert shapes == {
-            "qweight": (inputs // 8, outputs), "qzeros": (groups, outputs // 8), "scales": (groups, outputs),
-            "g_idx": (inputs,),
+            "qweight": (inputs * bits // 32, outputs), "qzeros": (groups, outputs * bits // 32),
+            "scales": (groups, outputs), "g_idx": (inputs,),
         }  # fmt: skip
         assert stored[stem + "scales"].dtype == torch.float16
-        assert set(stored[stem + "qzeros"].flatten().tolist()) == {0x77777777}, "version 1: eight, stored minus one"
+        word = {4: 0x77777777, 8: 0x7F7F7F7F}[bits]
+        assert set(stored[stem + "qzeros"].flatten().tolist()) == {word}, "version 1: the middle, stored minus one"
     in_config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     beside = json.loads((tmp_path / "out" / "quantize_config.json").read_text())
     assert in_config == beside
-    assert [beside[key] for key in ("bits", "group_size", "sym", "desc_act")] == [4, GROUP, True, False]
+    assert [beside[key] for key in ("bits", "group_size", "sym", "desc_act")] == [bits, GROUP, True, False]
     assert (beside["quant_method"], beside["checkpoint_format"]) == ("gptq", "gptq")
 
 
@@ -185,7 +187,7 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path) -> None:
     (taken / "file").write_text("x")
     with pytest.raises(lightrm.CheckpointError, match="not empty"):
         export_gptq("demo", taken)
-    with pytest.raises(lightrm.SchemeError, match=r"ask for w4a16\[-gN\], not w8a8"):
+    with pytest.raises(lightrm.SchemeError, match=r"ask for w4a16\[-gN\] or w8a16\[-gN\], not w8a8"):
         export_gptq("demo", tmp_path / "a", scheme="w8a8")
     with pytest.raises(lightrm.CheckpointError, match=r"quantized already \(w4a16\)"):
         export_gptq(DATA / "gptq-4bit-g32-asym", tmp_path / "a")

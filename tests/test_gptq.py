@@ -12,12 +12,14 @@ from click.testing import CliRunner
 
 import lightrm
 from lightrm import errors
-from lightrm.checkpoints.gptq_files import unpack
+from lightrm.checkpoints.gptq_files import GptqSource, Terms, unpack, unpack_dense
+from lightrm.checkpoints.source import TensorSource
 from lightrm.cli import main
 from tests.conftest import DATA
-from tests.zoo import FFN, HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, llama_weights
+from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, WIDTH, Specimen, llama_weights, normal, write_weights
 
 IDS = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 90))]
+GENERATOR = torch.Generator().manual_seed(0)
 
 
 @pytest.mark.parametrize("name", ["gptq-4bit-g32-asym", "gptq-4bit-g32-desc-act"])
@@ -52,20 +54,21 @@ def test_inspect_and_plan_say_what_a_folder_holds() -> None:
 
 
 def packed(values: torch.Tensor, bits: int) -> torch.Tensor:
-    """The slow, obvious packing: one Python integer a word. values (N, C) -> int32 (N, C * bits / 32)."""
-    per = 32 // bits
+    """The slow, obvious packing: one Python integer a row. values (N, C) -> int32 (N, C * bits / 32)."""
     words = []
     for row in values.tolist():
-        for at in range(0, len(row), per):
-            word = sum(value << (bits * k) for k, value in enumerate(row[at : at + per]))
+        whole = sum(value << (bits * k) for k, value in enumerate(row))
+        for at in range(0, len(row) * bits, 32):
+            word = whole >> at & (2**32 - 1)
             words.append(word - 2**32 if word >= 2**31 else word)
     return torch.tensor(words, dtype=torch.int32).view(len(values), -1)
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
 def test_unpack_is_the_inverse_of_packing(bits: int) -> None:
     values = torch.randint(0, 2**bits, (5, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
-    assert torch.equal(unpack(packed(values, bits), bits), values)
+    words = packed(values, bits)
+    assert torch.equal(unpack_dense(words, bits) if bits == 3 else unpack(words, bits), values)
 
 
 def quantize(
@@ -93,7 +96,7 @@ def quantize(
     return {"q": q, "zeros": zeros, "scales": scales, "g_idx": g_idx}, grid
 
 
-@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("bits", [2, 4, 8])
 @pytest.mark.parametrize("sym", [True, False])
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("style", ["act-order", "g_idx absent", "lying metadata", "one group"])
@@ -136,6 +139,23 @@ def test_every_variant_scores_like_its_widened_weights(
     np.testing.assert_array_equal(kept.score_ids(IDS), half.score_ids(IDS))
 
 
+@pytest.mark.parametrize("sym", [True, False])
+@pytest.mark.parametrize("version", [1, 2])
+def test_three_bits_lie_across_words(sym: bool, version: int, tmp_path: Path) -> None:
+    """Widened like the others, and kept in four bits."""
+    parts, grid = quantize(normal(64, 96, seed=1), 3, 32, sym, torch.randperm(96, generator=GENERATOR))
+    files = {
+        "x.qweight": packed(parts["q"].T, 3).T, "x.qzeros": packed(parts["zeros"] - int(version == 1), 3),
+        "x.scales": parts["scales"], "x.g_idx": parts["g_idx"],
+    }  # fmt: skip
+    write_weights(tmp_path / "model.safetensors", files)
+    terms = Terms("config.json", version, bits=3, group=32, symmetric=sym, ordered=True)
+    source = GptqSource(TensorSource([tmp_path / "model.safetensors"]), terms)
+    assert source.shape("x.weight") == (64, 96)
+    assert torch.equal(source.read("x.weight").float(), grid)
+    assert source.packed("x.weight").bits == 4
+
+
 def test_damaged_and_foreign_quantization(tmp_path: Path) -> None:
     parts, _ = quantize(llama_weights()["model.layers.0.mlp.up_proj.weight"], 4, 8, True, torch.arange(WIDTH))
     body = {k: v for k, v in llama_weights().items() if k != "model.layers.0.mlp.up_proj.weight"}
@@ -157,8 +177,8 @@ def test_damaged_and_foreign_quantization(tmp_path: Path) -> None:
         load("no scales", scales=None)
     with pytest.raises(errors.TensorMismatchError, match=r"g_idx .* does not fit 32 inputs in 4 groups"):
         load("bad groups", g_idx=parts["g_idx"] + 1)
-    with pytest.raises(errors.UnsupportedModelError, match="has 2-bit weights; lightrm reads 4 and 8"):
-        load("2 bits", qzeros=torch.zeros(4, FFN * 2 // 32, dtype=torch.int32))
-    awq = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "awq"}}
-    with pytest.raises(errors.UnsupportedModelError, match="'awq', stored in a way that is not supported"):
-        lightrm.load(Specimen({"model.safetensors": llama_weights()}, awq).write(tmp_path / "awq"))
+    with pytest.raises(errors.UnsupportedModelError, match=r"has 5\.33333-bit weights; lightrm reads 2, 3, 4, 8"):
+        load("5 bits", qzeros=torch.zeros(4, 8, dtype=torch.int32))
+    hqq = {**LLAMA_CONFIG, "quantization_config": {"quant_method": "hqq"}}
+    with pytest.raises(errors.UnsupportedModelError, match="'hqq', stored in a way that is not supported"):
+        lightrm.load(Specimen({"model.safetensors": llama_weights()}, hqq).write(tmp_path / "hqq"))

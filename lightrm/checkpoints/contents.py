@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import sys
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -20,7 +18,7 @@ from lightrm.checkpoints.detect import Checkpoint
 from lightrm.checkpoints.stored import MANIFEST
 from lightrm.checksums import file_sum
 from lightrm.errors import CheckpointError
-from lightrm.files import write_text
+from lightrm.files import cache_folder, write_text
 
 LARGE = 2**22  # bytes from which a checksum is kept
 YOUNG = 2.0  # seconds
@@ -111,14 +109,7 @@ def content(path: Path) -> str:
 
 def cache() -> Path:
     """Return the file in which checksums are kept: under LIGHTRM_CACHE, or in lightrm's folder of the user's cache."""
-    named = os.environ.get("LIGHTRM_CACHE")
-    if named:
-        return Path(named) / "checksums"
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA", "~/AppData/Local")
-    else:
-        base = "~/Library/Caches" if sys.platform == "darwin" else os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "lightrm" / "checksums"
+    return cache_folder() / "checksums"
 
 
 def read_kept(path: Path) -> str:

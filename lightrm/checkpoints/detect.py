@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,6 +25,9 @@ from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
 from lightrm.checkpoints.config import Config, read_config
 from lightrm.checkpoints.config_fields import Fields, check_fields
 from lightrm.checkpoints.families import read_architecture
+from lightrm.checkpoints.gguf_config import gguf_config
+from lightrm.checkpoints.gguf_file import GgufFile, gguf_in
+from lightrm.checkpoints.gguf_files import GgufSource
 from lightrm.checkpoints.head_outputs import check_kind, check_outputs
 from lightrm.checkpoints.hub import local, resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
@@ -35,6 +39,8 @@ from lightrm.errors import CheckpointError, ConfigError, MissingHeadError, Tenso
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int8 import Rowwise
+from lightrm.text.gguf_tokenizer import NAMED, folder_of
+from lightrm.text.tokenizer_files import has_tokenizer
 
 # The first that matches wins: the more particular ones come first.
 LAYOUTS: tuple[Layout, ...] = tuple(
@@ -111,10 +117,12 @@ class Checkpoint:
 
     @property
     def stored(self) -> torch.dtype | None:
-        """The dtype of the layers' matrices in the file; None if they are packed."""
+        """The dtype of the layers' matrices in the file, or that they are widened to; None if the file's own values can
+        be kept."""
         for ours, (source, foreign) in self.tensors.items():
             if ours.endswith(".down.weight"):
-                return None if isinstance(source, PackedSource) else source.dtype(foreign)
+                kept = isinstance(source, PackedSource) and source.holds is not None
+                return None if kept else source.dtype(foreign)
         return None
 
     def check_config(self, rows: int | None = None) -> None:
@@ -129,8 +137,20 @@ class Checkpoint:
         check_outputs(self.config, last, rows, self.layout.averages)
         _ = self.fields, self.reading, self.reward_id
 
+    @property
+    def inner(self) -> Mapping[str, Any] | None:
+        """The settings of a GGUF file that names a tokenizer; None for any other model."""
+        settings = next((one.file.settings for one in self.sources if isinstance(one, GgufSource)), {})
+        return settings if NAMED in settings else None
+
     def tokenizer_folder(self) -> Path:
-        """Return the adapter's folder if it holds a tokenizer, otherwise the base's."""
+        """Return the adapter's folder if it holds a tokenizer, otherwise the base's. A GGUF file's own tokenizer is
+        written into a folder, unless there is one beside it.
+
+        Raises TokenizerError on a GGUF file's tokenizer that lightrm does not read.
+        """
+        if self.inner is not None and not has_tokenizer(self.base_folder):
+            return folder_of(self.inner, self.folder)
         here = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
         return self.folder if here else self.base_folder
 
@@ -147,6 +167,8 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     Raises a CheckpointError that says what was found and what was expected.
     """
     check_finished(folder)
+    if (alone := gguf_in(folder)) is not None:
+        return open_gguf(alone)
     adapter = read_adapter(folder) if is_adapter(folder) else None
     base_folder = folder if adapter is None else base_of(folder, adapter, base)
     config = read_config(folder if (folder / "config.json").is_file() else base_folder)
@@ -160,6 +182,19 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     if adapter is not None:
         check_adapter(folder, config, layout, adapter, names)
     found = Checkpoint(folder, base_folder, config, architecture, layout, tensors, sources, adapter, ignored)
+    found.check_config()
+    return found
+
+
+def open_gguf(path: Path) -> Checkpoint:
+    """As `open_checkpoint`, for one file that holds everything. Tokenizer files beside it come before its own."""
+    file = GgufFile(path)
+    config = gguf_config(file)
+    source = GgufSource(file)
+    names: Names = {name: (source, name) for name in source.names}
+    layout = choose(config, names)
+    tensors, ignored = placed(path, config, layout, names)
+    found = Checkpoint(path, path.parent, config, read_architecture(config), layout, tensors, (source,), None, ignored)
     found.check_config()
     return found
 

@@ -1,8 +1,8 @@
-"""Files of auto-gptq, GPTQModel and optimum: 4- or 8-bit weights in groups, read as plain weights or kept as they are.
+"""Files of auto-gptq, GPTQModel and optimum: weights of 2, 3, 4 or 8 bits in groups, widened or kept as they are.
 
 For each linear layer X of O x I, with G groups along I (the format is auto-gptq's; the rounding is arXiv 2210.17323):
 
-    X.qweight  int32 (I * bits / 32, O)   32 / bits values of one column in a word, lowest bits first, along I
+    X.qweight  int32 (I * bits / 32, O)   values of one column, bit after bit, lowest first, along I
     X.qzeros   int32 (G, O * bits / 32)   zero points, packed along O; version 1 stores them minus one
     X.scales   float (G, O)
     X.g_idx    int32 (I,)                 group of each input channel; shuffled under activation order; may be absent
@@ -14,7 +14,7 @@ are refused. A symmetric file shows its version by itself: its zero points are 2
 
 The product is rounded to the dtype of the scales, as in those tools' own layers: fp16 files give fp16 weights, and
 scores in fp32 then agree with theirs to 1e-5 instead of 1e-2. `read` dequantizes one tensor at a time; `packed` returns
-the values as they are, for w4a16.
+the values as they are, for w4a16; those of 3 bits take 4.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import torch
 
 from lightrm.checkpoints.source import PackedSource, TensorSource
 from lightrm.errors import TensorMismatchError, UnsupportedModelError
-from lightrm.schemes.grouped import WORD, Grouped, unpack
+from lightrm.schemes.grouped import WORD, Grouped, pack_words, unpack, unpack_dense
 
 MARK, WEIGHT = ".qweight", ".weight"
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
+READ, ACROSS = (2, 3, 4, 8), 3  # bits of a value; these lie across two words
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +115,10 @@ class GptqSource(PackedSource):
             )
         bits = self.bits(stem)
         group = self.groups(stem, packed.shape[0] * WORD // bits, scales.shape[0])
+        if bits == ACROSS:
+            zero_GO = self.zero_points(stem, unpack_dense(zeros, bits), bits)
+            wider = pack_words(unpack_dense(packed.T, bits), bits + 1).T
+            return Grouped(wider, zero_GO.to(torch.int16), scales, group, bits + 1)
         zero_GO = self.zero_points(stem, unpack(zeros, bits), bits)
         return Grouped(packed, zero_GO.to(torch.int16), scales, group, bits)
 
@@ -125,19 +130,22 @@ class GptqSource(PackedSource):
         return outputs, rows * WORD // self.bits(stem)
 
     def bits(self, stem: str) -> int:
-        """Return the bits of a value, from the shapes. Raises UnsupportedModelError unless they are 4 or 8."""
+        """Return the bits of a value, from the shapes. Raises UnsupportedModelError on any that lightrm does not
+        read."""
         shapes = [self.stored.shape(f"{stem}.{part}") for part in PARTS[:3]]
         if any(len(shape) != 2 or 0 in shape for shape in shapes):
             raise TensorMismatchError(f"GPTQ layer {stem!r} has parts of shapes {shapes}, expected matrices")
         outputs, words = shapes[0][1], shapes[1][1]
         if outputs == words:
             raise UnsupportedModelError(
-                f"layer {stem!r} is packed along its outputs, as AWQ packs: lightrm does not read AWQ; take the "
-                "model's GPTQ or full-precision files"
+                f"layer {stem!r} is packed along its outputs, as AWQ packs, and {self.terms.where} does not say awq: "
+                "take the model's GPTQ or full-precision files, or its own config.json"
             )
         bits = words * WORD / outputs
-        if bits not in (4, 8):
-            raise UnsupportedModelError(f"GPTQ layer {stem!r} has {bits:g}-bit weights; lightrm reads 4 and 8 bits")
+        if bits not in READ or (bits == ACROSS and (words % ACROSS or shapes[0][0] % ACROSS)):
+            raise UnsupportedModelError(
+                f"GPTQ layer {stem!r} has {bits:g}-bit weights; lightrm reads {', '.join(map(str, READ))} bits"
+            )
         return int(bits)
 
     def groups(self, stem: str, inputs: int, count: int) -> torch.Tensor:

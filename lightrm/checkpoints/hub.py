@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 
+from lightrm.checkpoints.gguf_file import ENDING
 from lightrm.errors import CheckpointError, DownloadError
 from lightrm.text.tokenizer_files import MODEL, OTHERS
 
@@ -19,14 +20,15 @@ DEMO_FOLDER = Path(__file__).parent.parent / "demo_model"
 
 
 def resolve(path_or_id: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """Return the folder of a checkpoint: an existing one, the bundled model for "demo", or the snapshot of a hub id.
+    """Return the folder of a checkpoint: an existing one, the bundled model for "demo", or the snapshot of a hub id. A
+    GGUF file is a checkpoint by itself.
 
     Raises CheckpointError if it is neither a folder nor a hub id, DownloadError if it cannot be fetched.
     """
     if path_or_id == DEMO:
         return DEMO_FOLDER
     path = local(path_or_id if isinstance(path_or_id, str) else Path(path_or_id))
-    if path is not None and path.is_dir():
+    if path is not None and (path.is_dir() or path.suffix == ENDING):
         return path
     if path is not None:
         raise CheckpointError(f"{path} is a file: pass the folder that holds config.json and the weights")
@@ -93,9 +95,11 @@ def first_line(error: Exception) -> str:
 
 
 def wanted(files: list[str]) -> list[str]:
-    """Return which files of a repository to fetch: safetensors if there are any, otherwise pickles, never both."""
+    """Return which files of a repository to fetch: safetensors if there are any, otherwise pickles, never both, or the
+    only GGUF file."""
     top = [name for name in files if "/" not in name]
     shards = [n for n in top if n.endswith(".safetensors") and not n.startswith(("adapter", "value_head"))]
     if not shards:
         shards = [n for n in top if n.endswith((".bin", ".pt")) and n not in ("training_args.bin", "optimizer.pt")]
-    return [*SMALL, *shards]
+    quantized = [name for name in top if name.endswith(ENDING)]
+    return [*SMALL, *(shards or quantized if len(quantized) == 1 else shards)]

@@ -6,6 +6,10 @@
     auto-round     auto_round:auto_gptq, or nothing      GPTQ, zero points stored minus one
     auto-round     auto_round, auto_round:gptqmodel      GPTQ, zero points as they are
     bitsandbytes                                         nf4, fp4, LLM.int8
+    awq            version gemm                          AWQ
+    compressed-tensors                                   int8, float8 and packed values, by the tensors
+    fp8                                                  float8 in blocks, or with one scale
+    torchao                                              int8, taken apart in safetensors
 
 All others are refused by name, and so are tensors that contradict the config. If the config says nothing, the names of
 the tensors decide.
@@ -13,14 +17,22 @@ the tensors decide.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from lightrm.checkpoints.bnb_files import EightBitSource, FourBitSource, bitsandbytes_source
+from lightrm.checkpoints.awq_files import AwqSource, read_awq_terms
+from lightrm.checkpoints.bnb_files import MAXIMA, STATE, EightBitSource, FourBitSource, bitsandbytes_source
+from lightrm.checkpoints.compressed_files import PACKED, SCALE, CompressedSource
+from lightrm.checkpoints.compressed_terms import read_compressed_terms
 from lightrm.checkpoints.config import Config, read_config, shown
-from lightrm.checkpoints.gptq_files import GptqSource, Terms, is_gptq
+from lightrm.checkpoints.fp8_files import SCALES, Fp8Source, read_fp8_terms
+from lightrm.checkpoints.gptq_files import MARK, GptqSource, Terms, is_gptq
 from lightrm.checkpoints.source import PackedSource, TensorSource
+from lightrm.checkpoints.torchao_files import MARK as TAKEN_APART
+from lightrm.checkpoints.torchao_files import TorchaoSource, said_of_torchao
 from lightrm.errors import TensorMismatchError, UnsupportedModelError
 
 GPTQ_VERSIONS = {"gptq": 1, "gptq_v2": 2}
@@ -28,7 +40,8 @@ AUTO_ROUND = ("auto-round", "intel/auto-round", "autoround")
 AUTO_ROUND_VERSIONS = {"auto_round:auto_gptq": 1, "auto_round": 2, "auto_round:gptqmodel": 2}
 BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # files of auto-gptq and AutoAWQ, older than it
 ELSEWHERE = {"quantization": "mlx", "compression_config": "compressed-tensors"}  # fields of other tools
-READS = "lightrm reads gptq, auto-round packed as gptq, and bitsandbytes"
+BITSANDBYTES_MARKS = (MAXIMA, STATE)
+READS = "lightrm reads gptq, auto-round packed as gptq, awq, compressed-tensors, fp8, torchao and bitsandbytes"
 CURE = "take the model's full-precision files, or those of a format that lightrm reads"
 
 
@@ -68,16 +81,37 @@ def read_settings(raw: dict[str, Any], path: Path, where: str, method: str) -> S
     return Settings(named.lower(), values, where)
 
 
-def check_method(settings: Settings) -> None:
-    """Raise UnsupportedModelError on a tool, or a format of it, that lightrm does not read."""
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How the tensors of a tool are read. marks: endings of names, one of which they must have. holds: the scheme that
+    keeps their values, None if they are only widened. read: of the files' own tensors."""
+
+    marks: tuple[str, ...]
+    holds: str | None
+    read: Callable[[TensorSource], PackedSource]
+
+
+def format_of(settings: Settings) -> Format:
+    """Return how a tool's tensors are read. Raises UnsupportedModelError on one that lightrm does not read."""
+    values, where = settings.raw, settings.where
     if settings.method == "bitsandbytes":
-        return
-    if not settings.packs_as_gptq:
-        raise UnsupportedModelError(
-            f"{settings.where} says that the weights are quantized by {settings.method!r}, stored in a way that is not "
-            f"supported; {READS}: {CURE}"
-        )
-    terms_of(settings)
+        holds = FourBitSource.holds if values.flag("load_in_4bit") else EightBitSource.holds
+        return Format(BITSANDBYTES_MARKS, holds, partial(checked_bitsandbytes, settings))
+    if settings.method == "awq":
+        return Format((MARK,), AwqSource.holds, partial(AwqSource, terms=read_awq_terms(values, where)))
+    if settings.method == "compressed-tensors":
+        terms = read_compressed_terms(values, where)
+        return Format((PACKED, SCALE), terms.holds, partial(CompressedSource, terms=terms))
+    if settings.method == "fp8":
+        return Format(SCALES, Fp8Source.holds, partial(Fp8Source, terms=read_fp8_terms(values, where)))
+    if settings.method == "torchao":
+        return Format((TAKEN_APART,), said_of_torchao(values), TorchaoSource)
+    if settings.packs_as_gptq:
+        return Format((MARK,), GptqSource.holds, partial(GptqSource, terms=terms_of(settings)))
+    raise UnsupportedModelError(
+        f"{where} says that the weights are quantized by {settings.method!r}, stored in a way that is not "
+        f"supported; {READS}: {CURE}"
+    )
 
 
 def terms_of(settings: Settings) -> Terms:
@@ -123,26 +157,29 @@ def seen_through(source: TensorSource, config: Config, folder: Path) -> TensorSo
     disagree.
     """
     settings = settings_of(config, folder)
-    if settings is not None:
-        check_method(settings)
+    if settings is None:
+        if is_gptq(source):
+            return GptqSource(source, Terms("no config", version=1))
+        return bitsandbytes_source(source) or source
+    form = format_of(settings)
+    if shows(source, form.marks):
+        return form.read(source)
     if is_gptq(source):
-        if settings is not None and not settings.packs_as_gptq:
-            raise differs(settings, "packed as GPTQ packs (qweight)")
-        return GptqSource(source, terms_of(settings) if settings is not None else Terms("no config", version=1))
-    packed = bitsandbytes_source(source)
-    if packed is not None:
-        if settings is not None and settings.method != "bitsandbytes":
-            raise differs(settings, f"bitsandbytes' {packed.holds}")
-        if settings is not None:
-            check_bitsandbytes(settings, packed)
-        return packed
-    if settings is not None:
-        raise differs(settings, "not packed: if they are full weights, take the field out of a copy of config.json")
-    return source
+        raise differs(settings, "packed as GPTQ packs (qweight)")
+    if (packed := bitsandbytes_source(source)) is not None:
+        raise differs(settings, f"bitsandbytes' {packed.holds}")
+    raise differs(settings, "not packed: if they are full weights, take the field out of a copy of config.json")
 
 
-def check_bitsandbytes(settings: Settings, packed: PackedSource) -> None:
+def shows(source: TensorSource, marks: tuple[str, ...]) -> bool:
+    """Whether a tensor's name has one of these marks."""
+    return any(mark in name for name in source.names for mark in marks)
+
+
+def checked_bitsandbytes(settings: Settings, source: TensorSource) -> PackedSource:
     """Raises TensorMismatchError."""
+    packed = bitsandbytes_source(source)
+    assert packed is not None
     values, four = settings.raw, isinstance(packed, FourBitSource)
     if values.has("load_in_4bit") and values.flag("load_in_4bit") != four:
         raise differs(settings, f"{packed.holds} weights")
@@ -150,6 +187,7 @@ def check_bitsandbytes(settings: Settings, packed: PackedSource) -> None:
     found = set(packed.kinds.values()) if isinstance(packed, FourBitSource) else set()
     if kind is not None and found - {kind}:
         raise differs(settings, f"of kind {', '.join(sorted(found))}")
+    return packed
 
 
 def differs(settings: Settings, found: str) -> TensorMismatchError:
@@ -164,9 +202,4 @@ def said_to_hold(config: Config, folder: Path) -> str | None:
     Raises UnsupportedModelError on a format that lightrm does not read.
     """
     settings = settings_of(config, folder)
-    if settings is None:
-        return None
-    check_method(settings)
-    if settings.method == "bitsandbytes":
-        return FourBitSource.holds if settings.raw.flag("load_in_4bit") else EightBitSource.holds
-    return GptqSource.holds
+    return None if settings is None else format_of(settings).holds

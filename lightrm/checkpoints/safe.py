@@ -33,12 +33,12 @@ DTYPES = {
 
 
 class SafeFile:
-    """tensors: the header's entry of each tensor, by name."""
+    """tensors: the header's entry of each tensor, by name. notes: the header's metadata."""
 
     def __init__(self, path: Path) -> None:
         """Raises CorruptFileError."""
         self.watched = opened(path)
-        self.start, self.tensors = read_header(self.watched)
+        self.start, self.tensors, self.notes = read_header(self.watched)
         self.mapping: Any = None
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -103,8 +103,8 @@ def opened(path: Path) -> Watched:
     return watched
 
 
-def read_header(watched: Watched) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Return where the tensors' bytes start, and the entry of each tensor. Raises CorruptFileError."""
+def read_header(watched: Watched) -> tuple[int, dict[str, dict[str, Any]], dict[str, Any]]:
+    """Return where the tensors' bytes start, the entry of each tensor, and the metadata. Raises CorruptFileError."""
 
     def bad(why: str) -> CorruptFileError:
         return CorruptFileError(
@@ -135,7 +135,7 @@ def read_header(watched: Watched) -> tuple[int, dict[str, dict[str, Any]]]:
             raise bad(f"tensor {name[:200]!r} does not begin at byte {end}, where the one before it ends")
     if start + ends[-1] != watched.size:
         raise bad(f"its tensors end at byte {start + ends[-1]}")
-    return start, entries
+    return start, entries, notes
 
 
 def fault(entry: Any) -> str | None:

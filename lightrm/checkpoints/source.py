@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
+from lightrm.checkpoints.gguf_file import GgufFile
 from lightrm.checkpoints.pickles import PickleFile
 from lightrm.checkpoints.safe import SafeFile
 from lightrm.errors import CheckpointError, CorruptFileError, TensorMismatchError
@@ -25,13 +27,24 @@ PICKLES = (".bin", ".pt", ".pth")
 WIDENED_AT_ONCE = 256  # rows
 
 
+class Quantized(Protocol):
+    """Quantized values of a weight that know how they are dequantized."""
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+    @property
+    def dtype(self) -> torch.dtype: ...
+    def rows(self, start: int, end: int) -> torch.Tensor:
+        """Return output channels start .. end dequantized, (end - start, I), in `dtype`."""
+
+
 class TensorSource:
     """The tensors of some files. names: of each tensor -> its file."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         """Raises CorruptFileError, UnsafePickleError, or TensorMismatchError if two files hold a tensor."""
         self.names: dict[str, Path] = {}
-        self.opened: dict[Path, SafeFile | PickleFile] = {}
+        self.opened: dict[Path, SafeFile | PickleFile | GgufFile] = {}
         for path in files:
             self.opened[path] = PickleFile(path) if path.suffix in PICKLES else SafeFile(path)
             for name in self.opened[path].tensors:
@@ -64,10 +77,10 @@ class TensorSource:
 class PackedSource(TensorSource):
     """Another source read through a quantized format: each packed layer X of `stored` appears as one `X.weight`.
 
-    holds: the scheme that keeps the file's own values.
+    holds: the scheme that keeps the file's own values; None if there is none, and they are only widened.
     """
 
-    holds: str
+    holds: str | None
 
     def __init__(self, stored: TensorSource) -> None:
         self.stored = stored
@@ -75,8 +88,12 @@ class PackedSource(TensorSource):
         self.names = dict(stored.names)
 
     def packed(self, name: str) -> Grouped | Blockwise | Rowwise | None:
-        """Return the quantized values of a weight; None for any other tensor."""
+        """Return the quantized values of a weight in a form that kernels run; None for any other tensor."""
         raise NotImplementedError
+
+    def quantized(self, name: str) -> Quantized | None:
+        """Return the quantized values of a weight in a form that can be widened; None for any other tensor."""
+        return self.packed(name)
 
     def packed_shape(self, name: str) -> tuple[int, int] | None:
         raise NotImplementedError
@@ -84,7 +101,7 @@ class PackedSource(TensorSource):
     def read(self, name: str) -> torch.Tensor:
         """Return a packed weight dequantized to (O, I), in the dtype that its format gives it; any other tensor as it
         is."""
-        part = self.packed(name)
+        part = self.quantized(name)
         if part is None:
             return self.stored.read(name)
         widened = torch.empty(part.shape, dtype=part.dtype)

@@ -31,6 +31,7 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
     import torch
 
     from lightrm.checkpoints.detect import listed
+    from lightrm.checkpoints.source import PackedSource
     from lightrm.display.sizes import size_text
     from lightrm.engine.memory import schemes_of, weight_bytes
     from lightrm.errors import LightRMError
@@ -43,6 +44,8 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
         yield "quantized", f"{source.manifest.scheme}, by lightrm; {size_text(source.manifest.bytes)}"
     elif checkpoint.holds is not None:
         yield "quantized", f"its own values run under {checkpoint.holds}"
+    elif any(isinstance(one, PackedSource) for one in checkpoint.sources):
+        yield "quantized", "by another tool; widened while loading, then rounded as the scheme asks"
     try:
         text = text_side(checkpoint, a, options)
         tokens, template, missing = text.tokens, text.template, text.missing
@@ -85,8 +88,9 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
 def plan(path: str, memory: str | None, token_budget: int | None, options: LoadOptions) -> None:
     """Show how each scheme would run the model at PATH, and which one 'auto' chooses. Needs no weights."""
     from lightrm.checkpoints.config import read_config
-    from lightrm.checkpoints.detect import check_promises, said_to_store
+    from lightrm.checkpoints.detect import check_promises, open_gguf, said_to_store
     from lightrm.checkpoints.families import read_architecture
+    from lightrm.checkpoints.gguf_file import gguf_in
     from lightrm.checkpoints.hub import resolve_config
     from lightrm.checkpoints.quantized import said_to_hold
     from lightrm.display.sizes import parse_size, size_text
@@ -98,7 +102,8 @@ def plan(path: str, memory: str | None, token_budget: int | None, options: LoadO
 
     place = choose_device(options.device)
     folder = resolve_config(path, options.revision)
-    config = read_config(folder)
+    alone = None if (file := gguf_in(folder)) is None else open_gguf(file)
+    config = read_config(folder) if alone is None else alone.config
     a = read_architecture(config)
     check_promises(config)
     manifest = quantized_folder.read_manifest(folder) if quantized_folder.is_native(folder) else None
@@ -122,6 +127,8 @@ def plan(path: str, memory: str | None, token_budget: int | None, options: LoadO
         chosen = quantized_folder.chosen_scheme(manifest, "auto", place)
     else:
         holds, stored = said_to_hold(config, folder), said_to_store(config)
+        if alone is not None:
+            holds, stored = alone.holds, alone.stored
         chosen = choose_scheme("auto", place, a, room, token_budget, holds, stored)
     click.echo(f"auto takes {chosen}: {chosen.reason}")
 

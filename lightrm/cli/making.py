@@ -15,7 +15,11 @@ from lightrm.loading.options import LoadOptions
 @click.command()
 @click.argument("source")
 @click.argument("destination", type=click.Path(path_type=Path))
-@click.option("--scheme", default=None, help="w8a8, w4a8 (default), w4a16 (default for gptq); -g64 or -g32 after w4.")
+@click.option(
+    "--scheme",
+    default=None,
+    help="w8a8, w4a8 (default), w4a16 (default for gptq), w8a16 (gptq); -g64 or -g32 after w4.",
+)
 @click.option("--format", "form", type=click.Choice(["lightrm", "gptq"]), default="lightrm", show_default=True)
 @calibrate
 @calibration_tokens

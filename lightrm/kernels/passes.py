@@ -44,7 +44,9 @@ def norm(
             check(x_TD.shape[-1:] == weight_D.shape, "norm", x=x_TD, weight=weight_D)
         normed_TD = dispatch.passes(x_TD.device).rms_norm(x_TD, weight_D, eps)
         return Rows(normed_TD if block == 1 else hadamard(normed_TD, block).to(normed_TD.dtype))
-    assert weight_D is None, "layers that read int8 have the norm's weight folded in"
+    if weight_D is not None:  # not folded into a layer whose int8 weights another program rounded
+        assert shift_D is None, "rows are shifted where the norm's weight is folded"
+        return quantize(norm(residual, weight_D, eps).values_TI)
     x_TD = residual.x_TD
     check(x_TD.ndim == 2 and x_TD.dtype == torch.float32, "norm", x=x_TD)
     if shift_D is not None:

@@ -4,8 +4,8 @@
     config.json            the source's, with a quantization_config; the same settings in quantize_config.json
     head and text files    as they were
 
-4 bits, symmetric, one group size for all, no activation order: what the kernels of all these tools run. Weights are not
-rotated, since other programs know no rotation. lightrm reads the folder back under `w4a16`.
+4 or 8 bits, symmetric, one group size for all, no activation order: what the kernels of all these tools run. Weights
+are not rotated, since other programs know no rotation. lightrm reads the folder back under `w4a16`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -42,6 +43,7 @@ from lightrm.schemes import grouped
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.text.conversation import Prompt
 
+FOUR, EIGHT = "w4a16", "w8a16"  # eight bits are a form of these files, and no scheme that lightrm rounds to
 WIDTHS = 32  # auto-gptq's layers take widths that are multiples of it
 
 
@@ -59,14 +61,20 @@ def export_gptq(
 ) -> LoadReport:
     """Quantize a checkpoint and write it as GPTQ files; arguments as for `lightrm.load`.
 
-    Raises CheckpointError if the destination exists or the source is quantized, SchemeError for another scheme than
-    w4a16 or for widths that the format does not support.
+    scheme: "w4a16", or "w8a16" for values of 8 bits, with an optional -gN.
+
+    Raises CheckpointError if the destination exists or the source is quantized, SchemeError for another scheme or for
+    widths that the format does not support.
     """
     check_free(destination)
     place = choose_device(device)
-    wanted = parse_scheme(scheme, place)
-    if wanted.kind != "w4a16":
-        raise SchemeError(f"GPTQ files hold 4-bit weights for 16-bit activations: ask for w4a16[-gN], not {wanted}")
+    bits = 8 if scheme.startswith(EIGHT) else 4
+    wanted = replace(parse_scheme(scheme.replace(EIGHT, FOUR, 1), place), name=scheme)
+    if wanted.kind not in (EIGHT, FOUR):
+        raise SchemeError(
+            f"GPTQ files hold 4- or 8-bit weights for 16-bit activations: ask for {FOUR}[-gN] or {EIGHT}[-gN], not "
+            f"{wanted}"
+        )
     folder = resolve(path_or_id, revision)
     if is_native(folder):
         raise CheckpointError(f"{folder} is quantized already: export its source")
@@ -81,8 +89,8 @@ def export_gptq(
     text = text_side(checkpoint, real_architecture(checkpoint), LoadOptions(template=template))
     ids = [] if calibration is None else text.first_texts(calibration, calibration_tokens)
     with item_progress(checkpoint.architecture.layers, "layers rounded", progress) as advance:
-        loaded = GptqLoader(checkpoint, Placement(wanted, place), ids, group).load(advance=advance)
-    write(destination, checkpoint, loaded.decoder, group)
+        loaded = GptqLoader(checkpoint, Placement(wanted, place), ids, group, bits).load(advance=advance)
+    write(destination, checkpoint, loaded.decoder, group, bits)
     return loaded.report
 
 
@@ -106,26 +114,26 @@ class GptqLoader(CompensatingLoader):
     corrects = False
 
     def __init__(
-        self, checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]], group: int
+        self, checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]], group: int, bits: int
     ) -> None:
         super().__init__(checkpoint, placement, calibration)
-        self.folding, self.group = None, group
+        self.folding, self.group, self.bits = None, group, bits
 
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
         return super().layers(embedding_VD) if self.packs else Loader.layers(self, embedding_VD)
 
     def packer(self, outputs: int, inputs: int) -> Packer | WholePacker:
-        return WholePacker(partial(grouped.quantize, group=self.group), self.device)
+        return WholePacker(partial(grouped.quantize, group=self.group, bits=self.bits), self.device)
 
     def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
-        made = compensated_grouped(weight_OI, moment_II, self.group)
+        made = compensated_grouped(weight_OI, moment_II, self.group, self.bits)
         return Parts((made,)), made.rows(0, made.shape[0]).float()
 
 
-def write(folder: Path, checkpoint: Checkpoint, decoder: Decoder, group: int) -> None:
+def write(folder: Path, checkpoint: Checkpoint, decoder: Decoder, group: int, bits: int) -> None:
     """Write a model whose layers are in GPTQ's format. The layers are dropped one by one."""
     settings = {
-        "bits": 4,
+        "bits": bits,
         "group_size": group,
         "damp_percent": 0.01,
         "desc_act": False,
@@ -174,11 +182,8 @@ def packed_tensors(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[s
 
 def layer_tensors(stem: str, weight: grouped.Grouped) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield one layer in the format of `checkpoints.gptq_files`; version 1 stores zero points minus one."""
-    words = torch.full(
-        (len(weight.zero_GO), weight.shape[0] // 8), 0x11111111 * (grouped.MIDDLE - 1), dtype=torch.int32
-    )
     yield f"{stem}.qweight", weight.packed.cpu().contiguous()
-    yield f"{stem}.qzeros", words
+    yield f"{stem}.qzeros", grouped.pack_words(weight.zero_GO.cpu() - 1, weight.bits)
     yield f"{stem}.scales", weight.scale_GO.cpu().contiguous()
     yield f"{stem}.g_idx", weight.group_I.to("cpu", torch.int32)
 

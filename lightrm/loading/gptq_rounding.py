@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -75,9 +76,10 @@ def compensated_int8(weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[
     return q_OI, scale_O
 
 
-def compensated_grouped(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int) -> grouped.Grouped:
+def compensated_grouped(weight_OI: torch.Tensor, moment_II: torch.Tensor, group: int, bits: int = 4) -> grouped.Grouped:
     """Round to symmetric GPTQ values, with a float16 step for each group."""
-    return grouped.pack(*compensated(weight_OI, moment_II, group, grouped.best_step))
+    step = partial(grouped.best_step, bits=bits)
+    return grouped.pack(*compensated(weight_OI, moment_II, group, step, grouped.bounds(bits)), bits)
 
 
 def inverse_factor(moment_II: torch.Tensor) -> torch.Tensor:

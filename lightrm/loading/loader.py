@@ -115,9 +115,9 @@ class Loader:
         return tensor.to(self.device, torch.float32, copy=True)
 
     def embedding(self) -> torch.Tensor:
-        """Return the table in the compute dtype; if it is rotated, in float16, since a lookup does no arithmetic."""
+        """Return the table in the compute dtype; under int8 in float16, since a lookup does no arithmetic."""
         table_VD = self.read("embedding.weight")
-        dtype = torch.float16 if self.folding else self.scheme.dtype
+        dtype = torch.float16 if self.folding or self.scheme.integer else self.scheme.dtype
         placed = torch.empty(table_VD.shape, dtype=dtype, device=self.device)
         signal = noise = 0.0
         rows = max(1, CHECKED_AT_ONCE // table_VD.shape[1])
@@ -184,7 +184,9 @@ class Loader:
         return self.linear_of(name, packer.weight(), self.bias(prefix, name))
 
     def packer(self, outputs: int, inputs: int) -> Packer | WholePacker:
-        scheme = replace(self.scheme, weights="float") if self.keeps_file else self.scheme
+        # A layer that the file does not pack stays float, unless its rows are int8.
+        whole = self.keeps_file and not self.scheme.integer
+        scheme = replace(self.scheme, weights="float") if whole else self.scheme
         return packer_for(scheme, outputs, inputs, self.device, self.measures)
 
     def file_weight(self, prefix: str, name: str) -> Held | None:

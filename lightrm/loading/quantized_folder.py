@@ -79,8 +79,9 @@ def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | 
     decoder, head, report = loaded
     if not report.scheme.folds:
         raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
-    if any(isinstance(getattr(decoder.layers[0], name).weight, Parts) for name in LINEARS):
-        raise SchemeError("these are the file's own values, quantized already: use that folder, or ask for w8a8")
+    kept = any(isinstance(getattr(decoder.layers[0], name).weight, Parts) for name in LINEARS)
+    if kept or report.scheme.kind == checkpoint.holds:
+        raise SchemeError("these are the file's own values, quantized already: use that folder, or another scheme")
     with whole_folder(folder) as draft:
         tensors = dict(tensors_of(decoder, head))
         write_safetensors(draft / WEIGHTS, tensors)

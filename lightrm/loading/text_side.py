@@ -105,13 +105,14 @@ def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
     Raises InputError for max_length; TokenizerError or TemplateError only where a template was asked for by name.
     """
     check_length(options.max_length, a)
-    template, folder = options.template, checkpoint.tokenizer_folder()
+    template, folder = options.template, checkpoint.base_folder
 
     def side(tokens: Tokens | None, form: AnyTemplate | None, missing: str) -> TextSide:
         longest = length_limit(options.max_length, form, tokens, a)
         return TextSide(tokens, form, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary)
 
     try:
+        folder = checkpoint.tokenizer_folder()
         tokens = read_tokens(
             folder,
             parse_specials=options.parse_specials,
@@ -121,7 +122,7 @@ def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
     except TokenizerError as error:
         if template is not None:
             raise
-        if has_tokenizer(folder):
+        if has_tokenizer(folder) or checkpoint.inner is not None:
             warnings.warn(f"only token ids can be scored: {error}", TokenizerWarning, stacklevel=4)
         return side(None, None, str(error))
     name = template or checkpoint.template

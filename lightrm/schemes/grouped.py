@@ -2,11 +2,11 @@
 
     weight[o, i] = scale[g(i), o] * (q[i, o] - zero[g(i), o])      rounded to the dtype of the scales
 
-q and the zero points are unsigned integers of 4 or 8 bits, packed into int32 words with the lowest bits first: q along
-I, zero points along O. g(i) is i / group size, or any assignment if the file uses activation order.
+q and the zero points are unsigned integers of 2, 4 or 8 bits, packed into int32 words with the lowest bits first: q
+along I, zero points along O. g(i) is i / group size, or any assignment if the file uses activation order.
 
-lightrm reads all of these. It writes one of them, which every tool and kernel supports: 4 bits, symmetric (zero point
-8, values -8 .. 7), float16 scales, groups in order.
+lightrm reads all of these. It writes those that every tool and kernel supports: 4 or 8 bits, symmetric (zero point 8,
+values -8 .. 7, or 128 and -128 .. 127), float16 scales, groups in order.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lightrm.schemes.int4 import HIGH, LOW, ROWS
+from lightrm.schemes.int4 import ROWS
 
 WORD = 32
-MIDDLE = 8  # the zero point of a symmetric 4-bit grid
 SHRUNK = (1.0, 0.95, 0.9, 0.85, 0.8)  # of the step that clips nothing
 LEAST = 2.0**-14  # the smallest normal float16
 
@@ -62,47 +61,50 @@ class Grouped:
         return exact_OI.to(self.scale_GO.dtype)
 
 
-def best_step(weight_NK: torch.Tensor) -> torch.Tensor:
+def bounds(bits: int) -> tuple[int, int]:
+    """Return the lowest and the highest value of a symmetric grid."""
+    return -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
+
+
+def best_step(weight_NK: torch.Tensor, bits: int = 4) -> torch.Tensor:
     """Return the step of each of N groups of K inputs, float16 (N,).
 
     Tries the step that clips nothing and some slightly smaller ones, and takes the one with the least squared error.
     """
-    weight_NK = weight_NK.float()
-    reach = torch.maximum(weight_NK.amax(1) / HIGH, weight_NK.amin(1) / LOW)
+    weight_NK, (low, high) = weight_NK.float(), bounds(bits)
+    reach = torch.maximum(weight_NK.amax(1) / high, weight_NK.amin(1) / low)
     least = torch.full_like(reach, float("inf"))
     chosen = torch.ones_like(reach, dtype=torch.float16)
     for share in SHRUNK:
         step = (reach * share).clamp(min=LEAST).half()
         exact = step.float()[:, None]
-        error = (weight_NK / exact).round_().clamp_(LOW, HIGH).mul_(exact).sub_(weight_NK).square_().sum(1)
+        error = (weight_NK / exact).round_().clamp_(low, high).mul_(exact).sub_(weight_NK).square_().sum(1)
         better = error < least
         least, chosen = torch.where(better, error, least), torch.where(better, step, chosen)
     return chosen
 
 
-def quantize(weight_OI: torch.Tensor, group: int) -> Grouped:
-    """Round a weight to the nearest values in 4 bits, symmetric. group must divide I."""
-    return joined([quantize_rows(rows, group) for rows in weight_OI.split(ROWS)])
+def quantize(weight_OI: torch.Tensor, group: int, bits: int = 4) -> Grouped:
+    """Round a weight to the nearest values in 4 or 8 bits, symmetric. group must divide I."""
+    return joined([quantize_rows(rows, group, bits) for rows in weight_OI.split(ROWS)])
 
 
-def quantize_rows(weight_OI: torch.Tensor, group: int) -> Grouped:
+def quantize_rows(weight_OI: torch.Tensor, group: int, bits: int) -> Grouped:
     outputs, inputs = weight_OI.shape
     weight_NK = weight_OI.float().reshape(-1, group)
-    step = best_step(weight_NK)
-    q = (weight_NK / step.float()[:, None]).round_().clamp_(LOW, HIGH).to(torch.int8)
-    return pack(q.view(outputs, inputs), step.view(outputs, -1))
+    step = best_step(weight_NK, bits)
+    q = (weight_NK / step.float()[:, None]).round_().clamp_(*bounds(bits)).to(torch.int8)
+    return pack(q.view(outputs, inputs), step.view(outputs, -1), bits)
 
 
-def pack(q_OI: torch.Tensor, step_OG: torch.Tensor) -> Grouped:
-    """Pack values in -8 .. 7, int8 (O, I), with float16 steps (O, G). Groups are in order; I is a multiple of 8."""
-    (outputs, inputs), groups = q_OI.shape, step_OG.shape[1]
-    unsigned = (q_OI + MIDDLE).to(torch.int32).view(outputs, -1, WORD // 4)
-    packed = torch.zeros(unsigned.shape[:2], dtype=torch.int32, device=q_OI.device)
-    for k in range(WORD // 4):
-        packed |= unsigned[:, :, k] << 4 * k
-    zero_GO = torch.full((groups, outputs), MIDDLE, dtype=torch.int16, device=q_OI.device)
+def pack(q_OI: torch.Tensor, step_OG: torch.Tensor, bits: int = 4) -> Grouped:
+    """Pack values within `bounds`, int8 (O, I), with float16 steps (O, G). Groups are in order; I is a multiple of
+    8."""
+    (outputs, inputs), groups, middle = q_OI.shape, step_OG.shape[1], 2 ** (bits - 1)
+    packed = pack_words(q_OI.short() + middle, bits)
+    zero_GO = torch.full((groups, outputs), middle, dtype=torch.int16, device=q_OI.device)
     group_I = torch.arange(inputs, device=q_OI.device) // (inputs // groups)
-    return Grouped(packed.T.contiguous(), zero_GO, step_OG.half().T.contiguous(), group_I, 4)
+    return Grouped(packed.T.contiguous(), zero_GO, step_OG.half().T.contiguous(), group_I, bits)
 
 
 def joined(parts: list[Grouped]) -> Grouped:
@@ -119,6 +121,25 @@ def columns(weight: Grouped, start: int, end: int) -> Grouped:
     """Return output channels start .. end, still packed."""
     packed, zero_GO, scale_GO = (t[:, start:end] for t in (weight.packed, weight.zero_GO, weight.scale_GO))
     return Grouped(packed, zero_GO, scale_GO, weight.group_I, weight.bits)
+
+
+def pack_words(values: torch.Tensor, bits: int) -> torch.Tensor:
+    """Pack unsigned values (N, C) into int32 words (N, C * bits / 32), lowest bits first. A word must be full."""
+    unsigned = values.view(len(values), -1, WORD // bits)
+    words = torch.zeros(unsigned.shape[:2], dtype=torch.int32, device=values.device)
+    for k in range(WORD // bits):
+        words |= unsigned[:, :, k].to(torch.int32) << bits * k
+    return words
+
+
+def unpack_dense(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """As `unpack` for bits that do not divide a word, so that values lie across two: 32 of them in `bits` words."""
+    runs = words.to(torch.int32).view(len(words), -1, bits).long() & (2**WORD - 1)
+    starts = torch.arange(WORD, device=words.device) * bits
+    pairs = torch.cat([runs, torch.zeros_like(runs[:, :, :1])], 2)
+    low, high = pairs[:, :, starts // WORD], pairs[:, :, starts // WORD + 1]
+    values: torch.Tensor = (low | high << WORD) >> starts % WORD & (2**bits - 1)
+    return values.to(torch.int32).flatten(1)
 
 
 def unpack(words: torch.Tensor, bits: int) -> torch.Tensor:
