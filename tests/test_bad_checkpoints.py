@@ -147,8 +147,8 @@ def test_nan_in_weights_names_the_tensor(tmp_path: Path) -> None:
     [
         ({"model_type": "gpt_neox"}, errors.UnsupportedModelError, "'gpt_neox'.*lightrm runs llama"),
         ({"hidden_act": "gelu"}, errors.UnsupportedModelError, "hidden_act 'gelu'"),
-        ({"mlp_bias": True}, errors.UnsupportedModelError, "mlp_bias"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, errors.UnsupportedModelError, "'yarn'"),
+        ({"mlp_bias": True}, errors.TensorMismatchError, "down.bias"),
+        ({"rope_scaling": {"type": "ntk", "factor": 2.0}}, errors.UnsupportedModelError, "'ntk'"),
         ({"hidden_size": None}, errors.ConfigError, "'hidden_size' must be a positive whole number, found None"),
         ({"num_hidden_layers": "two"}, errors.ConfigError, "'num_hidden_layers'"),
         ({"rms_norm_eps": "small"}, errors.ConfigError, "'rms_norm_eps' must be a number"),

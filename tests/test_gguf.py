@@ -232,7 +232,7 @@ def test_a_head_whose_axis_llama_cpp_dropped(tmp_path: Path) -> None:
         ({"final_logit_softcapping": 30.0}, errors.UnsupportedModelError, "softcapping"),
         ({"pooling_type": 1}, errors.UnsupportedModelError, "pooling_type 1 does not read the last token"),
         ({"rope.dimension_count": 32}, errors.UnsupportedModelError, "rope.dimension_count is 32"),
-        ({"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0}, errors.UnsupportedModelError, "'yarn'"),
+        ({"rope.scaling.type": "ntk", "rope.scaling.factor": 2.0}, errors.UnsupportedModelError, "'ntk'"),
         ({"embedding_length": None}, errors.ConfigError, "llama.embedding_length is missing"),
         ({"block_count": 3}, errors.TensorMismatchError, "num_hidden_layers is 3, the weights hold 2"),
         ({"attention.head_count_kv": [2, 1]}, errors.UnsupportedModelError, "differs from layer to layer"),
