@@ -83,9 +83,20 @@ def test_steps_of_a_dialogue_are_one_path() -> None:
 
 
 def test_many_nested_sequences() -> None:
-    """Deeper than Python's stack, each one token longer than the last."""
+    """Each one token longer than the last: all are read inside the longest."""
     sequences = [[5] * length for length in range(1, 1500)]
-    assert len(pack(sequences)) < 1500 * LEAST_SHARED
+    batch = pack(sequences)
+    assert len(batch) == 1499
+    assert batch.last_S.tolist() == list(range(1499))
+
+
+def test_short_steps_of_several_answers_are_computed_once() -> None:
+    """Steps shorter than what is worth a segment: each answer costs its own tokens, however many steps are read."""
+    answers = [[*range(100, 160), *(k for k in (1 + answer, 7, 9) for _ in range(10))] for answer in range(3)]
+    sequences = [ids[:end] for ids in answers for end in range(63, 91, 3)]
+    batch = pack(sequences)
+    assert len(batch) == 60 + 3 * 30
+    assert sum(segment.parent == ROOT for segment in batch.segments) == 1
 
 
 @pytest.mark.parametrize("lengths", [(1,), (5, 1, 3), (63, 65), (127, 128, 129), (1, 260, 2)])
