@@ -104,8 +104,8 @@ def tokens_at(batch: PackedBatch, ends: Sequence[tuple[int, int]]) -> list[int]:
     starts = [segment.start for segment in batch.segments]
     positions = batch.position_ids_T.tolist()
     found = []
-    for token, length in ends:
-        segment = batch.segments[bisect_right(starts, token) - 1]
+    for last, length in ends:
+        token, segment = last, batch.segments[bisect_right(starts, last) - 1]
         while length <= positions[segment.start]:
             segment = batch.segments[segment.parent]
             token = segment.end - 1

@@ -93,7 +93,7 @@ def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | 
             "scheme": report.scheme.name,
             "layout": checkpoint.layout.name,
             "template": template,
-            "head": {"mean": head.post.mean, "std": head.post.std, "negate": head.post.negate},
+            "head": asdict(head.post),
             "sqnr_db": report.sqnr_db,
             "bytes": (draft / WEIGHTS).stat().st_size,
             "header": tensor_sum(SafeFile(draft / WEIGHTS).header()),
@@ -129,6 +129,14 @@ def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.T
         yield f"head.{k}.weight", weight
         if bias is not None:
             yield f"head.{k}.bias", bias
+    if (gate := head.gate) is not None:
+        for k, (weight, bias) in enumerate(zip(gate.weights, gate.biases, strict=True)):
+            yield f"gate.{k}.weight", weight
+            if bias is not None:
+                yield f"gate.{k}.bias", bias
+        yield "gate.factor", gate.factor
+        if gate.transform_KK is not None:
+            yield "gate.transform", gate.transform_KK
 
 
 def parts_of(weight: Held) -> dict[str, torch.Tensor]:
@@ -143,13 +151,15 @@ def read_manifest(folder: Path) -> Manifest:
     raw = raw_manifest(folder)
     path = folder / MANIFEST
     try:
-        post = PostStep(raw["head"]["mean"], raw["head"]["std"], raw["head"]["negate"])
-        if not math.isfinite(post.mean) or not post.std > 0 or not isinstance(post.negate, bool):
+        kept = {"probability": False} | raw["head"]  # folders of older versions hold no probabilities
+        post = PostStep(kept["mean"], kept["std"], kept["negate"], kept["probability"])
+        flags = isinstance(post.negate, bool) and isinstance(post.probability, bool)
+        if not math.isfinite(post.mean) or not post.std > 0 or not flags:
             raise ValueError(f"the head's last step is {raw['head']}")
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
         note = None
-        if (kept := raw.get("fidelity")) is not None:
-            note = FidelityNote.read(kept)
+        if (measured := raw.get("fidelity")) is not None:
+            note = FidelityNote.read(measured)
         return Manifest(
             folder, str(raw["scheme"]), str(raw["layout"]), raw["template"], post, dict(raw["sums"]), sqnr,
             int(raw["bytes"]), note, str(raw["header"]), dict(raw["files"]),
