@@ -130,7 +130,7 @@ def open_model(
     left = options if given is None else replace(options, memory=given - report.bytes)
     exact = reference_of(path_or_id, reference, source, left)
     engine = Engine(decoder, chosen(head, options.label, options.weights), scheme, residence)
-    return RewardModel(source.checkpoint, engine, report, text, exact, head, options.reduce)
+    return RewardModel(source.checkpoint, engine, report, text, exact, head)
 
 
 def calibration_ids(calibration: CalibrationIds, text: TextSide, residence: Residence) -> list[list[int]]:

@@ -69,13 +69,12 @@ class RewardModel:
         text: TextSide,
         reference: OpensReference | None = None,
         head: ValueHead | None = None,
-        reduce: str | None = None,
     ) -> None:
         """reference: opens the same model in another scheme, for exact rankings. head: with all attributes, where the
-        engine's gives one score of them. reduce: how one score is made of the scores of steps."""
+        engine's gives one score of them."""
         self.checkpoint, self.engine, self.report, self.text = checkpoint, engine, report, text
-        self.head = engine.head if head is None else head
-        self.steps = None if text.steps is None else StepScorer(text.steps, engine, reduce)
+        self._head = engine.head if head is None else head
+        self._steps = None if text.steps is None else StepScorer(text.steps, engine)
         self._reference = Reference(reference)
 
     def __reduce_ex__(self, protocol: object) -> str:
@@ -121,12 +120,12 @@ class RewardModel:
         or `weights`, when it is loaded.
         """
         asked = [(turns_of(prompt), responses_of(responses))]
-        return self.steps.reduced(asked, False) if self.steps else self._scores(self._ids(asked), progress=False)
+        return self._steps.reduced(asked, False) if self._steps else self._scores(self._ids(asked), progress=False)
 
     def score_batch(self, prompts: Iterable[Prompt], responses: Responses, *, progress: bool = False) -> np.ndarray:
         """Score one response to each of n prompts; float32 (n,), in input order. Errors as in `score`."""
         asked = paired(prompts, responses)
-        return self.steps.reduced(asked, progress) if self.steps else self._scores(self._ids(asked), progress)
+        return self._steps.reduced(asked, progress) if self._steps else self._scores(self._ids(asked), progress)
 
     def score_steps(
         self, prompt: Prompt, steps: Iterable[str] | Iterable[Iterable[str]]
@@ -154,7 +153,7 @@ class RewardModel:
     @property
     def attributes(self) -> tuple[str, ...]:
         """The names of a model's attributes, in order; empty for a model with one output."""
-        return self.head.names
+        return self._head.names
 
     def score_attributes(self, prompt: Prompt, responses: Responses) -> np.ndarray:
         """Return every attribute of n responses to one prompt, float32 (n, k), in the order of `attributes`. Raises
@@ -162,7 +161,7 @@ class RewardModel:
         if not self.attributes:
             raise InputError("this model has a single output, and no attributes: use score")
         read = self.text.read(self._ids([(turns_of(prompt), responses_of(responses))]))
-        return self.engine.all_scores(read, head=self.head.attributes())
+        return self.engine.all_scores(read, head=self._head.attributes())
 
     def score_ids(self, sequences: Sequence[Sequence[int]], *, progress: bool = False) -> np.ndarray:
         """Score n sequences of token ids as they are: no template, no BOS, nothing cut; float32 (n,).
@@ -221,13 +220,13 @@ class RewardModel:
         texts = [responses_of(some) for some in items(responses, FOR_EACH)]
         if len(asked) != len(texts):
             raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
-        if exact and self.steps:
+        if exact and self._steps:
             raise InputError("exact rankings are for models with one score; this one scores steps")
         known = bound_for(bound, confidence, self.report.fidelity, self.report.scheme.name) if exact else None
         every = list(zip(asked, texts, strict=True))
-        ids = [] if self.steps else self.text.read(self._ids(every))
+        ids = [] if self._steps else self.text.read(self._ids(every))
         starts = np.cumsum([0, *map(len, texts)])
-        scores = self.steps.reduced(every, progress) if self.steps else self._scores(ids, progress)
+        scores = self._steps.reduced(every, progress) if self._steps else self._scores(ids, progress)
         quick = [scores[start:end] for start, end in pairwise(starts)]
         if known is None:
             return Rankings(plain_ranking(*one) for one in zip(quick, texts, strict=True))
@@ -261,7 +260,7 @@ class RewardModel:
         Raises CheckpointError if the folder exists, SchemeError unless the scheme is w8a8, w4a8 or w4a16.
         """
         template = self.template.name if self.template is not None else None
-        loaded = Loaded(self.engine.decoder, self.head, self.report)
+        loaded = Loaded(self.engine.decoder, self._head, self.report)
         quantized_folder.write(Path(folder), self.checkpoint, loaded, template)
 
     def _ids(self, asked: Asked) -> list[list[int]]:
@@ -298,10 +297,10 @@ class RewardModel:
 
     def _process(self) -> StepScorer:
         """Raises InputError unless this is a process reward model that can read text."""
-        if self.steps is None:
+        if self._steps is None:
             other = "this is no process reward model: it scores whole answers, by score"
             raise InputError(self.text.missing if self.checkpoint.layout.steps else other)
-        return self.steps
+        return self._steps
 
     def _exact(self) -> RewardModel:
         """Return the same model in the precision that its fidelity was measured against."""

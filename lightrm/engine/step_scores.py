@@ -35,10 +35,10 @@ REDUCERS: dict[str, Callable[[np.ndarray], float]] = {
 
 
 class StepScorer:
-    """The process side of a model. reduce: how one score is made of the steps' scores, None if nobody said."""
+    """The process side of a model."""
 
-    def __init__(self, texts: StepTexts, engine: Engine, reduce: str | None) -> None:
-        self.texts, self.engine, self.reduce = texts, engine, reduce
+    def __init__(self, texts: StepTexts, engine: Engine) -> None:
+        self.texts, self.engine = texts, engine
 
     def score(self, asked: Sequence[tuple[list[Turn], list[str]]], progress: bool) -> list[np.ndarray]:
         """Return the score of each step of some answers, float32 (steps,) each. asked: a conversation with the steps of
@@ -62,12 +62,12 @@ class StepScorer:
 
     def reducer(self) -> Callable[[np.ndarray], float]:
         """Raises InputError, which names the choices."""
-        if self.reduce is None:
+        if self.texts.reduce is None:
             raise InputError(
                 "this is a process reward model: it scores each step of an answer, by score_steps. For one score, load "
                 f"it with reduce= one of {', '.join(map(repr, REDUCERS))}"
             )
-        return REDUCERS[self.reduce]
+        return REDUCERS[self.texts.reduce]
 
 
 def steps_of(steps: object) -> tuple[list[list[str]], bool]:

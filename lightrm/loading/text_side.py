@@ -157,7 +157,7 @@ def step_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
         missing = str(error)
     longest = length_limit(options.max_length, None, tokens, a)
     if tokens is not None:
-        steps = StepTexts(tokens, FORMS[checkpoint.layout.steps], longest, a.vocabulary)
+        steps = StepTexts(tokens, FORMS[checkpoint.layout.steps], longest, a.vocabulary, options.reduce)
     return TextSide(
         tokens, None, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary, steps
     )

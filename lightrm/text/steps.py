@@ -167,12 +167,14 @@ FORMS = {
 
 @dataclass(frozen=True, slots=True)
 class StepTexts:
-    """Makes ids of answers in steps. max_length: tokens of one text at most. vocabulary: rows of the embedding."""
+    """Makes ids of answers in steps. max_length: tokens of one text at most. vocabulary: rows of the embedding. reduce:
+    how one score is made of the steps' scores, None if nobody said."""
 
     tokens: Tokens
     form: StepForm
     max_length: int
     vocabulary: int
+    reduce: str | None = None
 
     def encode(self, turns: Sequence[Turn], steps: Sequence[str]) -> list[Ids]:
         """Return, for each step, the ids up to where its score is read.
