@@ -116,7 +116,7 @@ def test_adapter_written_by_peft(tmp_path: Path) -> None:
 
 
 def test_a_wrapped_model_that_peft_saved_whole(tmp_path: Path) -> None:
-    """LoRA merged layer by layer, as peft's merge_and_unload once left it: the trained head is still in its wrapper, and
+    """LoRA merged layer by layer, as peft's merge_and_unload once left it: the trained head is in its wrapper still, so
     the shards hold both heads."""
     import peft
     import transformers

@@ -19,7 +19,7 @@ from lightrm.loading.options import LoadOptions
 @click.option("--format", "form", type=click.Choice(["lightrm", "gptq"]), default="lightrm", show_default=True)
 @calibrate
 @calibration_tokens
-@load_options("template", "device", "revision")
+@load_options("template", "device", "revision", "layout")
 @quiet
 def quantize(
     source: str,
@@ -51,7 +51,7 @@ def quantize(
         )  # fmt: skip
     else:
         rm = lightrm.load(
-            source, scheme=scheme or "w4a8", device=options.device, template=options.template,
+            source, scheme=scheme or "w4a8", device=options.device, template=options.template, layout=options.layout,
             revision=options.revision, calibration=pairs, calibration_tokens=tokens, progress=on_terminal(quiet),
         )  # fmt: skip
         rm.save(destination)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -121,3 +122,19 @@ def attribute_names(checkpoint: Checkpoint, outputs: int) -> tuple[str, ...]:
     if layout.outputs != "attributes" or outputs == 1:
         return ()
     return label_names(config, outputs) if layout.attributes is None else layout.attributes(config, outputs)
+
+
+def said_outputs(checkpoint: Checkpoint) -> str:
+    """Return what a model gives for a text, in words, without reading a weight."""
+    layout = checkpoint.layout
+    if layout.steps:
+        return f"a probability for each step of an answer, in the form {layout.steps!r}"
+    heads = sorted(name for name in checkpoint.tensors if re.fullmatch(r"head\.\d+\.weight", name))
+    rows = checkpoint.shape(heads[-1])[0] if heads and layout.outputs == "attributes" else 1
+    if rows > 1 and layout.condense is not None:
+        rows = len(layout.condense(checkpoint.config, torch.empty(rows, 1)))
+    names = attribute_names(checkpoint, rows)
+    if names:
+        gated = ", and one score, for which a gate weighs them" if layout.gate is not None else ""
+        return f"{rows} attributes: {', '.join(names)}{gated}"
+    return "one score"
