@@ -82,7 +82,7 @@ def fidelity(
 @click.command()
 @click.argument("model")
 @click.option("--data", required=True, type=FILE, help="Labelled data: JSONL (also gzipped), Parquet or CSV.")
-@load_options("scheme", "device", "memory", "template")
+@load_options("scheme", "device", "memory", "template", "layout", "label")
 @click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
 @quiet
 def evaluate(model: str, data: Path, options: LoadOptions, as_json: bool, quiet: bool) -> None:
@@ -108,7 +108,7 @@ def evaluate(model: str, data: Path, options: LoadOptions, as_json: bool, quiet:
 @click.argument("model")
 @click.option("--card", type=FILE, help="Model card; default: README.md or MODEL_CARD.md beside the weights.")
 @click.option("--data", type=FILE, help="Labelled data of your own, to stand beside the card's evaluation.")
-@load_options("scheme", "device", "memory", "template")
+@load_options("scheme", "device", "memory", "template", "layout", "label")
 @click.option("--tolerance", default=0.05, show_default=True, help="How far a score may be from the published one.")
 @quiet
 def verify_card(

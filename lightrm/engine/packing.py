@@ -31,8 +31,8 @@ Run = tuple[list[int], PackedBatch]  # which sequences, and their pack; last_S i
 
 
 def packs(sequences: Sequence[Ids], budget: int, least_shared: int = LEAST_SHARED) -> Iterator[Run]:
-    """Divide sequences into packs of at most `budget` distinct tokens. A longer sequence gets a pack of its own. No
-    sequence may be empty.
+    """Divide sequences into packs of at most `budget` distinct tokens. A longer sequence gets a pack of its own, with
+    its beginnings. No sequence may be empty.
 
     least_shared: share a prefix only if it has so many tokens or more; SHARE_NOTHING shares none.
     """
@@ -45,7 +45,7 @@ def packs(sequences: Sequence[Ids], budget: int, least_shared: int = LEAST_SHARE
     while first < len(arrays):
         end = run_end(lengths, shared, first, budget)
         batch = woods(arrays[first:end], shared[first:end], least_shared)
-        while len(batch) > max(budget, lengths[first]):  # prefixes too short to be shared were counted once
+        while len(batch) > max(budget, *lengths[first:end]):  # prefixes too short to be shared were counted once
             end = max(first + 1, first + (end - first) * budget // len(batch))
             batch = woods(arrays[first:end], shared[first:end], least_shared)
         yield order[first:end], batch
@@ -74,7 +74,8 @@ def run_end(lengths: list[int], shared: list[int], first: int, budget: int) -> i
     ahead = [0, lengths[first]]  # ahead[m]: distinct tokens of the first m members
     for k in range(first + 1, len(lengths)):
         added = lengths[k] - shared[k]
-        if added and ahead[-1] + added > budget:
+        continues = ahead[-1] == lengths[k - 1] == shared[k]  # all so far are beginnings of k: it is no larger alone
+        if added and ahead[-1] + added > budget and not continues:
             late = [c for c in range(first + 1, k + 1) if c == k or ahead[c - first] >= budget / 2]
             return min(late, key=lambda c: (shared[c], -c))
         ahead.append(ahead[-1] + added)
