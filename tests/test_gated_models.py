@@ -190,6 +190,8 @@ def test_what_a_gate_cannot_read_is_refused(one: tuple[str, Path, Own], tmp_path
         rm.score_ids([[5, 6, 7]])
     with pytest.raises(errors.ConfigError, match="vocab_size"):
         changed(vocab_size=1000)
+    with pytest.raises(errors.TensorMismatchError, match="num_objectives is 7"):
+        changed(num_objectives=7)
     if kind == "qrm":
         with pytest.raises(errors.TensorMismatchError, match="num_quantiles is 3"):
             changed(num_quantiles=3)

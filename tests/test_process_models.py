@@ -199,6 +199,14 @@ def test_steps_cost_one_pass_over_the_answer(one: tuple[str, Published]) -> None
     assert rm.engine.distinct_tokens(sequences) == len(sequences[-1])
 
 
+def test_rounding_is_calibrated_on_answers_in_steps(one: tuple[str, Published]) -> None:
+    _, model = one
+    pairs = [(PROMPT, "6 * 7"), (PROMPT, "42")]
+    rm = lightrm.load(model.folder, scheme="w8a8", device="cpu", calibration=pairs, **model.load)
+    assert "2 texts" in rm.report.calibration
+    assert rm.score_steps(PROMPT, ["42"]).shape == (1,)
+
+
 @pytest.mark.parametrize(("reduce", "of"), [("min", np.min), ("product", np.prod), ("mean", np.mean)])
 def test_one_score_of_the_steps(reduce: str, of: Any, one: tuple[str, Published]) -> None:
     kind, model = one

@@ -100,7 +100,13 @@ def every_second(config: Config, rows: torch.Tensor) -> torch.Tensor:
 
 
 def gating_names(config: Config, count: int) -> tuple[str, ...]:
-    """Return id2label's names if it has so many, or else the published ones of 19 or of 5 rewards."""
+    """Return id2label's names if it has so many, or else the published ones of 19 or of 5 rewards.
+
+    Raises TensorMismatchError if num_objectives is another number.
+    """
+    if config.has("num_objectives") and config.integer("num_objectives") != count:
+        objectives = config.raw["num_objectives"]
+        raise TensorMismatchError(f"{config.path}: num_objectives is {objectives}, the head has {count} rewards")
     named = config.entries("id2label")
     if len(named) == count and not any(str(name).startswith("LABEL_") for name in named.values()):
         return label_names(config, count)

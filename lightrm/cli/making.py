@@ -42,6 +42,10 @@ def quantize(
 
     check_free(destination)  # before the minutes of work, not after
     pairs = None if calibrate is None else calibration_pairs(calibrate)
+    if form == "gptq" and options.layout is not None:
+        raise click.UsageError(
+            "--layout is for lightrm's own folders: a GPTQ file does not say where its score is read"
+        )
     if form == "gptq":
         from lightrm.loading.gptq_export import export_gptq
 

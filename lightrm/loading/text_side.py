@@ -91,8 +91,7 @@ class TextSide:
         found: list[list[int]] = []
         count = 0
         for prompt, response in pairs:
-            (encoded,) = self.encode(turns_of(prompt), responses_of([response]))
-            ids = self.reading.cut(encoded.token_ids)
+            ids = self.whole(turns_of(prompt), responses_of([response]))
             count += len(ids)
             if most is not None and count > most:
                 break
@@ -100,6 +99,14 @@ class TextSide:
         if count and not found:
             raise InputError(f"there is no calibration text of {most} tokens or fewer: the first has {count}")
         return found
+
+    def whole(self, turns: list[Turn], responses: list[str]) -> list[int]:
+        """Return the ids of one answer as scoring would read them; of a process reward model, up to its last step."""
+        (response,) = responses
+        if self.steps is not None:
+            return self.steps.encode(turns, self.steps.form.divided(response))[-1]
+        (encoded,) = self.encode(turns, responses)
+        return self.reading.cut(encoded.token_ids)
 
 
 def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> TextSide:
