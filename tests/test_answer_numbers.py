@@ -102,3 +102,11 @@ def test_what_needs_one_score_says_so(kind: str, models: dict[str, Path], tmp_pa
     rm = lightrm.load(models[kind], scheme="fp32")
     with pytest.raises(lightrm.LightRMError, match=r"score_steps|label=NAME"):
         lightrm.evaluate(rm, pairs)
+
+
+def test_fidelity_of_one_attribute(models: dict[str, Path]) -> None:
+    records = [{"prompt": PROMPT, "chosen": text, "rejected": "41 or so"} for text in (*TEXTS, "maybe", "42")]
+    report = lightrm.measure_fidelity(models["labels"], records, schemes=["w8a8"], label="true", layers=True)
+    assert report.row("w8a8").sqnr_db
+    with pytest.raises(lightrm.InputError, match="label=NAME"):
+        lightrm.measure_fidelity(models["labels"], records, schemes=["w8a8"])

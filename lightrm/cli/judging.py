@@ -25,7 +25,7 @@ from lightrm.loading.options import LoadOptions
 @click.option("--layers", is_flag=True, help="Also measure how far each layer alone moves the scores.")
 @click.option("--limit", type=click.IntRange(1), help="Number of prompts to use, spread evenly over the data.")
 @click.option("--fail-under", type=float, help="Exit with 1 if Kendall's tau-b of a scheme is lower than this.")
-@load_options("device", "memory", "template", "max_length")
+@load_options("device", "memory", "template", "max_length", "layout", "label")
 @quiet
 def fidelity(
     model: str,
@@ -58,7 +58,7 @@ def fidelity(
     report = measure_fidelity(
         model, questions, name=data.name, schemes=[name.strip() for name in schemes.split(",")], reference=reference,
         reference_model=reference_model, device=options.device, template=options.template,
-        max_length=options.max_length, memory=options.memory,
+        max_length=options.max_length, memory=options.memory, layout=options.layout, label=options.label,
         calibration=None if calibrate is None else calibration_pairs(calibrate), calibration_tokens=tokens,
         layers=layers, keep=output, tell=tell, progress=not quiet,
     )  # fmt: skip
