@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, processors
 
 import lightrm
 from lightrm import errors
+from lightrm.checkpoints.safe import SafeFile
 from lightrm.loading.sources import open_source
 from tests.vocabularies import BOS, EOS, add_tokens, tokenizer_json
 
@@ -266,7 +267,12 @@ def test_the_output_layers_rows_alone_are_read(tmp_path: Path, monkeypatch: pyte
         lightrm.load(tmp_path)
     with pytest.raises(lightrm.InputError, match="layout must be one of nemotron, math_shepherd, rlhflow_prm"):
         lightrm.load(tmp_path, layout="ziya")
+    wholly: list[str] = []
+    read = SafeFile.read
+    monkeypatch.setattr(SafeFile, "read", lambda self, name: (wholly.append(name), read(self, name))[1])
     rm = lightrm.load(tmp_path, scheme="fp32", device="cpu", layout="nemotron")
+    assert "model.norm.weight" in wholly
+    assert "lm_head.weight" not in wholly
     ids = [[5, 6, 7], [9, 8]]
     expected = [float(model.logits(one)[-1, 0]) for one in ids]
     np.testing.assert_allclose(rm.score_ids(ids), expected, rtol=1e-4, atol=1e-5)
