@@ -5,8 +5,11 @@ Knows no file formats and no tensors. The position scheme is an object of its ow
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from lightrm.errors import InputError
 
 LINEARS = ("qkv", "output", "gate_up", "down")  # the linear layers of a block, in the order in which they run
 
@@ -217,11 +220,12 @@ class Architecture:
 
 @dataclass(frozen=True, slots=True)
 class PostStep:
-    """score = sign * (x - mean) / std."""
+    """score = sign * (x - mean) / std, then 1 / (1 + exp(-score)) if it is a probability."""
 
     mean: float = 0.0
     std: float = 1.0
     negate: bool = False
+    probability: bool = False
 
     def __str__(self) -> str:
         parts = []
@@ -229,4 +233,31 @@ class PostStep:
             parts.append(f"(x - {self.mean:.4g}) / {self.std:.4g}")
         if self.negate:
             parts.append("negated: the model scores cost")
+        if self.probability:
+            parts.append("a probability: sigmoid(x)")
         return ", ".join(parts) or "raw"
+
+
+@dataclass(frozen=True, slots=True)
+class GateForm:
+    """What a model's own code does with its gate.
+
+    activation: between its layers. softmax: whether its outputs are made to sum to 1. pattern: the token ids that mark
+    the end of the prompt, of which the first is read, where they stand last; empty if the gate is read with the answer.
+    adjusts: whether the attributes are what the transform makes of the outputs; otherwise they are the outputs.
+    """
+
+    activation: Literal["relu", "selu"]
+    softmax: bool
+    pattern: tuple[int, ...] = ()
+    adjusts: bool = False
+
+    def prompt_end(self, ids: Sequence[int]) -> int:
+        """Return the number of ids up to the one that the gate reads. Raises InputError if the pattern is not there."""
+        count, pattern = len(self.pattern), list(self.pattern)
+        for start in range(len(ids) - count, -1, -1):
+            if list(ids[start : start + count]) == pattern:
+                return start + 1
+        raise InputError(
+            f"this model's gate is read where the token ids {pattern} end a prompt, and the sequence does not hold them"
+        )

@@ -15,6 +15,7 @@ from lightrm.engine.engine import Engine
 from lightrm.engine.memory import room_for
 from lightrm.engine.residence import Residence, choose_residence
 from lightrm.errors import InputError, SchemeError
+from lightrm.loading.attribute_choice import Weights, chosen
 from lightrm.loading.options import LoadOptions, Table
 from lightrm.loading.placement import LoadReport, Placement
 from lightrm.loading.sources import Quantized, Source, open_source
@@ -45,6 +46,10 @@ def load(
     base: str | os.PathLike[str] | None = None,
     token_budget: int | None = None,
     memory: str | int | None = None,
+    layout: str | None = None,
+    label: str | None = None,
+    weights: Weights | None = None,
+    reduce: str | None = None,
     calibration: Pairs | None = None,
     calibration_tokens: int | None = None,
     beside: RewardModel | None = None,
@@ -65,6 +70,11 @@ def load(
     token_budget: tokens computed at once; None takes as many as pay and fit.
     memory: how much lightrm may take on the device, such as "8GiB" or a number of bytes, on a CPU including Python and
     PyTorch; None takes most of what is free. A model that does not fit is streamed, layer by layer.
+    layout: "nemotron", "math_shepherd" or "rlhflow_prm": reward models whose files are those of a language model. All
+    others are told by their files.
+    label: which of several attributes is the score. weights: a number for each attribute, in order or by name; the
+    score is their sum, each times its number. Without either, only a model that weighs them itself has a score.
+    reduce: "min", "product", "last" or "mean": how one score is made of a process reward model's scores of steps.
     calibration: prompts with responses; rounding compensates its error on them. Some 10,000 tokens are enough.
     calibration_tokens: use whole calibration texts, from the first on, up to so many tokens; None uses all.
     beside: a loaded model. Tensors equal to its own are shared instead of loaded twice, and "auto" takes its scheme.
@@ -77,7 +87,7 @@ def load(
     options = LoadOptions(
         scheme=scheme, device=device, template=template, max_length=max_length, strict=strict,
         parse_specials=parse_specials, alibi=alibi, revision=revision, base=base, token_budget=token_budget,
-        memory=memory,
+        memory=memory, layout=layout, label=label, weights=weights, reduce=reduce,
     )  # fmt: skip
     ids_of = None if calibration is None else lambda text: text.first_texts(calibration, calibration_tokens)
     return open_model(path_or_id, options, ids_of, beside=beside, reference=reference, progress=progress)
@@ -94,7 +104,9 @@ def open_model(
 ) -> RewardModel:
     """As `load`, with its options in one record. calibration: text side of the model -> ids of the calibration
     texts."""
-    source = open_source(path_or_id, options.revision, options.base)
+    source = open_source(path_or_id, options.revision, options.base, options.layout)
+    if options.reduce is not None and not source.checkpoint.layout.steps:
+        raise InputError("reduce is for process reward models; this one gives one score to a whole answer")
     device, a = choose_device(options.device), source.architecture
     given = None if options.memory is None else parse_size(options.memory)
     room = room_for(device, given, free_bytes(device))
@@ -117,7 +129,8 @@ def open_model(
     text = replace(text, vocabulary=decoder.architecture.vocabulary)
     left = options if given is None else replace(options, memory=given - report.bytes)
     exact = reference_of(path_or_id, reference, source, left)
-    return RewardModel(source.checkpoint, Engine(decoder, head, scheme, residence), report, text, exact)
+    engine = Engine(decoder, chosen(head, options.label, options.weights), scheme, residence)
+    return RewardModel(source.checkpoint, engine, report, text, exact, head)
 
 
 def calibration_ids(calibration: CalibrationIds, text: TextSide, residence: Residence) -> list[list[int]]:
@@ -170,5 +183,5 @@ def reference_of(
     if reference is None and isinstance(source, Quantized):
         return None
     if reference is not None:
-        path_or_id, options = reference, replace(options, revision=None, base=None)
+        path_or_id, options = reference, replace(options, revision=None, base=None, layout=None)
     return lambda scheme: open_model(path_or_id, replace(options, scheme=scheme, token_budget=None))

@@ -16,6 +16,7 @@ from lightrm.checkpoints.detect import Checkpoint
 from lightrm.display.progress import token_progress
 from lightrm.display.sizes import size_text
 from lightrm.engine.engine import Engine
+from lightrm.engine.step_scores import StepScorer, steps_of
 from lightrm.errors import CopyError, InputError
 from lightrm.judge.bounds import CONFIDENCE, Bound, bound_for
 from lightrm.judge.exact_ranking import Ranking, Rankings, exact_rankings, plain_ranking
@@ -24,12 +25,22 @@ from lightrm.loading import quantized_folder
 from lightrm.loading.options import positive
 from lightrm.loading.placement import Loaded, LoadReport
 from lightrm.loading.text_side import TextSide
-from lightrm.text.conversation import Prompt, Response, Responses, items, kind, responses_of, turns_of
+from lightrm.model.head import ValueHead
+from lightrm.text.conversation import (
+    Asked,
+    Prompt,
+    Response,
+    Responses,
+    items,
+    kind,
+    paired,
+    responses_of,
+    turns_of,
+)  # fmt: skip
 from lightrm.text.explanation import Explanation
-from lightrm.text.templates import AnyTemplate, Turn
+from lightrm.text.templates import AnyTemplate
 
 FOR_EACH = "expected a list of prompts, and a list of responses for each"
-Asked = list[tuple[list[Turn], list[str]]]  # each prompt with its responses
 
 
 class TruncationWarning(UserWarning):
@@ -57,9 +68,13 @@ class RewardModel:
         report: LoadReport,
         text: TextSide,
         reference: OpensReference | None = None,
+        head: ValueHead | None = None,
     ) -> None:
-        """reference: opens the same model in another scheme, for exact rankings."""
+        """reference: opens the same model in another scheme, for exact rankings. head: with all attributes, where the
+        engine's gives one score of them."""
         self.checkpoint, self.engine, self.report, self.text = checkpoint, engine, report, text
+        self._head = engine.head if head is None else head
+        self._steps = None if text.steps is None else StepScorer(text.steps, engine)
         self._reference = Reference(reference)
 
     def __reduce_ex__(self, protocol: object) -> str:
@@ -101,13 +116,52 @@ class RewardModel:
         Lists may be arrays, columns or generators. Returns float32 (n,), raw scores in input order.
 
         Raises InputError on anything that is not text, TooLongError in strict mode, TemplateError if the template
-        cannot express the conversation.
+        cannot express the conversation. A process reward model needs `reduce`, a model with several attributes `label`
+        or `weights`, when it is loaded.
         """
-        return self._scores(self._ids([(turns_of(prompt), responses_of(responses))]), progress=False)
+        asked = [(turns_of(prompt), responses_of(responses))]
+        return self._steps.reduced(asked, False) if self._steps else self._scores(self._ids(asked), progress=False)
 
     def score_batch(self, prompts: Iterable[Prompt], responses: Responses, *, progress: bool = False) -> np.ndarray:
         """Score one response to each of n prompts; float32 (n,), in input order. Errors as in `score`."""
-        return self._scores(self._ids(paired(prompts, responses)), progress)
+        asked = paired(prompts, responses)
+        return self._steps.reduced(asked, progress) if self._steps else self._scores(self._ids(asked), progress)
+
+    def score_steps(
+        self, prompt: Prompt, steps: Iterable[str] | Iterable[Iterable[str]]
+    ) -> np.ndarray | list[np.ndarray]:
+        """Score each step of an answer, by a process reward model.
+
+        steps: a list of strings is one answer, and gives float32 (steps,); a list of such lists is several answers to
+        the prompt, and gives a list of arrays. Scores are probabilities. Nothing is cut. Raises InputError for another
+        model or anything that is not text, TooLongError, TemplateError or TokenizerError.
+        """
+        (answers, several), turns = steps_of(steps), turns_of(prompt)
+        found = self._process().score([(turns, answer) for answer in answers], progress=False)
+        return found if several else found[0]
+
+    def score_steps_batch(
+        self, prompts: Iterable[Prompt], answers: Iterable[Iterable[str]], *, progress: bool = False
+    ) -> list[np.ndarray]:
+        """Score the steps of one answer to each of n prompts: a list of n arrays. Errors as in `score_steps`."""
+        asked = [turns_of(prompt) for prompt in items(prompts, "prompts must be a list")]
+        steps = [steps_of(answer)[0][0] for answer in items(answers, "answers must be a list of lists of steps")]
+        if len(asked) != len(steps):
+            raise InputError(f"prompts and answers must be of one length, found {len(asked)} and {len(steps)}")
+        return self._process().score(list(zip(asked, steps, strict=True)), progress)
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """The names of a model's attributes, in order; empty for a model with one output."""
+        return self._head.names
+
+    def score_attributes(self, prompt: Prompt, responses: Responses) -> np.ndarray:
+        """Return every attribute of n responses to one prompt, float32 (n, k), in the order of `attributes`. Raises
+        InputError for a model without attributes, otherwise as `score`."""
+        if not self.attributes:
+            raise InputError("this model has a single output, and no attributes: use score")
+        read = self.text.read(self._ids([(turns_of(prompt), responses_of(responses))]))
+        return self.engine.all_scores(read, head=self._head.attributes())
 
     def score_ids(self, sequences: Sequence[Sequence[int]], *, progress: bool = False) -> np.ndarray:
         """Score n sequences of token ids as they are: no template, no BOS, nothing cut; float32 (n,).
@@ -166,10 +220,13 @@ class RewardModel:
         texts = [responses_of(some) for some in items(responses, FOR_EACH)]
         if len(asked) != len(texts):
             raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
+        if exact and self._steps:
+            raise InputError("exact rankings are for models with one score; this one scores steps")
         known = bound_for(bound, confidence, self.report.fidelity, self.report.scheme.name) if exact else None
-        ids = self.text.read(self._ids(list(zip(asked, texts, strict=True))))
+        every = list(zip(asked, texts, strict=True))
+        ids = [] if self._steps else self.text.read(self._ids(every))
         starts = np.cumsum([0, *map(len, texts)])
-        scores = self._scores(ids, progress)
+        scores = self._steps.reduced(every, progress) if self._steps else self._scores(ids, progress)
         quick = [scores[start:end] for start, end in pairwise(starts)]
         if known is None:
             return Rankings(plain_ranking(*one) for one in zip(quick, texts, strict=True))
@@ -203,7 +260,7 @@ class RewardModel:
         Raises CheckpointError if the folder exists, SchemeError unless the scheme is w8a8, w4a8 or w4a16.
         """
         template = self.template.name if self.template is not None else None
-        loaded = Loaded(self.engine.decoder, self.engine.head, self.report)
+        loaded = Loaded(self.engine.decoder, self._head, self.report)
         quantized_folder.write(Path(folder), self.checkpoint, loaded, template)
 
     def _ids(self, asked: Asked) -> list[list[int]]:
@@ -238,6 +295,13 @@ class RewardModel:
         with token_progress(sum(map(len, read)), progress) as advance:
             return self.engine.all_scores(read, advance)
 
+    def _process(self) -> StepScorer:
+        """Raises InputError unless this is a process reward model that can read text."""
+        if self._steps is None:
+            other = "this is no process reward model: it scores whole answers, by score"
+            raise InputError(self.text.missing if self.checkpoint.layout.steps else other)
+        return self._steps
+
     def _exact(self) -> RewardModel:
         """Return the same model in the precision that its fidelity was measured against."""
         note = self.report.fidelity
@@ -245,6 +309,7 @@ class RewardModel:
 
     def __repr__(self) -> str:
         template = str(self.template) if self.template is not None else "none: score_ids only"
+        template = f"of steps: {self.text.steps.form.name}" if self.text.steps is not None else template
         shared = f", {size_text(self.report.shared)} of it shared" if self.report.shared else ""
         fidelity = f" · {self.report.fidelity.summary}" if self.report.fidelity else ""
         parts = (
@@ -280,24 +345,3 @@ class Reference:
                     raise InputError("this folder does not hold its source: pass reference=... to load")
                 self.opened = self.opens(scheme)
             return self.opened
-
-
-def paired(prompts: Iterable[Prompt], responses: Responses) -> Asked:
-    """Return each prompt with its responses. Neighbours with the same prompt are put together, so that it is tokenized
-    once.
-
-    Raises InputError unless both are lists of one length.
-    """
-    texts = responses_of(responses)
-    asked = prompts if isinstance(prompts, str) else items(prompts, "prompts must be a list")
-    if isinstance(asked, str) or len(asked) != len(texts):
-        found = "one string" if isinstance(asked, str) else f"{len(asked)} prompts"
-        raise InputError(f"prompts and responses must be lists of one length, found {found} and {len(texts)} responses")
-    grouped: Asked = []
-    for prompt, text in zip(asked, texts, strict=True):
-        turns = turns_of(prompt)
-        if grouped and grouped[-1][0] == turns:
-            grouped[-1][1].append(text)
-        else:
-            grouped.append((turns, [text]))
-    return grouped

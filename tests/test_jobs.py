@@ -84,7 +84,7 @@ def whole_journal(rm: lightrm.RewardModel, source: Path, target: Path, monkeypat
 def quick(rm: lightrm.RewardModel, monkeypatch: pytest.MonkeyPatch) -> lightrm.RewardModel:
     """Scores that cost nothing, for what is about files alone."""
 
-    def run(self: Engine, sequences: list[list[int]], advance: object = None) -> np.ndarray:
+    def run(self: Engine, sequences: list[list[int]], advance: object = None, head: object = None) -> np.ndarray:
         return np.asarray([sum(ids) % 997 / 8 for ids in sequences], np.float32)
 
     monkeypatch.setattr(Engine, "all_scores", run)

@@ -115,6 +115,33 @@ def test_adapter_written_by_peft(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_wrapped_model_that_peft_saved_whole(tmp_path: Path) -> None:
+    """LoRA merged layer by layer, as peft's merge_and_unload once left it: the trained head is in its wrapper still, so
+    the shards hold both heads."""
+    import peft
+    import transformers
+    from safetensors import safe_open
+
+    torch.manual_seed(1)
+    config = {k: v for k, v in LLAMA_CONFIG.items() if k not in ("architectures", "model_type")}
+    base = transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**config, num_labels=1, pad_token_id=0))
+    lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(base, lora).eval()
+    inner = model.base_model.model
+    with torch.no_grad():
+        inner.score.modules_to_save.default.weight.normal_()
+        expected = [float(model(input_ids=torch.tensor([ids])).logits) for ids in IDS]
+    for layer in inner.model.layers:
+        layer.self_attn.q_proj.merge()
+        layer.self_attn.q_proj = layer.self_attn.q_proj.get_base_layer()
+    inner.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        heads = {name for name in file.keys() if name.startswith("score")}  # noqa: SIM118
+    assert heads == {"score.original_module.weight", "score.modules_to_save.default.weight"}
+    rm = lightrm.load(tmp_path, scheme="fp32")
+    np.testing.assert_allclose(rm.score_ids(IDS), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_heads_of_several_rows_are_averaged(tmp_path: Path, raw_scores: np.ndarray) -> None:
     rows = torch.cat([HEAD_WEIGHT * 3, -HEAD_WEIGHT])
     rm = lightrm.load(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 import lightrm
 from lightrm import errors
-from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights
+from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights, write_tokenizer
 
 WEIGHTS = llama_weights()
 TWO = {"0": "negative", "1": "positive"}
@@ -28,20 +29,97 @@ def opened(path: Path, config: dict[str, object], **head: torch.Tensor) -> light
 
 
 @pytest.mark.parametrize(
-    ("more", "count", "says"),
+    ("more", "count", "names"),
     [
-        ({"id2label": TWO}, 2, r"has 2 outputs \(id2label .*negative.*positive.*score.weight has 2 rows"),
-        ({"num_labels": 2}, 2, "has 2 outputs .*num_labels 2"),
-        ({}, 2, "has 2 outputs .*names no labels.*score.weight has 2 rows"),
-        ({"id2label": {str(k): f"attribute {k}" for k in range(10)}}, 10, "has 10 outputs"),
-        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, 2, "has 2 outputs"),
-        ({"architectures": ["URMForRewardModel"]}, 5, "URMForRewardModel has 5 outputs"),
-        ({"architectures": None}, 2, "this model has 2 outputs"),
+        ({"id2label": TWO}, 2, ("negative", "positive")),
+        ({"num_labels": 2}, 2, ("LABEL_0", "LABEL_1")),
+        ({}, 2, ("LABEL_0", "LABEL_1")),
+        (
+            {"id2label": {str(k): f"attribute {k}" for k in (9, *range(9))}},
+            10,
+            tuple(f"attribute {k}" for k in range(10)),
+        ),
+        ({"architectures": ["SomeForRewardModel"]}, 5, tuple(f"LABEL_{k}" for k in range(5))),
+        ({"architectures": None}, 2, ("LABEL_0", "LABEL_1")),
     ],
 )
-def test_several_outputs_are_refused_by_name(more: dict, count: int, says: str, tmp_path: Path) -> None:
-    with pytest.raises(errors.UnsupportedModelError, match=says):
-        opened(tmp_path, {**CLASSIFIER, **more}, score__weight=rows(count))
+def test_several_outputs_are_attributes_and_no_score(more: dict, count: int, names: tuple, tmp_path: Path) -> None:
+    head = torch.randn(count, 32, generator=torch.Generator().manual_seed(4))
+    rm = opened(tmp_path, {**CLASSIFIER, **more}, score__weight=head)
+    assert rm.attributes == names
+    for call in (lambda: rm.score_ids([[1, 2]]), lambda: list(rm.engine.scores([[1, 2]]))):
+        with pytest.raises(lightrm.InputError, match=f"{count} numbers, .*{names[0]}.*{names[-1]}.*label=NAME"):
+            call()
+    model = transformers.LlamaModel.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = (model(torch.tensor([[5, 6, 7]])).last_hidden_state[0, -1] @ head.T).numpy()
+    found = lightrm.load(tmp_path, scheme="fp32", label=names[1]).score_ids([[5, 6, 7]])
+    np.testing.assert_allclose(found, expected[1:2], rtol=1e-4, atol=1e-5)
+    weights = [k - 1.5 for k in range(count)]
+    for given in (weights, dict(zip(names, weights, strict=True)), np.asarray(weights)):
+        found = lightrm.load(tmp_path, scheme="fp32", weights=given).score_ids([[5, 6, 7]])
+        np.testing.assert_allclose(found, [expected @ weights], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"label": "good"}, "no attribute 'good'; it has 'negative', 'positive'"),
+        ({"weights": {"good": 1}}, "no attribute 'good'"),
+        ({"weights": [1]}, "weights has 1 numbers, the model 2 attributes"),
+        ({"weights": [1, float("nan")]}, "'positive' must be a finite number, found nan"),
+        ({"weights": [1, True]}, "must be a finite number, found True"),
+        ({"weights": [1, 2], "label": "positive"}, "pass label or weights, not both"),
+        ({"reduce": "min"}, "reduce is for process reward models"),
+    ],
+)
+def test_what_is_asked_of_attributes_is_checked(options: dict, says: str, tmp_path: Path) -> None:
+    opened(tmp_path, {**CLASSIFIER, "id2label": TWO}, score__weight=rows(2))
+    with pytest.raises(lightrm.InputError, match=says):
+        lightrm.load(tmp_path, **options)
+
+
+def test_a_model_with_one_output_has_no_attributes_and_no_steps(tmp_path: Path) -> None:
+    rm = opened(tmp_path, CLASSIFIER, score__weight=rows(1))
+    with pytest.raises(lightrm.InputError, match="no attributes"):
+        rm.score_attributes("a", ["b"])
+    with pytest.raises(lightrm.InputError, match="no process reward model"):
+        rm.score_steps("a", ["b"])
+    with pytest.raises(lightrm.InputError, match="has a single output"):
+        lightrm.load(tmp_path, label="positive")
+
+
+def test_attributes_by_transformers_and_in_a_quantized_folder(tmp_path: Path) -> None:
+    """w8a8: an attribute's bits do not depend on the batch, and a folder that lightrm wrote gives the same."""
+    torch.manual_seed(3)
+    sizes = {k: v for k, v in LLAMA_CONFIG.items() if k not in ("architectures", "model_type", "vocab_size")}
+    config = transformers.LlamaConfig(**sizes, vocab_size=340, id2label=dict(enumerate("abc")), pad_token_id=0)
+    model = transformers.LlamaForSequenceClassification(config).eval()
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(tmp_path / "model")
+    write_tokenizer(tmp_path / "model")
+    rm = lightrm.load(tmp_path / "model", scheme="fp32", template="ziya")
+    assert rm.attributes == ("a", "b", "c")
+    texts = ["it is sunny", "warm"]
+    ids = rm.encode(["what is it?"] * 2, texts)
+    with torch.inference_mode():
+        expected = np.concatenate([model(torch.tensor([one])).logits.numpy() for one in ids])
+    found = rm.score_attributes("what is it?", texts)
+    assert (found.dtype, found.shape) == (np.float32, (2, 3))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert rm.score_attributes("what is it?", []).shape == (0, 3)
+    labelled = lightrm.load(tmp_path / "model", scheme="w8a8", template="ziya", label="b")
+    together = labelled.score_attributes("what is it?", texts)
+    alone = [labelled.score_attributes("what is it?", [text])[0] for text in texts]
+    assert [one.tobytes() for one in together] == [one.tobytes() for one in alone]
+    np.testing.assert_allclose(labelled.score("what is it?", texts), together[:, 1], rtol=1e-5)
+    labelled.save(tmp_path / "folder")
+    restored = lightrm.load(tmp_path / "folder")
+    assert restored.attributes == ("a", "b", "c")
+    assert restored.score_attributes("what is it?", texts).tobytes() == together.tobytes()
+    with pytest.raises(lightrm.InputError, match="nobody said which is the score: 'a', 'b', 'c'"):
+        restored.score("what is it?", texts)
 
 
 @pytest.mark.parametrize(
@@ -74,8 +152,7 @@ def test_other_heads_give_one_output_too(head: str, tmp_path: Path) -> None:
 
 def test_an_mlps_last_layer_counts(tmp_path: Path) -> None:
     mlp = {"score__0__weight": rows(8), "score__2__weight": torch.ones(2, 8)}
-    with pytest.raises(errors.UnsupportedModelError, match=r"score\.2\.weight has 2 rows"):
-        opened(tmp_path, LLAMA_CONFIG, **mlp)
+    assert opened(tmp_path, LLAMA_CONFIG, **mlp).attributes == ("LABEL_0", "LABEL_1")
 
 
 @pytest.mark.parametrize(
@@ -85,6 +162,8 @@ def test_an_mlps_last_layer_counts(tmp_path: Path) -> None:
         ("Qwen2ForProcessRewardModel", "is a process reward model"),
         ("Qwen2ForPrmModel", "is a process reward model"),
         ("LlamaForRewardModelWithGating", "gating network"),
+        ("Gemma2ForRewardModelWithGating", "gating network"),
+        ("LDLRewardModel27B", "regression_layer.pt"),
     ],
 )
 @pytest.mark.parametrize("count", [1, 2])

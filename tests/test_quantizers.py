@@ -295,8 +295,8 @@ def test_plan_says_what_load_does(tmp_path: Path) -> None:
     (plain / "config.json").write_text(json.dumps(tokens))
     (plain / "config.json").write_text(json.dumps({**CONFIG, "partial_rotary_factor": 0.5}))
     assert "partial_rotary_factor" in CliRunner().invoke(main, ["plan", str(plain)]).output
-    (plain / "config.json").write_text(json.dumps({**CONFIG, "num_labels": 5}))
-    assert "has 5 outputs" in " ".join(CliRunner().invoke(main, ["plan", str(plain)]).output.split())
+    (plain / "config.json").write_text(json.dumps({**CONFIG, "num_labels": 5, "id2label": {"0": "a"}}))
+    assert "num_labels is 5, id2label has 1" in " ".join(CliRunner().invoke(main, ["plan", str(plain)]).output.split())
     (plain / "config.json").write_text(json.dumps(tokens))
     assert "labels every token" in CliRunner().invoke(main, ["plan", str(plain)]).output
 

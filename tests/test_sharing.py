@@ -44,7 +44,9 @@ def test_every_sequence_is_a_path(sequences: list[list[int]], budget: int, least
             assert batch.token_ids_T[tokens].tolist() == sequences[index]
             assert batch.position_ids_T[tokens].tolist() == list(range(len(sequences[index])))
         distinct = {tuple(sequences[index]) for index in group}
-        assert len(batch) <= budget or len(distinct) == 1
+        longest = max(distinct, key=len)
+        path_alone = all(ids == longest[: len(ids)] for ids in distinct)
+        assert len(batch) <= budget or (path_alone if least != SHARE_NOTHING else len(distinct) == 1)
         assert len(batch) <= sum(len(ids) for ids in distinct), "never more than alone"
     assert sorted(seen) == list(range(len(sequences)))
 
@@ -81,10 +83,28 @@ def test_steps_of_a_dialogue_are_one_path() -> None:
     assert batch.last_S.tolist() == list(range(19, 200, 20))
 
 
+def test_the_steps_of_an_answer_longer_than_the_budget_stay_together() -> None:
+    answers = [[*range(100, 160), *([1 + answer] * 300)] for answer in range(3)]
+    sequences = [ids[:end] for ids in answers for end in range(70, 361, 10)]
+    sizes = [len(batch) for _, batch in packs(sequences, 200)]
+    assert sizes == [360, 360, 360]
+
+
 def test_many_nested_sequences() -> None:
-    """Deeper than Python's stack, each one token longer than the last."""
+    """Each one token longer than the last: all are read inside the longest."""
     sequences = [[5] * length for length in range(1, 1500)]
-    assert len(pack(sequences)) < 1500 * LEAST_SHARED
+    batch = pack(sequences)
+    assert len(batch) == 1499
+    assert batch.last_S.tolist() == list(range(1499))
+
+
+def test_short_steps_of_several_answers_are_computed_once() -> None:
+    """Steps shorter than what is worth a segment: each answer costs its own tokens, however many steps are read."""
+    answers = [[*range(100, 160), *(k for k in (1 + answer, 7, 9) for _ in range(10))] for answer in range(3)]
+    sequences = [ids[:end] for ids in answers for end in range(63, 91, 3)]
+    batch = pack(sequences)
+    assert len(batch) == 60 + 3 * 30
+    assert sum(segment.parent == ROOT for segment in batch.segments) == 1
 
 
 @pytest.mark.parametrize("lengths", [(1,), (5, 1, 3), (63, 65), (127, 128, 129), (1, 260, 2)])

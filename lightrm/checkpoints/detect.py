@@ -14,8 +14,11 @@ from lightrm.checkpoints import (
     athene,
     beaver,
     deepspeed_chat,
+    gated_heads,
     internlm2_reward,
     openrlhf,
+    output_layer_heads,
+    process_heads,
     sequence_classification,
     ultrarm,
     value_head,
@@ -28,14 +31,14 @@ from lightrm.checkpoints.families import read_architecture
 from lightrm.checkpoints.gguf_config import gguf_config
 from lightrm.checkpoints.gguf_file import GgufFile, gguf_in
 from lightrm.checkpoints.gguf_files import GgufSource
-from lightrm.checkpoints.head_outputs import check_kind, check_outputs
+from lightrm.checkpoints.head_outputs import check_kind, check_outputs, promised
 from lightrm.checkpoints.hub import local, resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.quantized import seen_through
 from lightrm.checkpoints.score_position import Reading
 from lightrm.checkpoints.source import PackedSource, TensorSource, check_index, main_files
 from lightrm.checkpoints.stored import check_finished
-from lightrm.errors import CheckpointError, ConfigError, MissingHeadError, TensorMismatchError
+from lightrm.errors import CheckpointError, ConfigError, InputError, MissingHeadError, TensorMismatchError
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grouped import Grouped
 from lightrm.schemes.int8 import Rowwise
@@ -43,11 +46,22 @@ from lightrm.text.gguf_tokenizer import NAMED, folder_of
 from lightrm.text.tokenizer_files import has_tokenizer
 
 # The first that matches wins: the more particular ones come first.
-LAYOUTS: tuple[Layout, ...] = tuple(
-    module.LAYOUT
-    for module in (
-        openrlhf, ziya, internlm2_reward, value_head, ultrarm, beaver, sequence_classification, athene, deepspeed_chat,
-    )
+LAYOUTS: tuple[Layout, ...] = (
+    process_heads.QWEN,
+    process_heads.SKYWORK,
+    gated_heads.ARMORM,
+    gated_heads.QRM,
+    gated_heads.URM,
+    *(
+        module.LAYOUT
+        for module in (
+            openrlhf, ziya, internlm2_reward, value_head, ultrarm, beaver, sequence_classification, athene,
+            deepspeed_chat,
+        )
+    ),
+    output_layer_heads.NEMOTRON,
+    output_layer_heads.SHEPHERD,
+    output_layer_heads.RLHFLOW,
 )  # fmt: skip
 HEAD_FILES = ("value_head.safetensors", "value_head.bin")
 
@@ -72,9 +86,14 @@ class Checkpoint:
     def read(self, ours: str) -> torch.Tensor:
         """Return one tensor by our name, with LoRA merged, in the file's dtype."""
         source, foreign = self.tensors[ours]
+        rows = self.layout.rows(self.tokenizer_folder()) if ours == "head.0.weight" and self.layout.rows else None
+        if rows is not None and self.adapter is None:
+            return source.rows(foreign, rows)
         tensor = source.read(foreign)
         if self.adapter is not None:
             tensor = self.adapter.merge(foreign, tensor)
+        if rows is not None:
+            return tensor[torch.tensor(rows)]
         if ours.endswith(".qkv.weight") and self.layout.regroup is not None:
             tensor = self.layout.regroup(tensor, self.architecture)
         return tensor
@@ -134,7 +153,7 @@ class Checkpoint:
         heads = sorted(name for name in self.tensors if name.startswith("head.") and name.endswith(".weight"))
         last = self.tensors[heads[-1]][1] if heads else "the head"
         rows = self.shape(heads[-1])[0] if heads and self.shape(heads[-1]) else rows
-        check_outputs(self.config, last, rows, self.layout.averages)
+        check_outputs(self.config, last, rows, self.layout)
         _ = self.fields, self.reading, self.reward_id
 
     @property
@@ -161,8 +180,9 @@ class Checkpoint:
 Names = dict[str, tuple[TensorSource, str]]  # a tensor's name -> where it lies, and its name there
 
 
-def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
-    """Read configs and tensor names, and choose the layout. base: the base model of an adapter, if it has moved.
+def open_checkpoint(folder: Path, base: str | Path | None = None, asked: str | None = None) -> Checkpoint:
+    """Read configs and tensor names, and choose the layout. base: the base model of an adapter, if it has moved. asked:
+    a layout by name, of those that are not told by their files.
 
     Raises a CheckpointError that says what was found and what was expected.
     """
@@ -177,7 +197,7 @@ def open_checkpoint(folder: Path, base: str | Path | None = None) -> Checkpoint:
     base_config = config if base_folder == folder else read_config(base_folder)
     check_same(architecture, config, base_config)
     sources, names = tensors_in(folder, base_folder, base_config, adapter)
-    layout = choose(config, names)
+    layout = choose(config, names) if asked is None else asked_layout(config, names, asked)
     tensors, ignored = placed(folder, config, layout, names)
     if adapter is not None:
         check_adapter(folder, config, layout, adapter, names)
@@ -274,7 +294,8 @@ def check_same(architecture: Architecture, config: Config, base: Config) -> None
 def check_promises(config: Config) -> None:
     """Check what config.json alone tells of whether `load` accepts a model. Raises as `Checkpoint.check_config`."""
     check_fields(config, frozenset().union(*(layout.fields for layout in LAYOUTS)))
-    check_outputs(config, "the head", None, averages=False)
+    check_kind(config)
+    promised(config)
 
 
 def said_to_store(config: Config) -> torch.dtype | None:
@@ -306,9 +327,25 @@ def choose(config: Config, names: Iterable[str]) -> Layout:
     tops = sorted({name for name in names if "layers." not in name})
     raise MissingHeadError(
         f"{config.path.parent}: no value head among {len(names)} tensors (outside the layers: {listed(tops)}). "
-        f"Expected one of: {'; '.join(layout.describes for layout in LAYOUTS)}. A plain language model is not a reward "
-        "model; if the head lies in a file of its own (value_head.bin), copy it beside the weights"
+        f"Expected one of: {'; '.join(layout.describes for layout in LAYOUTS if not layout.asked)}. A plain language "
+        "model is not a reward model; if the head lies in a file of its own (value_head.bin), copy it beside the "
+        "weights; if the model is one that reads its output layer, pass layout="
+        f"{' or '.join(repr(layout.name) for layout in LAYOUTS if layout.asked)} to load"
     )
+
+
+def asked_layout(config: Config, names: Iterable[str], asked: str) -> Layout:
+    """Return a layout that the caller names. Raises InputError if there is none, MissingHeadError without its head."""
+    layouts = {layout.name: layout for layout in LAYOUTS if layout.asked}
+    if asked not in layouts:
+        raise InputError(
+            f"layout must be one of {', '.join(layouts)}, found {asked!r}: all other layouts are told by their files"
+        )
+    if output_layer_heads.HEAD not in names:
+        raise MissingHeadError(
+            f"{config.path.parent}: layout {asked} reads {output_layer_heads.HEAD}, which the weights do not hold"
+        )
+    return layouts[asked]
 
 
 def listed(names: Iterable[str], most: int = 6) -> str:

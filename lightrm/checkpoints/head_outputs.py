@@ -1,7 +1,8 @@
-"""How many numbers a head outputs, and what for: a reward model outputs one, for the whole text.
+"""How many numbers a head outputs, and what for. Most reward models output one, for the whole text.
 
-`architectures`, num_labels, id2label and the rows of the head's last weight are all looked at, and must agree. A model
-of another kind is refused with the name of that kind: the mean over the logits of a classifier is not a score.
+`architectures`, num_labels, id2label and the rows of the head's last weight are all looked at, and must agree. Several
+outputs are attributes, each with a name, where the layout says so; the mean over the logits of a classifier is not a
+score. A model of another kind is refused with the name of that kind.
 """
 
 from __future__ import annotations
@@ -9,49 +10,83 @@ from __future__ import annotations
 import re
 
 from lightrm.checkpoints.config import Config, shown
+from lightrm.checkpoints.layout import Layout
 from lightrm.errors import ConfigError, TensorMismatchError, UnsupportedModelError
 
 OTHER_KINDS = (
-    (r"ForTokenClassification", "labels every token"),
+    (
+        r"ForTokenClassification",
+        "labels every token (TRL's process reward models are of this class; how the steps were divided is not in the "
+        "files)",
+    ),
     (
         r"ForProcessReward|ForPRM|PRMModel|ForPrm|PrmModel",
-        "is a process reward model: it scores each step of an answer",
+        "is a process reward model: it scores each step of an answer. lightrm knows those of Qwen2.5-Math-PRM, "
+        "Skywork-o1-Open-PRM, math-shepherd and RLHFlow",
     ),
-    (r"WithGating", "weighs several rewards by a gating network"),
+    (
+        r"WithGating",
+        "weighs several rewards by a gating network. lightrm knows those of ArmoRM, QRM and URM on LLaMA",
+    ),
+    (
+        r"LDLReward",
+        "weighs distributions of several rewards by a network in files of its own, regression_layer.pt and "
+        "gating_layer.pt, which lightrm does not read",
+    ),
     (r"ForQuestionAnswering|ForMultipleChoice|ForMaskedLM|ForConditionalGeneration", "is no reward model"),
 )
+# Classes of these kinds that a layout knows.
+KNOWN = re.compile(r"Qwen2ForProcessRewardModel|Qwen2ForPrmModel|LlamaForRewardModelWithGating(3|31)?")
 CURE = "lightrm gives one score to a whole text, and does not choose or average for you: take a model with one output"
 UNNAMED = re.compile(r"LABEL_\d+")
 
 
-def check_kind(config: Config) -> None:
-    """Raise UnsupportedModelError on a class that does not output a single score, whatever its tensors are called."""
+def check_kind(config: Config, layout: Layout | None = None) -> None:
+    """Raise UnsupportedModelError on a class that does not output scores that lightrm understands, whatever its tensors
+    are called. layout: the one that was found, if one was."""
+    if KNOWN.fullmatch(config.classes) and (layout is None or layout.steps or layout.gate is not None):
+        return
     for pattern, does in OTHER_KINDS:
         if re.search(pattern, config.classes):
             raise UnsupportedModelError(f"{config.path}: {config.classes} {does}; {said(config)}. {CURE}")
 
 
-def check_outputs(config: Config, head: str, rows: int | None, averages: bool) -> None:
-    """Check that a head has one output.
+def check_outputs(config: Config, head: str, rows: int | None, layout: Layout) -> None:
+    """Check that a head has as many outputs as its layout and the config say.
 
-    head: the name of its last weight; rows: of that weight, None if it was not read; averages: whether the layout's own
-    code takes the mean of several outputs. Raises UnsupportedModelError on more than one output, ConfigError or
-    TensorMismatchError if the files contradict each other.
+    head: the name of its last weight; rows: of that weight, None if it was not read. Raises UnsupportedModelError on
+    more outputs than the layout can have, ConfigError or TensorMismatchError if the files contradict each other.
     """
-    check_kind(config)
-    if averages:
+    check_kind(config, layout)
+    if layout.outputs == "mean" or layout.gate is not None or layout.rows is not None:
         return
     labels = promised(config)
     outputs = labels if rows is None else rows
-    if rows is not None and labels is not None and rows != labels:
+    if layout.outputs == "pair":
+        if outputs not in (None, 1, 2):  # one in a folder of lightrm's own, where the two are one already
+            raise TensorMismatchError(f"{config.path}: {head} has {outputs} rows, expected 2: {said(config)}")
+        return
+    if rows is not None and labels is not None and rows != labels and not (rows == 1 and layout.steps):
         raise TensorMismatchError(
             f"{config.path}: {said(config)}, but {head} has {rows} rows: is the config another model's?"
         )
-    if outputs is not None and outputs != 1:
+    if outputs is not None and outputs != 1 and layout.outputs != "attributes":
         found = f", and {head} has {rows} rows" if rows is not None else ""
         raise UnsupportedModelError(
             f"{config.path}: {config.classes or 'this model'} has {outputs} outputs ({said(config)}{found}). {CURE}"
         )
+
+
+def label_names(config: Config, count: int) -> tuple[str, ...]:
+    """Return the names of the outputs in their order, as id2label has them; LABEL_0, ... if it has none.
+
+    Raises ConfigError if two have the same name.
+    """
+    named = config.entries("id2label")
+    names = tuple(str(named.get(str(k), f"LABEL_{k}")) for k in range(count))
+    if len(set(names)) < count:
+        raise ConfigError(f"{config.path}: two labels of id2label have one name: {shown(named)}")
+    return names
 
 
 def promised(config: Config) -> int | None:

@@ -55,7 +55,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
                 expected[ours] = a.linears[whole] if kind == "weight" else a.linears[whole][:1]
                 for part in parts:
                     del expected[part]
-    present = {ours for ours in checkpoint.tensors if not ours.startswith(("head.", "normalizer."))}
+    present = {ours for ours in checkpoint.tensors if not ours.startswith(("head.", "normalizer.", "gate."))}
     where = checkpoint.folder
     missing = sorted(expected.keys() - present)
     if missing:

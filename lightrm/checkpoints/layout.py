@@ -15,6 +15,9 @@ Our names, one for each tensor that a file may hold:
     final_norm.weight                         (D,)
     head.{k}.weight, .bias                    the value head, k = 0, 1 for an MLP
     normalizer.mean, .var                     a score normalizer's buffers
+    gate.{k}.weight, .bias                    the MLP that weighs the head's outputs
+    gate.{k}.norm.weight, .bias, .mean, .var  a batch norm behind layer k of it
+    gate.factor, gate.transform               (1,) and (K, K)
 
 The `rename` of a layout maps a foreign name to one of ours, to "" for a tensor that a scorer does not need, or to None
 for a tensor that it does not know.
@@ -25,11 +28,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
 
-from lightrm.architecture import Architecture, PostStep
+from lightrm.architecture import Architecture, GateForm, PostStep
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.families import family_of
 from lightrm.checkpoints.score_position import Reading
@@ -79,7 +83,13 @@ class Layout:
     text.
     whole: whether this code tokenizes the rendered chat like any text, with the BOS that the tokenizer adds.
     head_stem: the name of the head, if the config says it.
-    averages: whether this code takes the mean of several outputs; in other layouts several outputs are refused.
+    outputs: how many numbers the head gives, and what for: "one"; "mean", of several (Ziya); "attributes", each with a
+    name; "pair", two logits of which the difference counts.
+    condense: what this code does to the outputs of the last layer, along the first axis of its weight and of its bias;
+    None if nothing. attributes: names of that many outputs, if the config does not name them. gate: how its gate works.
+    steps: name of the form in `text.steps` of a process reward model; "" for all others.
+    rows: of the output layer, which are the head, from the folder of the tokenizer. asked: whether the files look like
+    those of any language model, so that the layout has to be asked for by name.
     fields: fields of config.json that only this layout reads.
     """
 
@@ -95,7 +105,13 @@ class Layout:
     appended: Callable[[Config], int] | None = None
     whole: bool = False
     head_stem: Callable[[Config], str] | None = None
-    averages: bool = False
+    outputs: Literal["one", "mean", "attributes", "pair"] = "one"
+    condense: Callable[[Config, torch.Tensor], torch.Tensor] | None = None
+    attributes: Callable[[Config, int], tuple[str, ...]] | None = None
+    gate: GateForm | None = None
+    steps: str = ""
+    rows: Callable[[Path], tuple[int, ...]] | None = None
+    asked: bool = False
     fields: frozenset[str] = frozenset()
 
     def ours(self, name: str, config: Config) -> str | None:
@@ -128,3 +144,8 @@ def linear_head(name: str, stem: str) -> str | None:
     if match is None:
         return None
     return f"head.{int(match[1] or 0) // 2}.{match[2]}"
+
+
+def difference(config: Config, two: torch.Tensor) -> torch.Tensor:
+    """Return what makes of two logits the one whose sigmoid is softmax(logits)[1]: the second minus the first."""
+    return two[1:] - two[:1]

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lightrm.errors import InputError
 
-Rule = Literal["last", "last but pad", "before pad", "last of kind"]
+Rule = Literal["last", "last but pad", "before pad", "last of kind", "no pad"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Reading:
         last but pad  the last one that is not `token`; the first, if all are (transformers' *ForSequenceClassification)
         before pad    the one before the first `token`; the last, if there is none or if it is the first
         last of kind  the last `token`, which the layout appends
+        no pad        the last token, of a sequence that must not hold `token`
 
     why: whose code does so.
     """
@@ -45,6 +46,10 @@ class Reading:
                 count -= 1
             if not count:
                 raise InputError(f"this model is read at its token {self.token}, which the sequence does not hold")
+        if self.rule == "no pad" and self.token in ids:
+            raise InputError(
+                f"the text holds this model's pad token {self.token}: where its own code then reads is not known"
+            )
         return count
 
     def cut(self, ids: Sequence[int]) -> list[int]:
@@ -57,6 +62,7 @@ class Reading:
             "last but pad": f"the last token that is not pad ({self.token})",
             "before pad": f"the token before the first pad ({self.token})",
             "last of kind": f"the appended token {self.token}",
+            "no pad": f"the last token, where no token is pad ({self.token})",
         }
         return f"{where[self.rule]}, {self.why}"
 

@@ -3,6 +3,8 @@
 transformers reads the score at the last token that is not config.pad_token_id, so a text that ends in that token (pad =
 eos = eot) is read before it. The classes that come with Qwen2.5-Math-RM and INF-ORM read before the first pad instead,
 as transformers once did. If a wrapped model was saved whole, peft leaves the head under `score.modules_to_save`.
+
+Several rows are as many attributes, with the names in config.id2label.
 """
 
 from __future__ import annotations
@@ -54,4 +56,5 @@ LAYOUT = Layout(
     rename=rename,
     template=lambda config: "chat",
     reading=reading,
+    outputs="attributes",
 )

@@ -6,7 +6,7 @@ would stay in memory after the tensor is dropped, until the whole file is there.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -63,6 +63,12 @@ class TensorSource:
         """Return one tensor on the CPU, in the dtype of the file, in memory of its own. Raises CorruptFileError."""
         return self.opened[self.names[name]].read(name)
 
+    def rows(self, name: str, which: Sequence[int]) -> torch.Tensor:
+        """Return some rows of one tensor; of a safetensors file, only their bytes are read."""
+        file = self.opened[self.names[name]]
+        index = torch.tensor(which)
+        return file.mapped(name)[index] if isinstance(file, SafeFile) else self.read(name)[index]
+
     def shape(self, name: str) -> tuple[int, ...]:
         return self.opened[self.names[name]].shape(name)
 
@@ -109,6 +115,12 @@ class PackedSource(TensorSource):
             end = min(start + WIDENED_AT_ONCE, part.shape[0])
             widened[start:end] = part.rows(start, end)
         return widened
+
+    def rows(self, name: str, which: Sequence[int]) -> torch.Tensor:
+        """As `TensorSource.rows`; a packed weight is dequantized whole."""
+        if self.packed(name) is None:
+            return self.stored.rows(name, which)
+        return self.read(name)[torch.tensor(which)]
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.packed_shape(name) or self.stored.shape(name)

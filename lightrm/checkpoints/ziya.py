@@ -27,5 +27,5 @@ LAYOUT = Layout(
     rename=rename,
     template=lambda config: "ziya",
     reading=lambda config: reads_last("as Ziya's class reads: the last of the mask"),
-    averages=True,
+    outputs="mean",
 )

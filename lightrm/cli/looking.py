@@ -21,7 +21,7 @@ PLANNED = (
 
 @click.command()
 @click.argument("path")
-@load_options("revision")
+@load_options("revision", "layout")
 def inspect(path: str, options: LoadOptions) -> None:
     """Describe the checkpoint at PATH without loading its weights. A hub id is downloaded first."""
     terminal().print(Sheet(NAMED, tuple(describe(path, options))))
@@ -35,10 +35,11 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
     from lightrm.display.sizes import size_text
     from lightrm.engine.memory import schemes_of, weight_bytes
     from lightrm.errors import LightRMError
+    from lightrm.loading.head_loader import said_outputs
     from lightrm.loading.sources import Quantized, open_source
     from lightrm.loading.text_side import text_side
 
-    source = open_source(path, options.revision)
+    source = open_source(path, options.revision, layout=options.layout)
     checkpoint, a = source.checkpoint, source.checkpoint.architecture
     if isinstance(source, Quantized):
         yield "quantized", f"{source.manifest.scheme}, by lightrm; {size_text(source.manifest.bytes)}"
@@ -61,6 +62,7 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
     yield "positions", f"{a.positions}, at most {a.max_positions}"
     if heads:
         yield "head", ", ".join(f"{checkpoint.tensors[name][1]} {shape}" for name, shape in heads.items())
+    yield "gives", said_outputs(checkpoint)
     yield "read at", str(checkpoint.reading)
     yield "template", str(template) if template is not None else f"none: {missing}"
     if tokens is not None:

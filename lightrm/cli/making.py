@@ -23,7 +23,7 @@ from lightrm.loading.options import LoadOptions
 @click.option("--format", "form", type=click.Choice(["lightrm", "gptq"]), default="lightrm", show_default=True)
 @calibrate
 @calibration_tokens
-@load_options("template", "device", "revision")
+@load_options("template", "device", "revision", "layout")
 @quiet
 def quantize(
     source: str,
@@ -46,6 +46,10 @@ def quantize(
 
     check_free(destination)  # before the minutes of work, not after
     pairs = None if calibrate is None else calibration_pairs(calibrate)
+    if form == "gptq" and options.layout is not None:
+        raise click.UsageError(
+            "--layout is for lightrm's own folders: a GPTQ file does not say where its score is read"
+        )
     if form == "gptq":
         from lightrm.loading.gptq_export import export_gptq
 
@@ -55,7 +59,7 @@ def quantize(
         )  # fmt: skip
     else:
         rm = lightrm.load(
-            source, scheme=scheme or "w4a8", device=options.device, template=options.template,
+            source, scheme=scheme or "w4a8", device=options.device, template=options.template, layout=options.layout,
             revision=options.revision, calibration=pairs, calibration_tokens=tokens, progress=on_terminal(quiet),
         )  # fmt: skip
         rm.save(destination)

@@ -25,7 +25,7 @@ SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 @click.argument("source", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
 @click.option("-o", "--output", default="-", show_default=True, type=SINK, help="File to write.")
-@load_options("scheme", "device", "memory", "template", "strict")
+@load_options("scheme", "device", "memory", "template", "strict", "layout", "label", "reduce")
 @quiet
 def score(source: str, model: str, output: str, options: LoadOptions, quiet: bool) -> None:
     """Score records from SOURCE: JSONL, a JSON array or CSV (all also gzipped), or Parquet; '-' is standard input.
@@ -34,6 +34,10 @@ def score(source: str, model: str, output: str, options: LoadOptions, quiet: boo
     is a string or a list of {"role", "content"} turns. Each record is written with two more fields: "scores", one for
     each answer in order (chosen answers before rejected ones), and "scored_by". The output is .jsonl, .jsonl.gz, .csv,
     .csv.gz or .parquet. With -o, a run that was stopped goes on when the same command is started again.
+
+    A process reward model writes "steps" in place of "scores": for each answer the scores of its steps, as its own form
+    divides the answer. A model with several attributes writes "attributes": for each answer a number by name. --reduce
+    and --label make one score of them.
 
     Records that cannot be scored are reported by number and left out. The exit status is 1 if there were any or if the
     run failed, and 0 if all records were scored.

@@ -24,6 +24,11 @@ LOADING = {
     "template": click.option("--template", help="Prompt template; default: the model's own."),
     "max_length": click.option("--max-length", type=int, help="Tokens of a text at most; default: the template's."),
     "revision": click.option("--revision", help="Commit, tag or branch of a hub id."),
+    "layout": click.option("--layout", help="nemotron, math_shepherd or rlhflow_prm, whose files do not tell it."),
+    "label": click.option("--label", help="Which of several attributes is the score; default: all are written."),
+    "reduce": click.option(
+        "--reduce", help="min, product, last or mean of the scores of an answer's steps; default: all are written."
+    ),
     "strict": click.option("--strict", is_flag=True, help="Refuse texts that are too long instead of cutting them."),
 }  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="Show no progress bars.")

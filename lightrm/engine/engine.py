@@ -9,16 +9,18 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
+from lightrm.architecture import GateForm
 from lightrm.display.progress import Advance, ignored
 from lightrm.display.sizes import size_text
 from lightrm.engine.memory import activation_bytes
-from lightrm.engine.packing import Run, pack, packs
+from lightrm.engine.packing import Run, pack, packs, tokens_at
 from lightrm.engine.residence import Residence
-from lightrm.errors import MemoryLimitError, NumericsError
+from lightrm.errors import InputError, MemoryLimitError, NumericsError
 from lightrm.kernels import arena, forks
 from lightrm.model.decoder import Decoder
 from lightrm.model.head import ValueHead
@@ -64,19 +66,25 @@ class Engine:
         self.callers.clear()
         self.arena = None
 
-    def scores(self, sequences: Sequence[Sequence[int]], advance: Advance = ignored) -> Iterator[Scored]:
+    def scores(
+        self, sequences: Sequence[Sequence[int]], advance: Advance = ignored, head: ValueHead | None = None
+    ) -> Iterator[Scored]:
         """Yield scores as soon as they are computed, a group of sequences at a time, in no order; each sequence once.
 
-        advance: called after each layer with its share of the tokens. Raises NumericsError if a score is NaN or Inf,
-        MemoryLimitError if a single sequence does not fit.
+        advance: called after each layer with its share of the tokens. head: another one than the model's own. Raises
+        NumericsError if a score is NaN or Inf, MemoryLimitError if a single sequence does not fit, InputError if the
+        model has several attributes and nobody said which of them is the score.
         """
+        head = self.head if head is None else head
+        if head.undecided and not head.each:
+            raise InputError(undecided(head))
         waiting = list(range(len(sequences)))
         caller = object()
         self.callers.add(caller)
         try:
             while waiting:
                 done: set[int] = set()
-                for group, found in self.score_packs([sequences[i] for i in waiting], advance):
+                for group, found in self.score_packs([sequences[i] for i in waiting], advance, head):
                     done.update(group)
                     positions = [waiting[k] for k in group]
                     self.check_finite(positions, found, sequences)
@@ -87,10 +95,14 @@ class Engine:
             if not self.callers:
                 self.arena = None
 
-    def all_scores(self, sequences: Sequence[Sequence[int]], advance: Advance = ignored) -> np.ndarray:
-        """Return the scores of all sequences, float32 (n,), in input order. Errors and advance as in `scores`."""
-        scores = np.empty(len(sequences), dtype=np.float32)
-        for group, found in self.scores(sequences, advance):
+    def all_scores(
+        self, sequences: Sequence[Sequence[int]], advance: Advance = ignored, head: ValueHead | None = None
+    ) -> np.ndarray:
+        """Return the scores of all sequences, float32 (n,), in input order; (n, K) of a head that gives each output by
+        itself. Arguments and errors as in `scores`."""
+        shape = (len(sequences), head.outputs) if head is not None and head.each else len(sequences)
+        scores = np.empty(shape, dtype=np.float32)
+        for group, found in self.scores(sequences, advance, head):
             scores[group] = found
         return scores
 
@@ -100,14 +112,14 @@ class Engine:
         together."""
         return self.residence.window or 2 * self.tokens
 
-    def score_packs(self, sequences: Sequence[Sequence[int]], advance: Advance) -> Iterator[Scored]:
+    def score_packs(self, sequences: Sequence[Sequence[int]], advance: Advance, head: ValueHead) -> Iterator[Scored]:
         """Compute one pack after the other; of a streamed model, one window of packs after the other. Stops early if
         memory ran out."""
         window: list[Run] = []
         tokens = 0
         for run in packs(sequences, self.tokens, apart=self.decoder.architecture.scaled_from):
             if window and tokens + len(run[1]) > self.residence.window:
-                found = self.compute(window, sequences, advance)
+                found = self.compute(window, sequences, advance, head)
                 yield from found
                 if not found:
                     return
@@ -115,19 +127,23 @@ class Engine:
             window.append(run)
             tokens += len(run[1])
         if window:
-            yield from self.compute(window, sequences, advance)
+            yield from self.compute(window, sequences, advance, head)
 
-    def compute(self, window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance) -> list[Scored]:
+    def compute(
+        self, window: list[Run], sequences: Sequence[Sequence[int]], advance: Advance, head: ValueHead
+    ) -> list[Scored]:
         """Return the scores of a window, or an empty list if it did not fit into memory; later packs are then
         smaller."""
         for _, batch in window:
             self.check_room(batch)
+        if (gate := head.gate) is not None and gate.form.pattern:
+            window = [(group, with_prompts(batch, [sequences[i] for i in group], gate.form)) for group, batch in window]
         largest = max((batch for _, batch in window), key=len)
         with self.turn:
             if self.warned and len(largest) > self.tokens and not is_path(largest):
                 return []  # another thread found out, while this one waited, that such packs do not fit
             with arena.use_arena(self.arena_for(largest)):
-                found = self.attempt(window, layer_progress(window, sequences, advance, len(self.decoder.layers)))
+                found = self.attempt(window, head, layer_progress(window, sequences, advance, len(self.decoder.layers)))
             if found is None:
                 self.arena = None
                 self.halve(largest)
@@ -143,11 +159,12 @@ class Engine:
             kept = self.arena = arena.reserved(size)
         return kept
 
-    def attempt(self, window: list[Run], after: Callable[[], None]) -> list[Scored] | None:
+    def attempt(self, window: list[Run], head: ValueHead, after: Callable[[], None]) -> list[Scored] | None:
         """Return None if memory ran out; everything that the attempt allocated is free again by then."""
         try:
             hidden = self.decoder.last_hiddens([batch.to(self.device) for _, batch in window], after=after)
-            return [(group, self.head(x).cpu().numpy()) for (group, _), x in zip(window, hidden, strict=True)]
+            found = ((group, x.split(len(group))) for (group, _), x in zip(window, hidden, strict=True))
+            return [(group, head(*read).cpu().numpy()) for group, read in found]
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -192,7 +209,7 @@ class Engine:
 
     def check_finite(self, positions: list[int], found: np.ndarray, sequences: Sequence[Sequence[int]]) -> None:
         """Raise NumericsError, which says where the overflow is, if a score is NaN or Inf."""
-        for k in np.flatnonzero(~np.isfinite(found))[:1]:
+        for k in np.flatnonzero(~np.isfinite(found.reshape(len(found), -1)).all(1))[:1]:
             raise NumericsError(
                 f"the score of sequence {positions[k]} is {found[k]}: {self.first_overflow(sequences[positions[k]])} "
                 f"under {self.scheme}; load with scheme='bf16' or 'fp32'; if those overflow too, the weights are bad"
@@ -209,6 +226,22 @@ class Engine:
         with self.turn:
             self.decoder.last_hidden(pack([sequence]).to(self.device), watch)
         return f"activations overflow in {found[0]}" if found else "the head overflows"
+
+
+def with_prompts(batch: PackedBatch, sequences: Sequence[Sequence[int]], form: GateForm) -> PackedBatch:
+    """Return a pack that is also read where the prompt of each sequence ends, behind where the sequences end. Raises
+    InputError."""
+    ends = [(int(last), form.prompt_end(ids)) for last, ids in zip(batch.last_S, sequences, strict=True)]
+    return replace(batch, last_S=torch.cat([batch.last_S, torch.tensor(tokens_at(batch, ends))]))
+
+
+def undecided(head: ValueHead) -> str:
+    """Return what to do about several attributes of which none is the score, for a message."""
+    names = ", ".join(map(repr, head.names))
+    return (
+        f"this model gives {head.outputs} numbers, and nobody said which is the score: {names}. Load it with "
+        "label=NAME, or with weights= and a number for each; score_attributes gives them all"
+    )
 
 
 def is_path(batch: PackedBatch) -> bool:

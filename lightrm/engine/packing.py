@@ -4,13 +4,18 @@ Sequences are sorted lexicographically, so that neighbours share the longest pre
 pack: a tree of segments, where an inner segment is the common beginning of several sequences. Deeper sharing (a
 dialogue scored turn by turn, a system prompt that all texts have) is the same tree with more levels.
 
+A sequence that is the beginning of another one, such as an answer up to one of its steps, needs no segment: it is read
+inside the other one, and costs nothing.
+
 The cost of a pack is the number of its distinct tokens. A pack ends where the token budget does, or slightly earlier if
 then fewer tokens are computed again in the next pack.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -28,8 +33,8 @@ Run = tuple[list[int], PackedBatch]  # which sequences, and their pack; last_S i
 def packs(
     sequences: Sequence[Ids], budget: int, least_shared: int = LEAST_SHARED, apart: int | None = None
 ) -> Iterator[Run]:
-    """Divide sequences into packs of at most `budget` distinct tokens. A longer sequence gets a pack of its own. No
-    sequence may be empty.
+    """Divide sequences into packs of at most `budget` distinct tokens. A longer sequence gets a pack of its own, with
+    its beginnings. No sequence may be empty.
 
     least_shared: share a prefix only if it has so many tokens or more; SHARE_NOTHING shares none. apart: sequences of
     more tokens than this get no pack together with others: their positions are computed in another way.
@@ -49,10 +54,10 @@ def packs(
     first = 0
     while first < len(arrays):
         end = run_end(lengths, shared, first, budget)
-        batch = forest(arrays[first:end], shared[first:end], least_shared)
-        while len(batch) > max(budget, lengths[first]):  # prefixes too short to be shared were counted once
+        batch = woods(arrays[first:end], shared[first:end], least_shared)
+        while len(batch) > max(budget, *lengths[first:end]):  # prefixes too short to be shared were counted once
             end = max(first + 1, first + (end - first) * budget // len(batch))
-            batch = forest(arrays[first:end], shared[first:end], least_shared)
+            batch = woods(arrays[first:end], shared[first:end], least_shared)
         yield order[first:end], batch
         first = end
 
@@ -79,11 +84,44 @@ def run_end(lengths: list[int], shared: list[int], first: int, budget: int) -> i
     ahead = [0, lengths[first]]  # ahead[m]: distinct tokens of the first m members
     for k in range(first + 1, len(lengths)):
         added = lengths[k] - shared[k]
-        if added and ahead[-1] + added > budget:
+        continues = ahead[-1] == lengths[k - 1] == shared[k]  # all so far are beginnings of k: it is no larger alone
+        if added and ahead[-1] + added > budget and not continues:
             late = [c for c in range(first + 1, k + 1) if c == k or ahead[c - first] >= budget / 2]
             return min(late, key=lambda c: (shared[c], -c))
         ahead.append(ahead[-1] + added)
     return len(lengths)
+
+
+def woods(sequences: list[np.ndarray], shared: list[int], least_shared: int) -> PackedBatch:
+    """Make the pack of one run, sequences that are the beginning of the next one read inside it. Arguments as in
+    `forest`."""
+    if least_shared == SHARE_NOTHING:
+        return forest(sequences, shared, least_shared)
+    lengths = [len(ids) for ids in sequences]
+    whole = [k for k in range(len(sequences)) if k + 1 == len(sequences) or shared[k + 1] < lengths[k]]
+    if len(whole) == len(sequences):
+        return forest(sequences, shared, least_shared)
+    # What two of them share is the least that any neighbours between them share.
+    apart = [min(shared[a + 1 : b + 1], default=0) for a, b in pairwise([-1, *whole])]
+    batch = forest([sequences[k] for k in whole], apart, least_shared)
+    around = np.searchsorted(whole, np.arange(len(sequences)))  # the one that each begins
+    ends = [(int(batch.last_S[k]), length) for k, length in zip(around, lengths, strict=True)]
+    return replace(batch, last_S=torch.tensor(tokens_at(batch, ends)))
+
+
+def tokens_at(batch: PackedBatch, ends: Sequence[tuple[int, int]]) -> list[int]:
+    """Return the index of the last token of some beginnings. ends: the index of a sequence's last token, and how many
+    tokens its beginning has."""
+    starts = [segment.start for segment in batch.segments]
+    positions = batch.position_ids_T.tolist()
+    found = []
+    for last, length in ends:
+        token, segment = last, batch.segments[bisect_right(starts, last) - 1]
+        while length <= positions[segment.start]:
+            segment = batch.segments[segment.parent]
+            token = segment.end - 1
+        found.append(token - (positions[token] - (length - 1)))
+    return found
 
 
 def forest(sequences: list[np.ndarray], shared: list[int], least_shared: int) -> PackedBatch:

@@ -33,7 +33,19 @@ def identity(rm: RewardModel, model: str) -> dict[str, str]:
         "strict": str(rm.text.strict),
         "device": rm.device.type,
         "versions": ", ".join(f"{name} {version(name)}" for name in ("lightrm", "transformers")),
+        **score_of(rm),
     }
+
+
+def score_of(rm: RewardModel) -> dict[str, str]:
+    """Return what the caller said about what the score is, as far as the files do not."""
+    found = {"layout": rm.checkpoint.layout.name} if rm.checkpoint.layout.asked else {}
+    if rm.text.steps is not None:
+        found["reduce"] = str(rm.text.steps.reduce)
+    if rm.attributes:
+        head = rm.engine.head
+        found["attributes"] = "all" if head.names else digest(head.weights[-1].tolist())
+    return found
 
 
 def summary(by: dict[str, str]) -> dict[str, str]:

@@ -25,8 +25,9 @@ from lightrm.data.records import Row, to_line
 from lightrm.display.progress import AdvanceRows, rows_ignored
 from lightrm.errors import InputError, LightRMError, MemoryLimitError, NumericsError
 from lightrm.files import to_disk
+from lightrm.jobs.answer_numbers import Answer, AnswerNumbers
 from lightrm.jobs.identity import identity, summary
-from lightrm.jobs.job_outputs import Entry, Tell, ending_of, names_aside, output_for, renamed
+from lightrm.jobs.job_outputs import Entry, Number, Tell, ending_of, names_aside, output_for, renamed
 from lightrm.jobs.journal import Journal, journal_of
 from lightrm.scorer import RewardModel
 from lightrm.text.conversation import turns_of
@@ -55,50 +56,50 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRow:
-    """A row with the ids of each of its answers, or with what is wrong with it."""
+    """A row with the sequences of each of its answers, or with what is wrong with it."""
 
     row: Row
-    ids: list[list[int]]
+    answers: list[Answer]
     error: str
 
     @property
     def tokens(self) -> int:
-        return sum(map(len, self.ids))
+        """Of its answers; the steps of one are parts of the last."""
+        return sum(len(sequences[-1]) for sequences in self.answers)
 
 
 def score_rows(
-    rm: RewardModel, rows: Iterator[Row], counts: Counts, report: Tell, advance_rows: AdvanceRows
+    numbers: AnswerNumbers, rows: Iterator[Row], counts: Counts, report: Tell, advance_rows: AdvanceRows
 ) -> Iterator[list[tuple[Row, Entry]]]:
     """Yield rows with their scores, in order, a window of rows at a time."""
     window: list[EncodedRow] = []
     tokens = 0
     for row in rows:
-        window.append(encoded(rm, row, counts))
+        window.append(encoded(numbers, row, counts))
         tokens += window[-1].tokens
-        if tokens >= rm.engine.window or len(window) == MOST_ROWS:
-            yield score_window(rm, window, counts, report, advance_rows)
+        if tokens >= numbers.rm.engine.window or len(window) == MOST_ROWS:
+            yield score_window(numbers, window, counts, report, advance_rows)
             window, tokens = [], 0
     if window:
-        yield score_window(rm, window, counts, report, advance_rows)
+        yield score_window(numbers, window, counts, report, advance_rows)
 
 
-def encoded(rm: RewardModel, row: Row, counts: Counts) -> EncodedRow:
+def encoded(numbers: AnswerNumbers, row: Row, counts: Counts) -> EncodedRow:
     if row.error:
         return EncodedRow(row, [], row.error)
     try:
         answers = answers_of(row.record, labels=False)
-        found = rm.text.encode(turns_of(answers.prompt), answers.responses)
-        ids = rm.text.read(e.token_ids for e in found)
+        found, cut = numbers.encode(turns_of(answers.prompt), answers.responses)
     except LightRMError as error:
         return EncodedRow(row, [], str(error))
     except Exception as error:  # raised by a stranger's template or tokenizer: any kind, and only of this record
         return EncodedRow(row, [], f"cannot be made into tokens: {type(error).__name__}: {error}"[:1000])
-    counts.cut += sum(e.cut > 0 for e in found)
-    return EncodedRow(row, ids, "")
+    counts.cut += cut
+    return EncodedRow(row, found, "")
 
 
 def score_window(
-    rm: RewardModel, window: list[EncodedRow], counts: Counts, report: Tell, advance_rows: AdvanceRows
+    numbers: AnswerNumbers, window: list[EncodedRow], counts: Counts, report: Tell, advance_rows: AdvanceRows
 ) -> list[tuple[Row, Entry]]:
     tokens = sum(one.tokens for one in window)
     shown = 0.0
@@ -111,7 +112,7 @@ def score_window(
 
     found: list[tuple[Row, Entry]] = []
     good = [one for one in window if not one.error]
-    scores = iter(scored(rm, good, advance))
+    scores = iter(scored(numbers, good, advance))
     for one in window:
         made = next(scores) if not one.error else one.error
         if isinstance(made, str):
@@ -125,18 +126,21 @@ def score_window(
     return found
 
 
-def scored(rm: RewardModel, rows: list[EncodedRow], advance: Callable[[float], None]) -> list[list[float] | str]:
-    """Return the scores of each row, or why there are none. If a window fails, its halves are tried, down to one
+def scored(
+    numbers: AnswerNumbers, rows: list[EncodedRow], advance: Callable[[float], None]
+) -> list[list[Number] | str]:
+    """Return the numbers of each row, or why there are none. If a window fails, its halves are tried, down to one
     row."""
+    sequences = [ids for one in rows for answer in one.answers for ids in answer]
     try:
-        scores = iter(rm.engine.all_scores([ids for one in rows for ids in one.ids], advance).tolist())
+        scores = iter(numbers.rm.engine.all_scores(sequences, advance, numbers.head).tolist())
     except OF_ONE_RECORD as error:
         if len(rows) == 1:
             return [f"{type(error).__name__}: {error}" if not isinstance(error, LightRMError) else str(error)]
     else:
-        return [[next(scores) for _ in one.ids] for one in rows]
+        return [[numbers.made([next(scores) for _ in answer]) for answer in one.answers] for one in rows]
     half = len(rows) // 2
-    return [*scored(rm, rows[:half], advance), *scored(rm, rows[half:], advance)]
+    return [*scored(numbers, rows[:half], advance), *scored(numbers, rows[half:], advance)]
 
 
 def score_stream(
@@ -148,17 +152,17 @@ def score_stream(
     advance_rows: AdvanceRows = rows_ignored,
 ) -> Counts:
     """Write rows to a stream as they are scored. Such a run cannot be resumed."""
-    rm.text.check()
+    numbers = AnswerNumbers(rm)
     counts, by = Counts(), summary(identity(rm, model))
     said: set[str] = set()
-    for window in score_rows(rm, rows, counts, report, advance_rows):
+    for window in score_rows(numbers, rows, counts, report, advance_rows):
         for row, (_, scores, _) in window:
             if scores is not None:
-                aside = names_aside(list(row.record))
+                aside = names_aside(list(row.record), numbers.added)
                 for name in aside.keys() - said:
                     report(f'{row.name} has a field "{name}" of its own: it is written as "{aside[name]}"')
                 said |= aside.keys()
-                sink.write(to_line(renamed(row.record, aside) | {"scores": scores, "scored_by": by}))
+                sink.write(to_line(renamed(row.record, aside) | {numbers.added.name: scores, "scored_by": by}))
         sink.flush()
     return counts
 
@@ -176,7 +180,7 @@ def score_file(
     make_bar: number of rows -> a progress bar. Raises InputError if the output exists already, cannot hold the fields
     of the source, or was begun with another model or source.
     """
-    rm.text.check()
+    numbers = AnswerNumbers(rm)
     ending_of(target)
     by = identity(rm, model)
     with journal_of(target) as journal:
@@ -187,7 +191,7 @@ def score_file(
             counts = Counts()
             same = recount(journal, path, by, counts, report) if finished else True
             if not finished:
-                work(rm, journal, path, target, by, counts, report, make_bar)
+                work(numbers, journal, path, target, by, counts, report, make_bar)
         beside(target, PART).unlink(missing_ok=True)
         journal.done = True
     to_disk(target.parent)
@@ -258,7 +262,7 @@ def had(row: Row, entry: Entry, counts: Counts, report: Tell) -> None:
 
 
 def work(
-    rm: RewardModel,
+    numbers: AnswerNumbers,
     journal: Journal,
     path: Path,
     target: Path,
@@ -268,13 +272,13 @@ def work(
     make_bar: MakesBar,
 ) -> None:
     """Score the rows that are not in the journal, and write the output."""
-    output = output_for(path, target, report)
+    output = output_for(path, target, report, numbers.added)
     journal.begin(by)
     with make_bar(output.survey.rows) as advance_rows:
         rest = journal.rest(read_rows(path), path, lambda row, entry: had(row, entry, counts, report), report)
         first = list(islice(rest, 1))
         advance_rows(counts.resumed, 0)
-        for window in score_rows(rm, chain(first, rest), counts, report, advance_rows):
+        for window in score_rows(numbers, chain(first, rest), counts, report, advance_rows):
             journal.write(entry for _, entry in window)
     draft = beside(target, PART)
     try:

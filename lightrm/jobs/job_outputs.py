@@ -25,22 +25,41 @@ from lightrm.errors import InputError
 from lightrm.jobs.field_survey import Field, Survey, survey_of
 
 ENDINGS = (".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
-ADDED = ("scores", "scored_by")
 BY = ("model", "fingerprint", "scheme", "template")
 Tell = Callable[[str], None]
-Entry = tuple[int, list[float] | None, str]  # a row's checksum; its scores, or None and why
+Number = float | list[float] | list[list[float]] | dict[str, float]  # what is written of one answer
+Entry = tuple[int, list[Number] | None, str]  # a row's checksum; its answers' numbers, or None and why
+
+
+@dataclass(frozen=True, slots=True)
+class Added:
+    """The field that is added beside "scored_by". names: of the attributes, if that is what it holds."""
+
+    name: str
+    names: tuple[str, ...] = ()
+
+    def type(self, arrow: Any) -> Any:
+        """Return the type of its column in a Parquet file."""
+        number = arrow.float32()
+        if self.name == "steps":
+            return arrow.list_(arrow.list_(number))
+        return arrow.list_(arrow.struct([(name, number) for name in self.names]) if self.names else number)
+
+
+SCORES = Added("scores")
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
     """aside: new names of the source's fields that have the name of an added one. schema: of a Parquet file that is
-    made from another kind of file."""
+    made from another kind of file. added: the field with the scores."""
 
     source: Path
     ending: str
     survey: Survey
     aside: dict[str, str]
     schema: Any = None
+    added: Added = SCORES
 
     def write(self, file: IO[bytes], entries: Iterator[Entry], by: dict[str, str]) -> None:
         """Write all rows. Raises InputError if the source is not what was scored."""
@@ -56,9 +75,9 @@ class Output:
     def completed(self, entries: Iterator[Entry], by: dict[str, str]) -> Iterator[Record]:
         for row, scores in self.paired(read_rows(self.source), entries):
             if scores is not None:
-                yield renamed(row.record, self.aside) | {"scores": scores, "scored_by": by}
+                yield renamed(row.record, self.aside) | {self.added.name: scores, "scored_by": by}
 
-    def paired(self, rows: Iterator[Row], entries: Iterator[Entry]) -> Iterator[tuple[Row, list[float] | None]]:
+    def paired(self, rows: Iterator[Row], entries: Iterator[Entry]) -> Iterator[tuple[Row, list[Number] | None]]:
         """Yield each row with its scores."""
         changed = InputError(
             f"{self.source} was changed while it was scored: nothing was written, and what was scored is kept; put it "
@@ -81,7 +100,7 @@ class Output:
     def write_cells(self, file: IO[bytes], records: Iterator[Record]) -> None:
         text = TextIOWrapper(file, "utf-8", newline="")
         names = [self.aside.get(name, name) for name in self.survey.fields]
-        table = csv.DictWriter(text, [*names, *ADDED])
+        table = csv.DictWriter(text, [*names, self.added.name, "scored_by"])
         table.writeheader()
         for record in records:
             table.writerow({name: cell_of(value) for name, value in record.items()})
@@ -100,7 +119,7 @@ class Output:
         schema = parquet_file(self.source).schema_arrow
         names = [self.aside.get(name, name) for name in schema.names]
         fields = [part.with_name(name) for part, name in zip(schema, names, strict=True)]
-        schema = arrow.schema([*fields, *added_fields(arrow)], schema.metadata)
+        schema = arrow.schema([*fields, *added_fields(arrow, self.added)], schema.metadata)
         batches: list[tuple[Any, int]] = []
 
         def rows() -> Iterator[Row]:
@@ -117,12 +136,12 @@ class Output:
                     arrow.array([one is not None for one in scores])
                 )
                 made = [one for one in scores if one is not None]
-                added = [arrow.array(made, schema.field("scores").type)]
+                added = [arrow.array(made, schema.field(self.added.name).type)]
                 added.append(arrow.array([by] * len(made), schema.field("scored_by").type))
                 writer.write_table(arrow.Table.from_arrays([*kept.columns, *added], schema=schema))
 
 
-def output_for(source: Path, target: Path, tell: Tell) -> Output:
+def output_for(source: Path, target: Path, tell: Tell, added: Added = SCORES) -> Output:
     """Return how a source is written to a target. Raises InputError, which names the fields, if the target cannot hold
     them."""
     ending = ending_of(target)
@@ -135,7 +154,7 @@ def output_for(source: Path, target: Path, tell: Tell) -> Output:
         held = [f'"{part.name}" ({part.type})' for part in schema if "binary" in str(part.type)]
         if held and arrow is None:
             raise InputError(f"{ending} holds text, not {', '.join(held)}: write .parquet instead")
-    aside = names_aside(list(survey.fields))
+    aside = names_aside(list(survey.fields), added)
     for name, other in aside.items():
         tell(f'the source has a field "{name}" of its own: it is written as "{other}"')
     strays = [where for name, part in survey.fields.items() for where in part.no_text(name)]
@@ -143,8 +162,8 @@ def output_for(source: Path, target: Path, tell: Tell) -> Output:
         raise InputError(f"{ending} holds text, not the bytes of {', '.join(strays[:3])}: write .jsonl instead")
     made = None
     if arrow is not None and not columns:
-        made = arrow.schema([*columns_of(survey, aside, arrow), *added_fields(arrow)])
-    return Output(source, ending, survey, aside, made)
+        made = arrow.schema([*columns_of(survey, aside, arrow), *added_fields(arrow, added)])
+    return Output(source, ending, survey, aside, made, added)
 
 
 def ending_of(target: Path) -> str:
@@ -169,15 +188,15 @@ def columns_of(survey: Survey, aside: dict[str, str], arrow: Any) -> list[tuple[
     return found
 
 
-def added_fields(arrow: Any) -> list[Any]:
+def added_fields(arrow: Any, added: Added) -> list[Any]:
     by = arrow.struct([(name, arrow.string()) for name in BY])
-    return [arrow.field("scores", arrow.list_(arrow.float32())), arrow.field("scored_by", by)]
+    return [arrow.field(added.name, added.type(arrow)), arrow.field("scored_by", by)]
 
 
-def names_aside(names: list[str]) -> dict[str, str]:
+def names_aside(names: list[str], added: Added = SCORES) -> dict[str, str]:
     """Return new names for fields that have the name of an added one."""
     aside = {}
-    for name in ADDED:
+    for name in (added.name, "scored_by"):
         if name in names:
             other = f"source_{name}"
             while other in names:

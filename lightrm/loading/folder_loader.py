@@ -23,10 +23,12 @@ from lightrm.engine.streaming import StreamedLayers
 from lightrm.errors import CorruptFileError
 from lightrm.kernels.dispatch import kernels_for
 from lightrm.loading.folding import Folding
+from lightrm.loading.head_loader import attribute_names
 from lightrm.loading.loader import FOLDED_NORMS
 from lightrm.loading.placement import Loaded, LoadReport, Placement
 from lightrm.loading.quantized_folder import CONFIG, WEIGHTS, Manifest
 from lightrm.model.decoder import Decoder, Layer, Layers, field_of
+from lightrm.model.gate import Gate
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
 from lightrm.schemes.grammar import Scheme
@@ -49,7 +51,7 @@ def restore(
     scheme, device, twin = placement.scheme, placement.device, placement.twin
     tensors = Tensors(manifest, device, streamed)
     check_fits(tensors, checkpoint.architecture, scheme)
-    head = head_of(tensors, manifest.post)
+    head = head_of(tensors, checkpoint, manifest.post)
     checkpoint.check_config(len(head.weights[-1]) if head.weights else None)
     embedding, shared = share_equal(tensors["embedding"], None if twin is None else twin.embedding_VD)
     a = placement.applied(replace(checkpoint.architecture, vocabulary=len(embedding)))
@@ -79,10 +81,28 @@ def restore(
     return Loaded(decoder, head, report)
 
 
-def head_of(tensors: Tensors, post: PostStep) -> ValueHead:
-    count = sum(name.startswith("head.") and name.endswith(".weight") for name in tensors.names)
-    weights = tuple(tensors[f"head.{k}.weight"] for k in range(count))
-    return ValueHead(weights, tuple(tensors.get(f"head.{k}.bias") for k in range(count)), post)
+def head_of(tensors: Tensors, checkpoint: Checkpoint, post: PostStep) -> ValueHead:
+    weights, biases = layers_of(tensors, "head")
+    names = attribute_names(checkpoint, len(weights[-1])) if weights else ()
+    gate = None
+    if checkpoint.layout.gate is not None:
+        factor, transform = copied(tensors["gate.factor"]), copied(tensors.get("gate.transform"))
+        assert factor is not None
+        gate = Gate(checkpoint.layout.gate, *layers_of(tensors, "gate"), factor, transform)
+    return ValueHead(weights, biases, post, names, gate)
+
+
+def layers_of(tensors: Tensors, stem: str) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor | None, ...]]:
+    """Return the weights and biases of an MLP."""
+    count = sum(name.startswith(f"{stem}.") and name.endswith(".weight") for name in tensors.names)
+    weights = tuple(tensors[f"{stem}.{k}.weight"].clone() for k in range(count))
+    return weights, tuple(copied(tensors.get(f"{stem}.{k}.bias")) for k in range(count))
+
+
+def copied(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Return a tensor in memory of its own. A float product of a mapped one, which begins anywhere, may differ in its
+    last bits."""
+    return None if tensor is None else tensor.clone()
 
 
 class Tensors:

@@ -23,10 +23,10 @@ from lightrm.kernels import products
 from lightrm.kernels.dispatch import kernels_for
 from lightrm.kernels.operands import Held, Parts
 from lightrm.loading.folding import Folding
+from lightrm.loading.head_loader import read_head
 from lightrm.loading.packers import Packer, WholePacker, packer_for
 from lightrm.loading.placement import Loaded, LoadReport, Placement
 from lightrm.model.decoder import Decoder, Layer, field_of
-from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
@@ -61,7 +61,7 @@ class Loader:
         a = self.architecture
         check_tensors(self.checkpoint)
         final_norm = self.read("final_norm.weight")
-        head = self.head(final_norm)
+        head = read_head(self, final_norm)
         embedding = self.embedding()
         layers = StreamedLayers(a.layers, self.layer, self.device) if streamed else self.layers(embedding)
         norm = self.once(self.norm(final_norm), None if self.twin is None else self.twin.final_norm_D)
@@ -253,29 +253,3 @@ class Loader:
         if self.folding is not None and part in ("output", "down"):
             return self.folding.writes_residual(placed)
         return placed
-
-    def head(self, final_norm_D: torch.Tensor) -> ValueHead:
-        """Return the value head in float32. Raises TensorMismatchError if its layers do not fit together."""
-        tensors, width = self.checkpoint.tensors, self.architecture.width
-        weights: list[torch.Tensor] = []
-        biases: list[torch.Tensor | None] = []
-        while f"head.{len(weights)}.weight" in tensors:
-            stem = f"head.{len(weights)}"
-            weight = self.float_copy(self.read(f"{stem}.weight"))
-            bias = None
-            if f"{stem}.bias" in tensors:
-                bias = self.float_copy(self.read(f"{stem}.bias"))
-            if weight.ndim != 2 or weight.shape[1] != width or (bias is not None and bias.shape != weight.shape[:1]):
-                found = None if bias is None else tuple(bias.shape)
-                raise TensorMismatchError(
-                    f"{tensors[f'{stem}.weight'][1]} has shape {tuple(weight.shape)} with bias {found}, "
-                    f"expected (outputs, {width}) and (outputs,)"
-                )
-            if self.folding is not None and not weights:
-                self.folding.reads_last(weight, self.float_copy(final_norm_D))
-            weights.append(weight)
-            biases.append(bias)
-            width = weight.shape[0]
-        buffers = {name: self.read(name) for name in tensors if name.startswith("normalizer.")}
-        post = self.checkpoint.layout.post(self.checkpoint.config, buffers)
-        return ValueHead(tuple(weights), tuple(biases), post)

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal, get_args
 
+from lightrm.engine.step_scores import REDUCERS
 from lightrm.errors import InputError
+from lightrm.loading.attribute_choice import Weights
 
 Table = Literal["relative", "absolute"]
 
@@ -27,10 +29,16 @@ class LoadOptions:
     base: str | os.PathLike[str] | None = None
     token_budget: int | None = None
     memory: str | int | None = None
+    layout: str | None = None
+    label: str | None = None
+    weights: Weights | None = None
+    reduce: str | None = None
 
     def __post_init__(self) -> None:
         if self.alibi not in get_args(Table):
             raise InputError(f"alibi must be {' or '.join(map(repr, get_args(Table)))}, found {self.alibi!r}")
+        if self.reduce is not None and self.reduce not in REDUCERS:
+            raise InputError(f"reduce must be one of {', '.join(map(repr, REDUCERS))}, found {self.reduce!r}")
         if self.token_budget is not None:
             positive("token_budget", self.token_budget)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -95,7 +95,7 @@ def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | 
             "scheme": report.scheme.name,
             "layout": checkpoint.layout.name,
             "template": template,
-            "head": {"mean": head.post.mean, "std": head.post.std, "negate": head.post.negate},
+            "head": asdict(head.post),
             "sqnr_db": report.sqnr_db,
             "bytes": (draft / WEIGHTS).stat().st_size,
             "header": tensor_sum(SafeFile(draft / WEIGHTS).header()),
@@ -130,10 +130,22 @@ def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.T
         for name in decoder.architecture.norms:
             if (norm := getattr(layer, field_of(name))) is not None:
                 yield f"layers.{i}.{name}", norm
-    for k, (weight, bias) in enumerate(zip(head.weights, head.biases, strict=True)):
-        yield f"head.{k}.weight", weight
+    yield from stacked("head", head.weights, head.biases)
+    if (gate := head.gate) is not None:
+        yield from stacked("gate", gate.weights, gate.biases)
+        yield "gate.factor", gate.factor
+        if gate.transform_KK is not None:
+            yield "gate.transform", gate.transform_KK
+
+
+def stacked(
+    stem: str, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor | None]
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the layers of an MLP."""
+    for k, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+        yield f"{stem}.{k}.weight", weight
         if bias is not None:
-            yield f"head.{k}.bias", bias
+            yield f"{stem}.{k}.bias", bias
 
 
 def parts_of(weight: Held) -> dict[str, torch.Tensor]:
@@ -148,13 +160,15 @@ def read_manifest(folder: Path) -> Manifest:
     raw = raw_manifest(folder)
     path = folder / MANIFEST
     try:
-        post = PostStep(raw["head"]["mean"], raw["head"]["std"], raw["head"]["negate"])
-        if not math.isfinite(post.mean) or not post.std > 0 or not isinstance(post.negate, bool):
+        kept = {"probability": False} | raw["head"]  # folders of older versions hold no probabilities
+        post = PostStep(kept["mean"], kept["std"], kept["negate"], kept["probability"])
+        flags = isinstance(post.negate, bool) and isinstance(post.probability, bool)
+        if not math.isfinite(post.mean) or not post.std > 0 or not flags:
             raise ValueError(f"the head's last step is {raw['head']}")
         sqnr = {name: float(db) for name, db in raw["sqnr_db"].items()}
         note = None
-        if (kept := raw.get("fidelity")) is not None:
-            note = FidelityNote.read(kept)
+        if (measured := raw.get("fidelity")) is not None:
+            note = FidelityNote.read(measured)
         return Manifest(
             folder, str(raw["scheme"]), str(raw["layout"]), raw["template"], post, dict(raw["sums"]), sqnr,
             int(raw["bytes"]), note, str(raw["header"]), dict(raw["files"]),

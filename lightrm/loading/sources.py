@@ -13,6 +13,7 @@ from lightrm.architecture import Architecture
 from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import check_tensors, real_architecture
+from lightrm.checkpoints.output_layer_heads import PUBLISHED
 from lightrm.display.progress import Advance
 from lightrm.engine.memory import Room, choose_scheme
 from lightrm.errors import InputError
@@ -81,12 +82,17 @@ class Quantized:
 
 
 def open_source(
-    path_or_id: str | os.PathLike[str], revision: str | None = None, base: str | os.PathLike[str] | None = None
+    path_or_id: str | os.PathLike[str],
+    revision: str | None = None,
+    base: str | os.PathLike[str] | None = None,
+    layout: str | None = None,
 ) -> Source:
-    """Read configs, tensor names and shapes, all as for `lightrm.load`. Raises a CheckpointError."""
+    """Read configs, tensor names and shapes, all as for `lightrm.load`. layout: its name, if the files do not tell it.
+    Raises a CheckpointError."""
     folder = resolve(path_or_id, revision)
     if quantized_folder.is_native(folder):
         return Quantized(*quantized_folder.open_native(folder))
-    checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None)
+    asked = PUBLISHED.get(str(path_or_id)) if layout is None else layout
+    checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None, asked)
     check_tensors(checkpoint)
     return Published(checkpoint, real_architecture(checkpoint))

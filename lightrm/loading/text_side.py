@@ -15,6 +15,7 @@ from lightrm.text.chat_template import ChatTemplate
 from lightrm.text.conversation import Prompt, responses_of, turns_of
 from lightrm.text.encoding import Encoded, Tokens, read_tokens
 from lightrm.text.explanation import Explanation
+from lightrm.text.steps import FORMS, StepTexts
 from lightrm.text.templates import AnyTemplate, Turn, find_template
 from lightrm.text.tokenizer_files import has_tokenizer
 
@@ -29,7 +30,8 @@ class TextSide:
 
     tokens, template: None where `missing`, a sentence, says why no text can be scored. folder: where the tokenizer
     lies. reading: where in a sequence the score is read. max_length: tokens of one text at most; strict: raise where a
-    text would be cut. vocabulary: rows of the model's embedding.
+    text would be cut. vocabulary: rows of the model's embedding. steps: how a process reward model reads an answer's
+    steps; None for other models.
     """
 
     tokens: Tokens | None
@@ -40,6 +42,7 @@ class TextSide:
     max_length: int
     strict: bool
     vocabulary: int
+    steps: StepTexts | None = None
 
     def check(self) -> None:
         """Raise TokenizerError if this model scores no text."""
@@ -88,8 +91,7 @@ class TextSide:
         found: list[list[int]] = []
         count = 0
         for prompt, response in pairs:
-            (encoded,) = self.encode(turns_of(prompt), responses_of([response]))
-            ids = self.reading.cut(encoded.token_ids)
+            ids = self.whole(turns_of(prompt), responses_of([response]))
             count += len(ids)
             if most is not None and count > most:
                 break
@@ -98,6 +100,14 @@ class TextSide:
             raise InputError(f"there is no calibration text of {most} tokens or fewer: the first has {count}")
         return found
 
+    def whole(self, turns: list[Turn], responses: list[str]) -> list[int]:
+        """Return the ids of one answer as scoring would read them; of a process reward model, up to its last step."""
+        (response,) = responses
+        if self.steps is not None:
+            return self.steps.encode(turns, self.steps.form.divided(response))[-1]
+        (encoded,) = self.encode(turns, responses)
+        return self.reading.cut(encoded.token_ids)
+
 
 def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> TextSide:
     """Read a checkpoint's tokenizer and choose its template.
@@ -105,6 +115,8 @@ def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
     Raises InputError for max_length; TokenizerError or TemplateError only where a template was asked for by name.
     """
     check_length(options.max_length, a)
+    if checkpoint.layout.steps:
+        return step_side(checkpoint, a, options)
     template, folder = options.template, checkpoint.base_folder
 
     def side(tokens: Tokens | None, form: AnyTemplate | None, missing: str) -> TextSide:
@@ -136,6 +148,27 @@ def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
             raise
         return side(tokens, None, str(error))  # nobody asked for it: `score_ids` works without
     return side(tokens, form, "")
+
+
+def step_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> TextSide:
+    """Return the text side of a process reward model, whose own code says how its texts look. Raises InputError if a
+    template was asked for."""
+    if options.template is not None:
+        raise InputError("a process reward model's texts have the form of its own code: load it without template=")
+    folder, missing = checkpoint.tokenizer_folder(), "a process reward model scores steps: use score_steps"
+    tokens, steps = None, None
+    try:
+        tokens = read_tokens(folder, parse_specials=options.parse_specials)
+    except TokenizerError as error:
+        if has_tokenizer(folder):
+            warnings.warn(f"only token ids can be scored: {error}", TokenizerWarning, stacklevel=5)
+        missing = str(error)
+    longest = length_limit(options.max_length, None, tokens, a)
+    if tokens is not None:
+        steps = StepTexts(tokens, FORMS[checkpoint.layout.steps], longest, a.vocabulary, options.reduce)
+    return TextSide(
+        tokens, None, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary, steps
+    )
 
 
 def template_of(name: str, tokens: Tokens, whole: bool) -> AnyTemplate:

@@ -55,6 +55,8 @@ def measure_fidelity(
     template: str | None = None,
     max_length: int | None = None,
     memory: str | int | None = None,
+    layout: str | None = None,
+    label: str | None = None,
     calibration: Pairs | None = None,
     calibration_tokens: int | None = None,
     layers: bool = False,
@@ -68,7 +70,7 @@ def measure_fidelity(
     data: a file in one of the forms of `lightrm.data.record_forms`, what `read_questions` returned, or such records;
     name: what the report calls it.
     reference: the scheme that the others are compared with. Its layers are streamed if they do not fit into memory.
-    device, template, max_length, memory: as for `load`.
+    device, template, max_length, memory, layout, label: as for `load`.
     calibration, calibration_tokens: as for `load`; for schemes whose name ends in "+cal".
     layers: also measure how far each layer alone moves the scores, for schemes with int8 activations.
     keep: a folder in which finished scores are kept, so that a run that was stopped goes on.
@@ -77,7 +79,9 @@ def measure_fidelity(
     Raises what `load` raises, and InputError for data that cannot be scored.
     """
     questions = questions_of(data, tell)
-    options = LoadOptions(device=device, template=template, max_length=max_length, memory=memory)
+    options = LoadOptions(
+        device=device, template=template, max_length=max_length, memory=memory, layout=layout, label=label
+    )
     subject = Subject.of(model, reference_model, schemes)
     place = choose_device(device)
     check_schemes([reference, *subject.schemes], calibration is not None, place)

@@ -112,4 +112,4 @@ def exact_twin(rm: RewardModel) -> tuple[Decoder, ValueHead]:
     loader.folding = Folding(loader.architecture)
     streamed = weight_bytes(loader.architecture, full) > SHARE * free_bytes(rm.device)
     loaded = loader.load(streamed)
-    return loaded.decoder, loaded.head
+    return loaded.decoder, rm.engine.head if loaded.head.names else loaded.head  # with what the caller chose

@@ -18,6 +18,7 @@ CALLS = ("tool_calls", "function_call")  # an assistant turn with one of these n
 Prompt = str | Iterable[Mapping[str, Any]]
 Response = str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 Responses = Iterable[Response]
+Asked = list[tuple[list[Turn], list[str]]]  # each prompt with its responses
 
 
 def turns_of(prompt: Prompt) -> list[Turn]:
@@ -91,6 +92,27 @@ def response_of(response: Response, what: str) -> str:
     if beside := [name for name in READ_ELSEWHERE if name in turn]:
         raise InputError(f"{what} holds {beside[0]!r} beside its content: write into the content what is to be scored")
     return str(turn["content"])
+
+
+def paired(prompts: Iterable[Prompt], responses: Responses) -> Asked:
+    """Return each prompt with its responses. Neighbours with the same prompt are put together, so that it is tokenized
+    once.
+
+    Raises InputError unless both are lists of one length.
+    """
+    texts = responses_of(responses)
+    asked = prompts if isinstance(prompts, str) else items(prompts, "prompts must be a list")
+    if isinstance(asked, str) or len(asked) != len(texts):
+        found = "one string" if isinstance(asked, str) else f"{len(asked)} prompts"
+        raise InputError(f"prompts and responses must be lists of one length, found {found} and {len(texts)} responses")
+    grouped: Asked = []
+    for prompt, text in zip(asked, texts, strict=True):
+        turns = turns_of(prompt)
+        if grouped and grouped[-1][0] == turns:
+            grouped[-1][1].append(text)
+        else:
+            grouped.append((turns, [text]))
+    return grouped
 
 
 def items(value: Any, expected: str) -> list[Any]:

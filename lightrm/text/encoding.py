@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from lightrm.errors import TemplateError, TooLongError
+from lightrm.errors import TemplateError, TokenizerError, TooLongError
 from lightrm.text.chat_template import ChatTemplate, chat_template
 from lightrm.text.checkpoint_tokenizer import CheckpointTokenizer, OwnCodeError, open_tokenizer
 from lightrm.text.cutting import cut_end, cut_start
@@ -111,6 +111,14 @@ class Tokens:
         """Return the checkpoint's chat template. Raises TemplateError if it has none, or one that is not valid
         Jinja."""
         return chat_template(self.files.chat_source(), self.own.context)
+
+    def special(self, spelling: str) -> int:
+        """Return the id of a special token. Raises TokenizerError if this tokenizer has none of that spelling."""
+        own = self.own
+        found = own.steering.get(spelling) if isinstance(own, CheckpointTokenizer) else None
+        if found is None:
+            raise TokenizerError(f"the tokenizer has no special token {spelling!r}, which this model's texts need")
+        return found
 
     @property
     def size(self) -> int:
