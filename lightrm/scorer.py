@@ -24,12 +24,21 @@ from lightrm.loading import quantized_folder
 from lightrm.loading.options import positive
 from lightrm.loading.placement import Loaded, LoadReport
 from lightrm.loading.text_side import TextSide
-from lightrm.text.conversation import Prompt, Response, Responses, items, kind, responses_of, turns_of
+from lightrm.text.conversation import (
+    Asked,
+    Prompt,
+    Response,
+    Responses,
+    asked_often,
+    asked_once,
+    kind,
+    responses_of,
+    texts_of,
+    turns_of,
+)
+from lightrm.text.encoding import Encoded
 from lightrm.text.explanation import Explanation
-from lightrm.text.templates import AnyTemplate, Turn
-
-FOR_EACH = "expected a list of prompts, and a list of responses for each"
-Asked = list[tuple[list[Turn], list[str]]]  # each prompt with its responses
+from lightrm.text.templates import AnyTemplate
 
 
 class TruncationWarning(UserWarning):
@@ -94,20 +103,36 @@ class RewardModel:
         """Raises InputError if it is not positive."""
         self.engine.tokens = positive("token_budget", tokens)
 
-    def score(self, prompt: Prompt, responses: Responses) -> np.ndarray:
+    def score(self, prompt: Prompt, responses: Responses, *, system: str | None = None) -> np.ndarray:
         """Score n responses to one prompt.
 
         prompt: a string, or {"role", "content"} turns that end in a user turn. responses: strings or assistant turns.
-        Lists may be arrays, columns or generators. Returns float32 (n,), raw scores in input order.
+        Lists may be arrays, columns or generators. system: a system turn to put before the prompt, which then may not
+        have its own; None takes that of `load`, if the prompt has none. Returns float32 (n,), raw scores in input
+        order.
 
         Raises InputError on anything that is not text, TooLongError in strict mode, TemplateError if the template
         cannot express the conversation.
         """
-        return self._scores(self._ids([(turns_of(prompt), responses_of(responses))]), progress=False)
+        return self._scores(self._ids([(turns_of(prompt, system), responses_of(responses))]), progress=False)
 
-    def score_batch(self, prompts: Iterable[Prompt], responses: Responses, *, progress: bool = False) -> np.ndarray:
-        """Score one response to each of n prompts; float32 (n,), in input order. Errors as in `score`."""
-        return self._scores(self._ids(paired(prompts, responses)), progress)
+    def score_batch(
+        self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None, progress: bool = False
+    ) -> np.ndarray:
+        """Score one response to each of n prompts; float32 (n,), in input order. Options and errors as in `score`."""
+        return self._scores(self._ids(asked_once(prompts, responses, system)), progress)
+
+    def score_text(self, texts: Iterable[str], *, progress: bool = False) -> np.ndarray:
+        """Score n texts that a chat template already made, prompt and answer in one; float32 (n,), in input order.
+
+        Every special token that a text spells acts, so what users wrote in it is trusted: `score` is the method that
+        does not trust it. BOS, and EOS if the tokenizer adds one, are put around a text that does not have them; then
+        comes what the model's own code puts at the end of every text. Too long a text is cut as in `score`.
+
+        Raises InputError on anything that is not text, TooLongError in strict mode, TokenizerError without a tokenizer.
+        """
+        encoded, side = self.text.encode_templated(texts_of(texts))
+        return self._scores(self._kept(encoded, side, stacklevel=3), progress)
 
     def score_ids(self, sequences: Sequence[Sequence[int]], *, progress: bool = False) -> np.ndarray:
         """Score n sequences of token ids as they are: no template, no BOS, nothing cut; float32 (n,).
@@ -116,10 +141,12 @@ class RewardModel:
         """
         return self._scores([self._checked(ids, k) for k, ids in enumerate(sequences)], progress)
 
-    def stream(self, prompts: Iterable[Prompt], responses: Responses) -> Iterator[tuple[int, float]]:
+    def stream(
+        self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None
+    ) -> Iterator[tuple[int, float]]:
         """As `score_batch`, but yields the position and the score of each response as soon as its pack is done, in no
         order."""
-        for group, found in self.engine.scores(self.text.read(self._ids(paired(prompts, responses)))):
+        for group, found in self.engine.scores(self.text.read(self._ids(asked_once(prompts, responses, system)))):
             yield from zip(group, found.tolist(), strict=True)
 
     def rank(
@@ -127,18 +154,22 @@ class RewardModel:
         prompt: Prompt,
         responses: Responses,
         *,
+        system: str | None = None,
         exact: bool = False,
         confidence: float = CONFIDENCE,
         bound: float | Bound | None = None,
     ) -> Ranking:
         """Return the responses, best first; equal scores keep their input order. Options as for `rank_batch`."""
-        return self.rank_batch([prompt], [responses], exact=exact, confidence=confidence, bound=bound)[0]
+        return self.rank_batch(
+            [prompt], [responses], system=system, exact=exact, confidence=confidence, bound=bound
+        )[0]  # fmt: skip
 
     def rank_batch(
         self,
         prompts: Iterable[Prompt],
         responses: Iterable[Responses],
         *,
+        system: str | None = None,
         exact: bool = False,
         confidence: float = CONFIDENCE,
         bound: float | Bound | None = None,
@@ -146,6 +177,7 @@ class RewardModel:
     ) -> Rankings:
         """Return each prompt's responses, best first.
 
+        system: as in `score`.
         exact: rank in the order of full precision. Answers whose quick scores are close to each other are scored again
         by the reference, the same model in full precision, which is loaded the first time.
         confidence: probability that this gives the right order of all answers, for a further prompt like those that
@@ -162,12 +194,10 @@ class RewardModel:
         """
         if bound is not None and not exact:
             raise InputError("bound says which answers are scored again, which exact=True asks for: pass both or none")
-        asked = [turns_of(prompt) for prompt in items(prompts, FOR_EACH)]
-        texts = [responses_of(some) for some in items(responses, FOR_EACH)]
-        if len(asked) != len(texts):
-            raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
+        asked = asked_often(prompts, responses, system)
+        texts = [some for _, some in asked]
         known = bound_for(bound, confidence, self.report.fidelity, self.report.scheme.name) if exact else None
-        ids = self.text.read(self._ids(list(zip(asked, texts, strict=True))))
+        ids = self.text.read(self._ids(asked))
         starts = np.cumsum([0, *map(len, texts)])
         scores = self._scores(ids, progress)
         quick = [scores[start:end] for start, end in pairwise(starts)]
@@ -183,19 +213,19 @@ class RewardModel:
             tokens=lambda answers: self.engine.distinct_tokens(sequences(answers)),
         )  # fmt: skip
 
-    def explain(self, prompt: Prompt, response: Response) -> Explanation:
-        """Return one score with the text, ids and pieces behind it. Errors as in `score`."""
-        turns, (text,) = turns_of(prompt), responses_of([response])
+    def explain(self, prompt: Prompt, response: Response, *, system: str | None = None) -> Explanation:
+        """Return one score with the text, ids and pieces behind it. Options and errors as in `score`."""
+        turns, (text,) = turns_of(prompt, system), responses_of([response])
         (encoded,) = self.text.encode(turns, [text])
         (score,) = self._scores([encoded.token_ids], progress=False)
         return self.text.explain(turns, text, encoded, float(score))
 
-    def encode(self, prompts: Iterable[Prompt], responses: Responses) -> list[list[int]]:
+    def encode(self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None) -> list[list[int]]:
         """Return the token ids of each prompt with its response, cut to `max_length`; warns once if any was cut.
 
-        Errors as in `score`.
+        Options and errors as in `score`.
         """
-        return self._ids(paired(prompts, responses))
+        return self._ids(asked_once(prompts, responses, system))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model as a quantized folder, which `lightrm.load` reads quickly.
@@ -207,15 +237,18 @@ class RewardModel:
         quantized_folder.write(Path(folder), self.checkpoint, loaded, template)
 
     def _ids(self, asked: Asked) -> list[list[int]]:
-        encoded = [one for turns, texts in asked for one in self.text.encode(turns, texts)]
+        side = self.template.cut if self.template is not None else ""
+        return self._kept([one for turns, texts in asked for one in self.text.encode(turns, texts)], side, stacklevel=4)
+
+    def _kept(self, encoded: Sequence[Encoded], side: str, stacklevel: int) -> list[list[int]]:
+        """Return the ids of some texts; warns once if any was cut. side: where."""
         cut = [e.cut for e in encoded if e.cut]
         if cut:
-            side = self.template.cut if self.template is not None else ""
             warnings.warn(
                 f"{len(cut)} of {len(encoded)} texts were longer than {self.max_length} tokens and lost "
                 f"{sum(cut)} tokens ({side}); strict=True raises instead",
                 TruncationWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
         return [e.token_ids for e in encoded]
 
@@ -245,6 +278,8 @@ class RewardModel:
 
     def __repr__(self) -> str:
         template = str(self.template) if self.template is not None else "none: score_ids only"
+        if self.text.system is not None:
+            template += f", system {self.text.system!r:.60}"
         shared = f", {size_text(self.report.shared)} of it shared" if self.report.shared else ""
         fidelity = f" · {self.report.fidelity.summary}" if self.report.fidelity else ""
         parts = (
@@ -280,24 +315,3 @@ class Reference:
                     raise InputError("this folder does not hold its source: pass reference=... to load")
                 self.opened = self.opens(scheme)
             return self.opened
-
-
-def paired(prompts: Iterable[Prompt], responses: Responses) -> Asked:
-    """Return each prompt with its responses. Neighbours with the same prompt are put together, so that it is tokenized
-    once.
-
-    Raises InputError unless both are lists of one length.
-    """
-    texts = responses_of(responses)
-    asked = prompts if isinstance(prompts, str) else items(prompts, "prompts must be a list")
-    if isinstance(asked, str) or len(asked) != len(texts):
-        found = "one string" if isinstance(asked, str) else f"{len(asked)} prompts"
-        raise InputError(f"prompts and responses must be lists of one length, found {found} and {len(texts)} responses")
-    grouped: Asked = []
-    for prompt, text in zip(asked, texts, strict=True):
-        turns = turns_of(prompt)
-        if grouped and grouped[-1][0] == turns:
-            grouped[-1][1].append(text)
-        else:
-            grouped.append((turns, [text]))
-    return grouped

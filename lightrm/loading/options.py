@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Literal, get_args
 
 from lightrm.errors import InputError
+from lightrm.text.conversation import text_of
 
 Table = Literal["relative", "absolute"]
 
@@ -27,10 +28,13 @@ class LoadOptions:
     base: str | os.PathLike[str] | None = None
     token_budget: int | None = None
     memory: str | int | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
         if self.alibi not in get_args(Table):
             raise InputError(f"alibi must be {' or '.join(map(repr, get_args(Table)))}, found {self.alibi!r}")
+        if self.system is not None:
+            text_of(self.system, "system")
         if self.token_budget is not None:
             positive("token_budget", self.token_budget)
 

@@ -12,7 +12,7 @@ from lightrm.checkpoints.score_position import Reading
 from lightrm.errors import InputError, TemplateError, TokenizerError
 from lightrm.loading.options import LoadOptions
 from lightrm.text.chat_template import ChatTemplate
-from lightrm.text.conversation import Prompt, responses_of, turns_of
+from lightrm.text.conversation import Prompt, opens_itself, responses_of, system_turn, turns_of
 from lightrm.text.encoding import Encoded, Tokens, read_tokens
 from lightrm.text.explanation import Explanation
 from lightrm.text.templates import AnyTemplate, Turn, find_template
@@ -29,7 +29,7 @@ class TextSide:
 
     tokens, template: None where `missing`, a sentence, says why no text can be scored. folder: where the tokenizer
     lies. reading: where in a sequence the score is read. max_length: tokens of one text at most; strict: raise where a
-    text would be cut. vocabulary: rows of the model's embedding.
+    text would be cut. vocabulary: rows of the model's embedding. system: the system turn of a prompt that has none.
     """
 
     tokens: Tokens | None
@@ -40,6 +40,7 @@ class TextSide:
     max_length: int
     strict: bool
     vocabulary: int
+    system: str | None = None
 
     def check(self) -> None:
         """Raise TokenizerError if this model scores no text."""
@@ -56,7 +57,24 @@ class TextSide:
         Raises TokenizerError, TemplateError, or TooLongError in strict mode.
         """
         tokens, template = self.parts()
-        found = tokens.encode(template, turns, responses, self.max_length, self.strict)
+        return self.within(tokens.encode(template, self.opened(turns), responses, self.max_length, self.strict))
+
+    def encode_templated(self, texts: Sequence[str]) -> tuple[list[Encoded], str]:
+        """Return the ids of texts that are templated already, cut to `max_length`, and which side is cut.
+
+        Raises TokenizerError, TemplateError, or TooLongError in strict mode.
+        """
+        if self.tokens is None:
+            raise TokenizerError(self.missing)
+        found = self.tokens.encode_templated(self.template, texts, self.max_length, self.strict)
+        return self.within(found), self.tokens.templated_cut(self.template)
+
+    def opened(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """Return a conversation with this model's system turn, if there is one and the conversation has none."""
+        return turns if self.system is None or opens_itself(turns) else [system_turn(self.system), *turns]
+
+    def within(self, found: list[Encoded]) -> list[Encoded]:
+        """Return the same. Raises TokenizerError if the embedding has no row of an id."""
         largest = max((max(encoded.token_ids) for encoded in found), default=0)
         if largest >= self.vocabulary:
             raise TokenizerError(
@@ -69,7 +87,7 @@ class TextSide:
         """Return a score with the text, ids and pieces behind it."""
         tokens, template = self.parts()
         pieces = [tokens.piece(i) for i in encoded.token_ids]
-        text = tokens.text(template, turns, response)
+        text = tokens.text(template, self.opened(turns), response)
         return Explanation(text, encoded.token_ids, pieces, encoded.cut, str(template), score)
 
     def read(self, sequences: Iterable[Sequence[int]]) -> list[list[int]]:
@@ -109,7 +127,10 @@ def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
 
     def side(tokens: Tokens | None, form: AnyTemplate | None, missing: str) -> TextSide:
         longest = length_limit(options.max_length, form, tokens, a)
-        return TextSide(tokens, form, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary)
+        return TextSide(
+            tokens, form, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary,
+            options.system,
+        )  # fmt: skip
 
     try:
         tokens = read_tokens(

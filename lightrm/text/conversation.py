@@ -6,7 +6,7 @@ items in order. None of those libraries is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from lightrm.errors import InputError
@@ -18,14 +18,52 @@ CALLS = ("tool_calls", "function_call")  # an assistant turn with one of these n
 Prompt = str | Iterable[Mapping[str, Any]]
 Response = str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 Responses = Iterable[Response]
+Asked = list[tuple[list[Turn], list[str]]]  # each prompt with its responses
+FOR_EACH = "expected a list of prompts, and a list of responses for each"
 
 
-def turns_of(prompt: Prompt) -> list[Turn]:
+def asked_once(prompts: Iterable[Prompt], responses: Responses, system: str | None = None) -> Asked:
+    """Return each prompt with its one response. Neighbours with the same prompt are put together, so that it is
+    tokenized once.
+
+    Raises InputError unless both are lists of one length.
+    """
+    texts = responses_of(responses)
+    asked = prompts if isinstance(prompts, str) else items(prompts, "prompts must be a list")
+    if isinstance(asked, str) or len(asked) != len(texts):
+        found = "one string" if isinstance(asked, str) else f"{len(asked)} prompts"
+        raise InputError(f"prompts and responses must be lists of one length, found {found} and {len(texts)} responses")
+    grouped: Asked = []
+    for prompt, text in zip(asked, texts, strict=True):
+        turns = turns_of(prompt, system)
+        if grouped and grouped[-1][0] == turns:
+            grouped[-1][1].append(text)
+        else:
+            grouped.append((turns, [text]))
+    return grouped
+
+
+def asked_often(prompts: Iterable[Prompt], responses: Iterable[Responses], system: str | None = None) -> Asked:
+    """Return each prompt with its several responses. Raises InputError unless there is a list of them for each."""
+    asked = [turns_of(prompt, system) for prompt in items(prompts, FOR_EACH)]
+    texts = [responses_of(some) for some in items(responses, FOR_EACH)]
+    if len(asked) != len(texts):
+        raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
+    return list(zip(asked, texts, strict=True))
+
+
+def turns_of(prompt: Prompt, system: str | None = None) -> list[Turn]:
     """Return a prompt as turns. A string is one user turn. The "content" of a turn may be a list of text parts. Other
     keys that are not None are kept for the checkpoint's own chat template.
 
-    Raises InputError unless an answer can follow the conversation.
+    system: a text to put before the prompt as a system turn. Raises InputError unless an answer can follow the
+    conversation, and if the prompt has a system turn besides `system`.
     """
+    if system is not None:
+        turns = turns_of(prompt)
+        if opens_itself(turns):
+            raise InputError("the prompt begins with a system turn of its own: leave out system=, or that turn")
+        return [system_turn(system), *turns]
     if isinstance(prompt, str):
         return [{"role": "user", "content": text_of(prompt, "prompt")}]
     given = items(prompt, "prompt must be a string or a non-empty list of turns")
@@ -35,6 +73,15 @@ def turns_of(prompt: Prompt) -> list[Turn]:
     if turns[-1]["role"] not in ASKS:
         raise InputError(f"the prompt must end in a user turn, its last turn is {turns[-1]['role']!r}")
     return turns
+
+
+def system_turn(system: str) -> Turn:
+    return {"role": "system", "content": text_of(system, "system")}
+
+
+def opens_itself(turns: Sequence[Turn]) -> bool:
+    """Whether a conversation begins with a system turn."""
+    return turns[0]["role"] in ("system", "developer")
 
 
 def turn_of(turn: Any, what: str) -> Turn:
@@ -91,6 +138,16 @@ def response_of(response: Response, what: str) -> str:
     if beside := [name for name in READ_ELSEWHERE if name in turn]:
         raise InputError(f"{what} holds {beside[0]!r} beside its content: write into the content what is to be scored")
     return str(turn["content"])
+
+
+def texts_of(texts: Iterable[str]) -> list[str]:
+    """Return texts that are ready to be tokenized. Raises InputError on anything that is not text, or empty."""
+    if isinstance(texts, str | bytes):
+        raise InputError("texts must be a list of strings, found one string: write [text]")
+    found = [text_of(text, f"text {k}") for k, text in enumerate(items(texts, "texts must be a list of strings"))]
+    if "" in found:
+        raise InputError(f"text {found.index('')} is empty: there is nothing to score")
+    return found
 
 
 def items(value: Any, expected: str) -> list[Any]:
