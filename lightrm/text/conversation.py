@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from lightrm.errors import InputError
-from lightrm.text.templates import READ_ELSEWHERE, Turn
+from lightrm.text.templates import READ_ELSEWHERE, Turn, said
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 ASKS = ("user", "tool")  # roles that an answer may follow
@@ -53,8 +53,8 @@ def asked_often(prompts: Iterable[Prompt], responses: Iterable[Responses], syste
 
 
 def turns_of(prompt: Prompt, system: str | None = None) -> list[Turn]:
-    """Return a prompt as turns. A string is one user turn. The "content" of a turn may be a list of text parts. Other
-    keys that are not None are kept for the checkpoint's own chat template.
+    """Return a prompt as turns. A string is one user turn. The "content" of a turn may be a list of text parts. Such
+    lists, and other keys that are not None, are kept for the checkpoint's own chat template.
 
     system: a text to put before the prompt as a system turn. Raises InputError unless an answer can follow the
     conversation, and if the prompt has a system turn besides `system`.
@@ -89,32 +89,35 @@ def turn_of(turn: Any, what: str) -> Turn:
         raise InputError(f"{what} must be a dictionary with 'role' and 'content', found {kind(turn)}")
     if turn["role"] not in ROLES:
         raise InputError(f"{what}: role {turn['role']!r} is none of {', '.join(ROLES)}")
-    said = {str(key): plain(value) for key, value in turn.items() if value is not None and key != "content"}
-    silent = turn.get("content") is None and any(name in said for name in CALLS)
+    held = {str(key): plain(value) for key, value in turn.items() if value is not None or key == "content"}
+    silent = turn.get("content") is None and any(name in held for name in CALLS)
     if not silent and "content" not in turn:
         raise InputError(f"{what} must be a dictionary with 'role' and 'content', found {kind(turn)}")
-    return said | {"role": str(turn["role"]), "content": "" if silent else content_of(turn["content"], what)}
+    content = None if silent else content_of(turn["content"], what)
+    return held | {"role": str(turn["role"]), "content": content}  # in the caller's order, which a template may write
 
 
-def content_of(content: Any, what: str) -> str:
-    """Return a string, or the joined texts of a list of {"type": "text", "text": ...} parts.
+def content_of(content: Any, what: str) -> str | list[dict[str, Any]]:
+    """Return a string, or a list of {"type": "text", "text": ...} parts, without keys that are None.
 
     Raises InputError, which names the type, if a part is not text.
     """
     if content is None or isinstance(content, str | bytes | Mapping) or not isinstance(content, Iterable):
         return text_of(content, what)
-    texts = []
+    parts = []
     for part in items(content, f"{what} must be a string or a list of text parts"):
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
             raise InputError(f'{what}: a part must be {{"type": "text", "text": ...}}, found {kind(part)}')
         if part["type"] != "text":
             raise InputError(f"{what} holds a part of type {part['type']!r}: lightrm scores text alone")
-        texts.append(text_of(part.get("text"), f"{what}, its text part"))
-    return "".join(texts)
+        text = text_of(part.get("text"), f"{what}, its text part")
+        parts.append({str(key): plain(value) for key, value in part.items() if value is not None} | {"text": text})
+    return parts
 
 
 def responses_of(responses: Responses) -> list[str]:
-    """Return responses as strings. A response is a string, an assistant turn, or a list of one such turn.
+    """Return responses as strings. A response is a string, an assistant turn, or a list of one such turn. The parts of
+    its content are joined.
 
     Raises InputError on anything else.
     """
@@ -137,7 +140,7 @@ def response_of(response: Response, what: str) -> str:
         raise InputError(f"{what} is a turn of role {turn['role']!r}, expected an assistant's")
     if beside := [name for name in READ_ELSEWHERE if name in turn]:
         raise InputError(f"{what} holds {beside[0]!r} beside its content: write into the content what is to be scored")
-    return str(turn["content"])
+    return said(turn)
 
 
 def texts_of(texts: Iterable[str]) -> list[str]:
