@@ -38,6 +38,7 @@ def load(
     scheme: str = "auto",
     device: str = "auto",
     template: str | None = None,
+    system: str | None = None,
     max_length: int | None = None,
     strict: bool = False,
     parse_specials: bool = False,
@@ -62,6 +63,7 @@ def load(
     scheme: "auto", or a name of `lightrm.schemes.grammar`: "w8a8", "w4a8", "bf16", ...
     device: "auto", "cpu", "cuda", "cuda:1".
     template: a name of `lightrm.text.templates.TEMPLATES`, or "chat" for the checkpoint's own; None takes the layout's.
+    system: a system turn for every prompt that does not begin with its own; None: none. Empty text is a turn, too.
     max_length: tokens of one text at most; None takes the template's. strict: raise where a text would be cut.
     parse_specials: let special tokens in user text act, as Hugging Face tokenizers do; for parity tests only.
     alibi: "absolute" repeats the half-precision position table of Baichuan's published code.
@@ -87,7 +89,7 @@ def load(
     options = LoadOptions(
         scheme=scheme, device=device, template=template, max_length=max_length, strict=strict,
         parse_specials=parse_specials, alibi=alibi, revision=revision, base=base, token_budget=token_budget,
-        memory=memory, layout=layout, label=label, weights=weights, reduce=reduce,
+        memory=memory, system=system, layout=layout, label=label, weights=weights, reduce=reduce,
     )  # fmt: skip
     ids_of = None if calibration is None else lambda text: text.first_texts(calibration, calibration_tokens)
     return open_model(path_or_id, options, ids_of, beside=beside, reference=reference, progress=progress)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from lightrm.checkpoints.detect import Checkpoint
+from lightrm.data.token_ids import checked_ids
 from lightrm.display.progress import token_progress
 from lightrm.display.sizes import size_text
 from lightrm.engine.engine import Engine
@@ -20,8 +20,8 @@ from lightrm.engine.step_scores import StepScorer, steps_of
 from lightrm.errors import CopyError, InputError
 from lightrm.judge.bounds import CONFIDENCE, Bound, bound_for
 from lightrm.judge.exact_ranking import Ranking, Rankings, exact_rankings, plain_ranking
-from lightrm.kernels import forks
 from lightrm.loading import quantized_folder
+from lightrm.loading.opened_once import OpenedOnce
 from lightrm.loading.options import positive
 from lightrm.loading.placement import Loaded, LoadReport
 from lightrm.loading.text_side import TextSide
@@ -31,16 +31,16 @@ from lightrm.text.conversation import (
     Prompt,
     Response,
     Responses,
+    asked_often,
+    asked_once,
     items,
-    kind,
-    paired,
     responses_of,
+    texts_of,
     turns_of,
 )  # fmt: skip
+from lightrm.text.encoding import Encoded
 from lightrm.text.explanation import Explanation
 from lightrm.text.templates import AnyTemplate
-
-FOR_EACH = "expected a list of prompts, and a list of responses for each"
 
 
 class TruncationWarning(UserWarning):
@@ -75,7 +75,7 @@ class RewardModel:
         self.checkpoint, self.engine, self.report, self.text = checkpoint, engine, report, text
         self._head = engine.head if head is None else head
         self._steps = None if text.steps is None else StepScorer(text.steps, engine)
-        self._reference = Reference(reference)
+        self._reference = OpenedOnce(reference)
 
     def __reduce_ex__(self, protocol: object) -> str:
         """Raise CopyError: for pickle, copy and deepcopy alike."""
@@ -109,23 +109,37 @@ class RewardModel:
         """Raises InputError if it is not positive."""
         self.engine.tokens = positive("token_budget", tokens)
 
-    def score(self, prompt: Prompt, responses: Responses) -> np.ndarray:
+    def score(self, prompt: Prompt, responses: Responses, *, system: str | None = None) -> np.ndarray:
         """Score n responses to one prompt.
 
         prompt: a string, or {"role", "content"} turns that end in a user turn. responses: strings or assistant turns.
-        Lists may be arrays, columns or generators. Returns float32 (n,), raw scores in input order.
+        Lists may be arrays, columns or generators. system: a system turn to put before the prompt, which then may not
+        have its own; None takes that of `load`, if the prompt has none. Returns float32 (n,), raw scores in input
+        order.
 
         Raises InputError on anything that is not text, TooLongError in strict mode, TemplateError if the template
         cannot express the conversation. A process reward model needs `reduce`, a model with several attributes `label`
         or `weights`, when it is loaded.
         """
-        asked = [(turns_of(prompt), responses_of(responses))]
-        return self._steps.reduced(asked, False) if self._steps else self._scores(self._ids(asked), progress=False)
+        return self._answers([(turns_of(prompt, system), responses_of(responses))], progress=False)
 
-    def score_batch(self, prompts: Iterable[Prompt], responses: Responses, *, progress: bool = False) -> np.ndarray:
-        """Score one response to each of n prompts; float32 (n,), in input order. Errors as in `score`."""
-        asked = paired(prompts, responses)
-        return self._steps.reduced(asked, progress) if self._steps else self._scores(self._ids(asked), progress)
+    def score_batch(
+        self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None, progress: bool = False
+    ) -> np.ndarray:
+        """Score one response to each of n prompts; float32 (n,), in input order. Options and errors as in `score`."""
+        return self._answers(asked_once(prompts, responses, system), progress)
+
+    def score_text(self, texts: Iterable[str], *, progress: bool = False) -> np.ndarray:
+        """Score n texts that a chat template already made, prompt and answer in one; float32 (n,), in input order.
+
+        Every special token that a text spells acts, so what users wrote in it is trusted: `score` is the method that
+        does not trust it. BOS, and EOS if the tokenizer adds one, are put around a text that does not have them; then
+        comes what the model's own code puts at the end of every text. Too long a text is cut as in `score`.
+
+        Raises InputError on anything that is not text, TooLongError in strict mode, TokenizerError without a tokenizer.
+        """
+        encoded, side = self.text.encode_templated(texts_of(texts))
+        return self._scores(self._kept(encoded, side, stacklevel=3), progress)
 
     def score_steps(
         self, prompt: Prompt, steps: Iterable[str] | Iterable[Iterable[str]]
@@ -155,12 +169,12 @@ class RewardModel:
         """The names of a model's attributes, in order; empty for a model with one output."""
         return self._head.names
 
-    def score_attributes(self, prompt: Prompt, responses: Responses) -> np.ndarray:
+    def score_attributes(self, prompt: Prompt, responses: Responses, *, system: str | None = None) -> np.ndarray:
         """Return every attribute of n responses to one prompt, float32 (n, k), in the order of `attributes`. Raises
         InputError for a model without attributes, otherwise as `score`."""
         if not self.attributes:
             raise InputError("this model has a single output, and no attributes: use score")
-        read = self.text.read(self._ids([(turns_of(prompt), responses_of(responses))]))
+        read = self.text.read(self._ids([(turns_of(prompt, system), responses_of(responses))]))
         return self.engine.all_scores(read, head=self._head.attributes())
 
     def score_ids(self, sequences: Sequence[Sequence[int]], *, progress: bool = False) -> np.ndarray:
@@ -168,12 +182,14 @@ class RewardModel:
 
         Raises InputError on an empty sequence, an id outside the vocabulary, or more tokens than positions.
         """
-        return self._scores([self._checked(ids, k) for k, ids in enumerate(sequences)], progress)
+        return self._scores(checked_ids(sequences, self.engine.decoder.architecture), progress)
 
-    def stream(self, prompts: Iterable[Prompt], responses: Responses) -> Iterator[tuple[int, float]]:
+    def stream(
+        self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None
+    ) -> Iterator[tuple[int, float]]:
         """As `score_batch`, but yields the position and the score of each response as soon as its pack is done, in no
         order."""
-        for group, found in self.engine.scores(self.text.read(self._ids(paired(prompts, responses)))):
+        for group, found in self.engine.scores(self.text.read(self._ids(asked_once(prompts, responses, system)))):
             yield from zip(group, found.tolist(), strict=True)
 
     def rank(
@@ -181,18 +197,22 @@ class RewardModel:
         prompt: Prompt,
         responses: Responses,
         *,
+        system: str | None = None,
         exact: bool = False,
         confidence: float = CONFIDENCE,
         bound: float | Bound | None = None,
     ) -> Ranking:
         """Return the responses, best first; equal scores keep their input order. Options as for `rank_batch`."""
-        return self.rank_batch([prompt], [responses], exact=exact, confidence=confidence, bound=bound)[0]
+        return self.rank_batch(
+            [prompt], [responses], system=system, exact=exact, confidence=confidence, bound=bound
+        )[0]  # fmt: skip
 
     def rank_batch(
         self,
         prompts: Iterable[Prompt],
         responses: Iterable[Responses],
         *,
+        system: str | None = None,
         exact: bool = False,
         confidence: float = CONFIDENCE,
         bound: float | Bound | None = None,
@@ -200,6 +220,7 @@ class RewardModel:
     ) -> Rankings:
         """Return each prompt's responses, best first.
 
+        system: as in `score`.
         exact: rank in the order of full precision. Answers whose quick scores are close to each other are scored again
         by the reference, the same model in full precision, which is loaded the first time.
         confidence: probability that this gives the right order of all answers, for a further prompt like those that
@@ -216,17 +237,14 @@ class RewardModel:
         """
         if bound is not None and not exact:
             raise InputError("bound says which answers are scored again, which exact=True asks for: pass both or none")
-        asked = [turns_of(prompt) for prompt in items(prompts, FOR_EACH)]
-        texts = [responses_of(some) for some in items(responses, FOR_EACH)]
-        if len(asked) != len(texts):
-            raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
+        asked = asked_often(prompts, responses, system)
+        texts = [some for _, some in asked]
         if exact and self._steps:
             raise InputError("exact rankings are for models with one score; this one scores steps")
         known = bound_for(bound, confidence, self.report.fidelity, self.report.scheme.name) if exact else None
-        every = list(zip(asked, texts, strict=True))
-        ids = [] if self._steps else self.text.read(self._ids(every))
+        ids = [] if self._steps else self.text.read(self._ids(asked))
         starts = np.cumsum([0, *map(len, texts)])
-        scores = self._steps.reduced(every, progress) if self._steps else self._scores(ids, progress)
+        scores = self._steps.reduced(asked, progress) if self._steps else self._scores(ids, progress)
         quick = [scores[start:end] for start, end in pairwise(starts)]
         if known is None:
             return Rankings(plain_ranking(*one) for one in zip(quick, texts, strict=True))
@@ -240,19 +258,19 @@ class RewardModel:
             tokens=lambda answers: self.engine.distinct_tokens(sequences(answers)),
         )  # fmt: skip
 
-    def explain(self, prompt: Prompt, response: Response) -> Explanation:
-        """Return one score with the text, ids and pieces behind it. Errors as in `score`."""
-        turns, (text,) = turns_of(prompt), responses_of([response])
+    def explain(self, prompt: Prompt, response: Response, *, system: str | None = None) -> Explanation:
+        """Return one score with the text, ids and pieces behind it. Options and errors as in `score`."""
+        turns, (text,) = turns_of(prompt, system), responses_of([response])
         (encoded,) = self.text.encode(turns, [text])
         (score,) = self._scores([encoded.token_ids], progress=False)
         return self.text.explain(turns, text, encoded, float(score))
 
-    def encode(self, prompts: Iterable[Prompt], responses: Responses) -> list[list[int]]:
+    def encode(self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None) -> list[list[int]]:
         """Return the token ids of each prompt with its response, cut to `max_length`; warns once if any was cut.
 
-        Errors as in `score`.
+        Options and errors as in `score`.
         """
-        return self._ids(paired(prompts, responses))
+        return self._ids(asked_once(prompts, responses, system))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model as a quantized folder, which `lightrm.load` reads quickly.
@@ -263,31 +281,28 @@ class RewardModel:
         loaded = Loaded(self.engine.decoder, self._head, self.report)
         quantized_folder.write(Path(folder), self.checkpoint, loaded, template)
 
-    def _ids(self, asked: Asked) -> list[list[int]]:
+    def _ids(self, asked: Asked, stacklevel: int = 4) -> list[list[int]]:
+        side = self.template.cut if self.template is not None else ""
         encoded = [one for turns, texts in asked for one in self.text.encode(turns, texts)]
+        return self._kept(encoded, side, stacklevel)
+
+    def _kept(self, encoded: Sequence[Encoded], side: str, stacklevel: int) -> list[list[int]]:
+        """Return the ids of some texts; warns once if any was cut. side: where."""
         cut = [e.cut for e in encoded if e.cut]
         if cut:
-            side = self.template.cut if self.template is not None else ""
             warnings.warn(
                 f"{len(cut)} of {len(encoded)} texts were longer than {self.max_length} tokens and lost "
                 f"{sum(cut)} tokens ({side}); strict=True raises instead",
                 TruncationWarning,
-                stacklevel=3,
+                stacklevel=stacklevel,
             )
         return [e.token_ids for e in encoded]
 
-    def _checked(self, ids: Sequence[int], k: int) -> list[int]:
-        """Return one sequence of ids, the k-th, as a list. Raises InputError."""
-        a = self.engine.decoder.architecture
-        array = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)
-        if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
-            raise InputError(f"sequence {k} must be a non-empty list of whole numbers, found {kind(ids)}")
-        if array.min() < 0 or array.max() >= a.vocabulary:
-            wrong = array[(array < 0) | (array >= a.vocabulary)][0]
-            raise InputError(f"sequence {k} holds id {wrong}, this model has ids 0 to {a.vocabulary - 1}")
-        if len(array) > a.max_positions:
-            raise InputError(f"sequence {k} has {len(array)} tokens, this model has {a.max_positions} positions")
-        return [int(i) for i in array]
+    def _answers(self, asked: Asked, progress: bool) -> np.ndarray:
+        """Return a score for each answer: the model's, or one of its steps' scores."""
+        if self._steps is not None:
+            return self._steps.reduced(asked, progress)
+        return self._scores(self._ids(asked, stacklevel=5), progress)
 
     def _scores(self, sequences: Sequence[Sequence[int]], progress: bool) -> np.ndarray:
         """Return the scores of token ids, float32, in input order. progress: show a bar over the tokens."""
@@ -310,6 +325,8 @@ class RewardModel:
     def __repr__(self) -> str:
         template = str(self.template) if self.template is not None else "none: score_ids only"
         template = f"of steps: {self.text.steps.form.name}" if self.text.steps is not None else template
+        if self.text.system is not None:
+            template += f", system {self.text.system!r:.60}"
         shared = f", {size_text(self.report.shared)} of it shared" if self.report.shared else ""
         fidelity = f" · {self.report.fidelity.summary}" if self.report.fidelity else ""
         parts = (
@@ -323,25 +340,3 @@ class RewardModel:
 
 
 OpensReference = Callable[[str], RewardModel]  # in a scheme
-
-
-class Reference:
-    """The full-precision twin of a model. It is loaded the first time it is asked for, while other threads wait."""
-
-    def __init__(self, opens: OpensReference | None) -> None:
-        self.opens = opens
-        self.opened: RewardModel | None = None
-        self.forked()
-        forks.call_after_fork(self)
-
-    def forked(self) -> None:
-        self.opening = threading.Lock()
-
-    def model(self, scheme: str) -> RewardModel:
-        """Return the twin. Raises InputError if the source of a quantized folder is not known."""
-        with self.opening:
-            if self.opened is None:
-                if self.opens is None:
-                    raise InputError("this folder does not hold its source: pass reference=... to load")
-                self.opened = self.opens(scheme)
-            return self.opened

@@ -175,6 +175,9 @@ CONTENTS = (
     "message.content | wordcount", "message.content | first", "message.content | reverse", "message.content | indent(2)",
     "message.content.startswith('<think>')", "('</think>' in message.content)", "message.content.removeprefix('<think>')",
     "message.content * 2", "'%s' | format(message.content)", "message.content | list | join", "message.items() | list",
+    "(message.content if message.content is string else message.content | map(attribute='text') | join('\n'))",
+    "(message.content if message.content is string else message.content[0].text | trim)",
+    "(message.content if message.content is string else '')",
     "message.reasoning_content", "(message.thinking or '') ~ message.content", "(message.tool_calls or []) | tojson",
     "(message.tool_calls | map(attribute='function.arguments') | list if message.tool_calls else message.content)",
 )  # fmt: skip
@@ -242,9 +245,15 @@ def conversations(draw: DrawFn, specials: tuple[str, ...] = ()) -> list[Message]
     else:
         roles.append("user")
     turns: list[Message] = [{"role": role, "content": draw(content)} for role in [*roles, "assistant"]]
+    listed = draw(pick(*[False] * 4, True))
     for turn in turns[:-1]:
+        if listed and draw(pick(False, True)):
+            texts_in_it = [turn["content"], *draw(pick((), ("\n two ",), ("", "more")))]
+            turn["content"] = [{"type": "text", "text": text} for text in texts_in_it]
         if turn["role"] == "assistant" and draw(pick(False, True)):
             turn.update(draw(beside(specials)))
+            if "tool_calls" in turn and draw(pick(False, True)):
+                turn["content"] = None
     return turns
 
 

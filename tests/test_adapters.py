@@ -242,11 +242,13 @@ def test_an_adapters_own_config_describes_its_base(adapter: Path, base: Path, tm
 
 
 def test_inspect_tells_what_is_taken_off(base: Path, tmp_path: Path) -> None:
+    from lightrm.checkpoints.hub_headers import Outline
     from lightrm.cli.looking import describe
 
     trained(tmp_path / "a", KINDS["pissa"])
     changed(tmp_path / "a", tmp_path / "b", base_model_name_or_path=str(base))
-    assert "whose pissa factors are taken off" in dict(describe(str(tmp_path / "b"), LoadOptions()))["adapter"]
+    told = dict(describe(Outline(tmp_path / "b"), LoadOptions()))
+    assert "whose pissa factors are taken off" in told["adapter"]
 
 
 @pytest.mark.parametrize("half", ["lora_A", "lora_B"])

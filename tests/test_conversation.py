@@ -10,7 +10,7 @@ import pytest
 
 from lightrm.errors import InputError, TemplateError
 from lightrm.text.conversation import responses_of, turns_of
-from lightrm.text.templates import Template, find_template
+from lightrm.text.templates import Template, find_template, said
 
 
 class Column:
@@ -93,9 +93,13 @@ def test_parts_and_other_keys_of_a_turn() -> None:
         {"role": "tool", "content": "7", "tool_call_id": "1"},
     ]
     found = turns_of(given)
-    assert found[0] == {"role": "developer", "content": "one two"}
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    assert found[0] == {"role": "developer", "content": parts}
+    assert said(found[0]) == "one two"
     assert found[1] == {"role": "user", "content": "x", "name": "Ada"}
-    assert found[2]["content"] == ""
+    assert found[2]["content"] is None
+    assert said(found[2]) == ""
+    assert [*found[1]] == ["role", "content", "name"], "in the caller's order"
     assert found[2]["reasoning_content"] == "hm"
     assert found[2]["tool_calls"][0]["function"]["arguments"] == {"x": [1, 2]}
     assert turns_of(found) == found

@@ -28,6 +28,7 @@ from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipP
 import lightrm
 from benchmarks.record import ROOT, read_result
 from lightrm.architecture import Alibi, Architecture, Rope
+from lightrm.checkpoints.detect import LAYOUTS
 from lightrm.checkpoints.hub import DEMO_FOLDER
 from lightrm.cli import main
 from lightrm.engine.memory import weight_bytes
@@ -247,6 +248,12 @@ def test_sizes_in_the_table_of_schemes_are_those_that_are_planned() -> None:
         (line,) = (line for line in lines if line.startswith(f"| `{scheme}`"))
         assert f"| {size(scheme)} GiB" in line
     assert any(f"({size('w4a8-g32')} in groups of 32)" in line for line in lines)
+
+
+def test_the_table_of_layouts_is_what_inspect_says() -> None:
+    lines = (ROOT / "docs" / "models.md").read_text().split("## Architectures")[0].splitlines()
+    rows = [[cell.strip() for cell in line.split("|")[1:3]] for line in lines if line.startswith("| `")]
+    assert sorted(rows) == sorted([f"`{layout.name}`", layout.models] for layout in LAYOUTS)
 
 
 def test_the_readme_is_short() -> None:

@@ -193,7 +193,7 @@ def test_overflowing_scores_raise(rm: lightrm.RewardModel, tmp_path: Path) -> No
 
 def test_a_model_shows_what_users_call(rm: lightrm.RewardModel) -> None:
     assert {name for name in dir(rm) if not name.startswith("_")} == {
-        "score", "score_batch", "score_ids", "stream", "rank", "rank_batch", "explain", "encode", "save",
+        "score", "score_batch", "score_ids", "score_text", "stream", "rank", "rank_batch", "explain", "encode", "save",
         "score_steps", "score_steps_batch", "score_attributes", "attributes",
         "device", "template", "max_length", "token_budget", "checkpoint", "engine", "report", "text",
     }  # fmt: skip

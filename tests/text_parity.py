@@ -21,6 +21,7 @@ from hypothesis.strategies import DataObject, SearchStrategy, data
 
 from lightrm.errors import LightRMError
 from lightrm.text.chat_template import DATE
+from lightrm.text.conversation import turns_of
 from lightrm.text.encoding import Encoded, Tokens, read_tokens
 from lightrm.text.templates import AnyTemplate, find_template
 from tests.chat_draws import Message, conversations, texts
@@ -71,7 +72,7 @@ class Ours:
 
     def chat(self, messages: Sequence[Message]) -> Made | Refused:
         """A conversation whose last turn is the answer that is scored."""
-        return self.encode("chat", messages[:-1], messages[-1]["content"])
+        return self.encode("chat", turns_of(messages[:-1]), messages[-1]["content"])
 
     def plain(self, text: str) -> Made | Refused:
         return self.encode("plain", [{"role": "user", "content": text}], "")
@@ -131,12 +132,34 @@ class Theirs:
         if isinstance(self.tokenizer, Refused):
             return self.tokenizer
         try:
+            messages = self.as_read(messages)
             with patch("transformers.utils.chat_template_utils.datetime", Dated):
                 text = self.tokenizer.apply_chat_template(messages, tokenize=False)
                 ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
         except BaseException as error:
             return refused(error)
         return Made(ids, text)
+
+    def as_read(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The same with a list of parts as one string where the template does not write each part by itself: there
+        transformers refuses, drops it, or writes it as Python does."""
+        lists = {k: turn["content"] for k, turn in enumerate(messages) if isinstance(turn.get("content"), list)}
+        if not lists:
+            return messages
+        numbers = {k: [f"9007{k}{i}7009" for i in range(len(parts))] for k, parts in lists.items()}
+        numbered = [*messages[:-1], {"role": "assistant", "content": "x"}]
+        for k, names in numbers.items():
+            numbered[k] = {**messages[k], "content": [{"type": "text", "text": name} for name in names]}
+        try:
+            with patch("transformers.utils.chat_template_utils.datetime", Dated):
+                text = self.tokenizer.apply_chat_template(numbered, tokenize=False)
+        except Exception:
+            text = None
+        found = [*messages]
+        for k, names in numbers.items():
+            if text is None or str(numbered[k]["content"]) in text or not all(name in text for name in names):
+                found[k] = {**messages[k], "content": "".join(part["text"] for part in lists[k])}
+        return found
 
     def plain(self, text: str) -> Made | Refused:
         if isinstance(self.tokenizer, Refused):

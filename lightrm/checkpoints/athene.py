@@ -40,6 +40,7 @@ def appended(config: Config) -> int:
 
 LAYOUT = Layout(
     name="athene",
+    models="Athene-RM",
     describes="Athene-RM: v_head at the appended <|cls|>",
     matches=matches,
     rename=rename,

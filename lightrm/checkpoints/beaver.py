@@ -46,6 +46,7 @@ def post(config: Config, buffers: dict[str, torch.Tensor]) -> PostStep:
 
 LAYOUT = Layout(
     name="beaver",
+    models="beaver-7b reward and cost",
     describes="beaver reward and cost: score_head, normalizer",
     matches=matches,
     rename=rename,

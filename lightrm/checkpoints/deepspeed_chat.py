@@ -35,6 +35,7 @@ def reading(config: Config) -> Reading:
 
 LAYOUT = Layout(
     name="deepspeed_chat",
+    models="DeepSpeed-Chat, Starling-RM",
     describes="DeepSpeed-Chat, Starling-RM: v_head",
     matches=matches,
     rename=rename,

@@ -138,6 +138,7 @@ def without_pad(config: Config) -> Reading:
 
 ARMORM = Layout(
     name="armorm",
+    models="ArmoRM-Llama3-8B",
     describes="ArmoRM: regression_layer, gating and reward_transform_matrix",
     matches=is_armo,
     rename=armo_rename,
@@ -150,6 +151,7 @@ ARMORM = Layout(
 )
 QRM = Layout(
     name="qrm",
+    models="QRM on LLaMA-3",
     describes="QRM: regression_layer of quantiles, gating with batch norms and reward_transform_matrix",
     matches=is_qrm,
     rename=qrm_rename,
@@ -163,6 +165,7 @@ QRM = Layout(
 )
 URM = Layout(
     name="urm",
+    models="URM-LLaMa-3.1-8B",
     describes="URM: score of two numbers for each attribute, weighed by weights.fc",
     matches=is_urm,
     rename=urm_rename,

@@ -65,17 +65,15 @@ def resolve_config(path_or_id: str, revision: str | None = None) -> Path:
 def fetch(repo_id: str, revision: str | None) -> Path:
     """Return the snapshot of a hub repository; from the cache if there is no network, or HF_HUB_OFFLINE is set."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         # One request without retries: offline, the cache answers at once.
         info = huggingface_hub.HfApi().model_info(repo_id, revision=revision, timeout=20)
         files = [sibling.rfilename for sibling in info.siblings or ()]
         return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=wanted(files)))
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError) as error:
-        reason: Exception = error
-    except Exception as error:  # the HTTP client's own errors, which change between versions of the library
-        if not type(error).__module__.startswith(("httpx", "requests", "httpcore")):
+    except Exception as error:
+        if not unreachable(error):
             raise
         reason = error
     try:
@@ -87,6 +85,15 @@ def fetch(repo_id: str, revision: str | None) -> Path:
         f"{repo_id}{at} is not a folder here, is not in the cache, and could not be fetched: "
         f"{first_line(reason)}; check the name and the network, or pass a folder"
     ) from reason
+
+
+def unreachable(error: Exception) -> bool:
+    """Whether an error says that a repository cannot be had from the hub now, for whatever reason."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    known = (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError)
+    # The HTTP client's own errors change between versions of the library.
+    return isinstance(error, known) or type(error).__module__.startswith(("httpx", "requests", "httpcore"))
 
 
 def first_line(error: Exception) -> str:

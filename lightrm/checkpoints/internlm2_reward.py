@@ -52,6 +52,7 @@ def regroup(wqkv: torch.Tensor, a: Architecture) -> torch.Tensor:
 
 LAYOUT = Layout(
     name="internlm2",
+    models="internlm2-reward",
     describes="internlm2-reward: v_head at the reward token",
     matches=matches,
     rename=rename,

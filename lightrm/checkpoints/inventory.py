@@ -30,7 +30,7 @@ def expected_shapes(a: Architecture) -> dict[str, tuple[int, ...]]:
 def real_architecture(checkpoint: Checkpoint) -> Architecture:
     """Return the config's architecture with the row count of the embedding: trainers extend a vocabulary without
     updating config.json."""
-    if "embedding.weight" not in checkpoint.tensors:
+    if "embedding.weight" not in checkpoint.tensors or not checkpoint.shaped:
         return checkpoint.architecture
     return replace(checkpoint.architecture, vocabulary=checkpoint.shape("embedding.weight")[0])
 
@@ -67,7 +67,7 @@ def check_tensors(checkpoint: Checkpoint) -> None:
     if unexpected:
         foreign = [checkpoint.tensors[ours][1] for ours in unexpected]
         raise TensorMismatchError(f"{where}: config.json leaves no place for {listed(foreign)}: is it another model's?")
-    for ours, shape in expected.items():
+    for ours, shape in expected.items() if checkpoint.shaped else ():
         found = checkpoint.shape(ours)
         if found != shape:
             raise TensorMismatchError(

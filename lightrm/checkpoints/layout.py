@@ -75,6 +75,7 @@ def no_post(config: Config, buffers: dict[str, torch.Tensor]) -> PostStep:
 class Layout:
     """One kind of reward-model checkpoint.
 
+    models: those that have it, as in docs/models.md. describes: its head, for messages.
     matches: tells the layout from the config and the tensor names.
     template: name of its prompt template, "chat" for the checkpoint's own, None if unknown.
     ending: what the trainer puts at the end of every text: see `text.templates.Ending`.
@@ -94,6 +95,7 @@ class Layout:
     """
 
     name: str
+    models: str
     describes: str
     matches: Callable[[Config, Collection[str]], bool]
     rename: Rename

@@ -49,6 +49,7 @@ def post(config: Config, buffers: dict[str, torch.Tensor]) -> PostStep:
 
 LAYOUT = Layout(
     name="openrlhf",
+    models="OpenRLHF",
     describes="OpenRLHF: the head that config.value_head_prefix names",
     matches=matches,
     rename=rename,

@@ -51,6 +51,7 @@ def rlhflow_rows(folder: Path) -> tuple[int, ...]:
 
 NEMOTRON = Layout(
     name="nemotron",
+    models="Llama-3.1-Nemotron-70B-Reward-HF",
     describes="Llama-3.1-Nemotron-70B-Reward-HF: row 0 of lm_head",
     matches=lambda config, names: False,
     rename=rename,
@@ -61,6 +62,7 @@ NEMOTRON = Layout(
 )
 SHEPHERD = Layout(
     name="math_shepherd",
+    models="math-shepherd-mistral-7b-prm",
     describes="math-shepherd-mistral-7b-prm: the rows of + and - in lm_head, read at each step tag",
     matches=lambda config, names: False,
     rename=rename,
@@ -74,6 +76,7 @@ SHEPHERD = Layout(
 )
 RLHFLOW = Layout(
     name="rlhflow_prm",
+    models="RLHFlow's Llama3.1-8B-PRM",
     describes="RLHFlow's Llama3.1-8B-PRM: the rows of + and - in lm_head, read before each answer +",
     matches=lambda config, names: False,
     rename=rename,

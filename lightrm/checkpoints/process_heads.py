@@ -38,6 +38,7 @@ def skywork_rename(name: str) -> str | None:
 
 QWEN = Layout(
     name="qwen_prm",
+    models="Qwen2.5-Math-PRM",
     describes="Qwen2.5-Math-PRM: score.0 and score.2, read at each <extra_0>",
     matches=is_qwen,
     rename=qwen_rename,
@@ -50,6 +51,7 @@ QWEN = Layout(
 )
 SKYWORK = Layout(
     name="skywork_prm",
+    models="Skywork-o1-Open-PRM",
     describes="Skywork-o1-Open-PRM: v_head.summary of a Qwen2ForPrmModel, read at the line break behind each step",
     matches=is_skywork,
     rename=skywork_rename,

@@ -51,6 +51,7 @@ def reading(config: Config) -> Reading:
 
 LAYOUT = Layout(
     name="sequence_classification",
+    models="Skywork-Reward, FsfairX, RM-Mistral, Qwen2 reward models; adapters made by peft",
     describes="transformers *ForSequenceClassification: score",
     matches=matches,
     rename=rename,

@@ -13,6 +13,7 @@ from typing import Protocol
 import torch
 
 from lightrm.checkpoints.gguf_file import GgufFile
+from lightrm.checkpoints.outline_files import OutlineFile, is_outline
 from lightrm.checkpoints.pickles import PickleFile
 from lightrm.checkpoints.safe import SafeFile
 from lightrm.errors import CheckpointError, CorruptFileError, TensorMismatchError
@@ -44,9 +45,9 @@ class TensorSource:
     def __init__(self, files: Iterable[Path]) -> None:
         """Raises CorruptFileError, UnsafePickleError, or TensorMismatchError if two files hold a tensor."""
         self.names: dict[str, Path] = {}
-        self.opened: dict[Path, SafeFile | PickleFile | GgufFile] = {}
+        self.opened: dict[Path, SafeFile | PickleFile | GgufFile | OutlineFile] = {}
         for path in files:
-            self.opened[path] = PickleFile(path) if path.suffix in PICKLES else SafeFile(path)
+            self.opened[path] = open_file(path)
             for name in self.opened[path].tensors:
                 if name in self.names and not self.same(name, path):
                     raise TensorMismatchError(
@@ -77,7 +78,20 @@ class TensorSource:
         return self.opened[self.names[name]].dtype(name)
 
     def bytes(self) -> int:
-        return sum(file.watched.size for file in self.opened.values())
+        return sum(
+            file.size if isinstance(file, OutlineFile) else file.watched.size for file in self.opened.values()
+        )  # fmt: skip
+
+    @property
+    def shaped(self) -> bool:
+        """Whether the shapes are known: not of pickles on the hub."""
+        return all(file.shaped for file in self.opened.values() if isinstance(file, OutlineFile))
+
+
+def open_file(path: Path) -> SafeFile | PickleFile | OutlineFile:
+    if is_outline(path):
+        return OutlineFile(path)
+    return PickleFile(path) if path.suffix in PICKLES else SafeFile(path)
 
 
 class PackedSource(TensorSource):

@@ -19,6 +19,7 @@ def rename(name: str) -> str | None:
 
 LAYOUT = Layout(
     name="ultrarm",
+    models="UltraRM-13b, Eurus-RM-7b",
     describes="UltraRM, Eurus-RM: regression_head",
     matches=matches,
     rename=rename,

@@ -39,6 +39,8 @@ def template(config: Config) -> str | None:
 
 LAYOUT = Layout(
     name="value_head",
+    models="rw_helpful_13b_wpack, rw_safe_13b_wpack, any TRL or LLaMA-Factory reward model, also with unmerged LoRA, "
+    "GRM",
     describes="TRL / LLaMA-Factory: v_head.summary, in the shards or in value_head.bin",
     matches=matches,
     rename=rename,

@@ -22,6 +22,7 @@ def rename(name: str) -> str | None:
 
 LAYOUT = Layout(
     name="ziya",
+    models="Ziya-LLaMA-7B-Reward, HuatuoGPT reward",
     describes="Ziya-LLaMA-7B-Reward: value_head",
     matches=matches,
     rename=rename,

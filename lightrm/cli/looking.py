@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ import lightrm
 from lightrm.cli.shared_options import load_options
 from lightrm.display.tables import Column, Sheet, terminal
 from lightrm.loading.options import LoadOptions
+
+if TYPE_CHECKING:
+    from lightrm.checkpoints.hub_headers import Outline
 
 NAMED = (Column("", words=True), Column("", words=True))
 PLANNED = (
@@ -22,12 +26,22 @@ PLANNED = (
 @click.command()
 @click.argument("path")
 @load_options("revision", "layout")
-def inspect(path: str, options: LoadOptions) -> None:
-    """Describe the checkpoint at PATH without loading its weights. A hub id is downloaded first."""
-    terminal().print(Sheet(NAMED, tuple(describe(path, options))))
+@click.option("--weights", is_flag=True, help="Fetch the weights of a hub id, too, as scoring does.")
+def inspect(path: str, options: LoadOptions, weights: bool) -> None:
+    """Describe the checkpoint at PATH without loading its weights. Of a hub id, only its small files and the headers of
+    its weight files are fetched."""
+    from lightrm.checkpoints.hub import resolve
+    from lightrm.checkpoints.hub_headers import Outline, outlined
+
+    if weights:
+        lines = tuple(describe(Outline(resolve(path, options.revision)), options))
+    else:
+        with outlined(path, options.revision) as outline:
+            lines = tuple(describe(outline, options))
+    terminal().print(Sheet(NAMED, lines))
 
 
-def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
+def describe(outline: Outline, options: LoadOptions) -> Iterator[tuple[str, str]]:
     import torch
 
     from lightrm.checkpoints.detect import listed
@@ -39,7 +53,7 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
     from lightrm.loading.sources import Quantized, open_source
     from lightrm.loading.text_side import text_side
 
-    source = open_source(path, options.revision, layout=options.layout)
+    source = open_source(outline.folder, base=outline.base, layout=options.layout)
     checkpoint, a = source.checkpoint, source.checkpoint.architecture
     if isinstance(source, Quantized):
         yield "quantized", f"{source.manifest.scheme}, by lightrm; {size_text(source.manifest.bytes)}"
@@ -52,16 +66,21 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
         tokens, template, missing = text.tokens, text.template, text.missing
     except LightRMError as error:  # a tokenizer that cannot be read stops no inspection
         tokens, template, missing = None, None, str(error)
-    heads = {name: checkpoint.shape(name) for name in checkpoint.tensors if name.startswith("head.")}
-    yield "folder", str(checkpoint.folder)
-    yield "layout", f"{checkpoint.layout.name} ({checkpoint.layout.describes})"
+    heads = [name for name in checkpoint.tensors if name.startswith("head.")]
+    shapes = [str(checkpoint.shape(name)) if checkpoint.shaped else "of unknown shape" for name in heads]
+    yield ("fetched", outline.fetched) if outline.fetched else ("folder", str(checkpoint.folder))
+    yield "layout", checkpoint.layout.name
+    yield "models", checkpoint.layout.models
     if checkpoint.adapter is not None:
+        base = checkpoint.adapter.base if outline.base is not None else checkpoint.base_folder
         taken = f", whose {checkpoint.adapter.taken_off} factors are taken off" if checkpoint.adapter.taken_off else ""
-        yield "adapter", f"LoRA on {len(checkpoint.adapter.pairs)} weights of {checkpoint.base_folder}{taken}"
+        yield "adapter", f"LoRA on {len(checkpoint.adapter.pairs)} weights of {base}{taken}"
     yield "architecture", str(a)
     yield "positions", f"{a.positions}, at most {a.max_positions}"
     if heads:
-        yield "head", ", ".join(f"{checkpoint.tensors[name][1]} {shape}" for name, shape in heads.items())
+        yield "head", ", ".join(
+            f"{checkpoint.tensors[name][1]} {shape}" for name, shape in zip(heads, shapes, strict=True)
+        )  # fmt: skip
     yield "gives", said_outputs(checkpoint)
     yield "read at", str(checkpoint.reading)
     yield "template", str(template) if template is not None else f"none: {missing}"

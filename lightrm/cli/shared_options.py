@@ -22,6 +22,7 @@ LOADING = {
     "device": click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     "memory": click.option("--memory", help="Memory to use at most, such as 8GiB; default: most of what is free."),
     "template": click.option("--template", help="Prompt template; default: the model's own."),
+    "system": click.option("--system", help="Text of a system turn for prompts that have none."),
     "max_length": click.option("--max-length", type=int, help="Tokens of a text at most; default: the template's."),
     "revision": click.option("--revision", help="Commit, tag or branch of a hub id."),
     "layout": click.option("--layout", help="nemotron, math_shepherd or rlhflow_prm, whose files do not tell it."),

@@ -28,6 +28,7 @@ def identity(rm: RewardModel, model: str) -> dict[str, str]:
         **parts(rm.checkpoint),
         "scheme": rm.report.scheme.name,
         "template": f"{template}, at most {rm.max_length} tokens",
+        "system": "none" if rm.text.system is None else repr(rm.text.system),
         "positions": str(rm.engine.decoder.architecture.positions),
         "parse_specials": str(rm.text.tokens is not None and rm.text.tokens.parse_specials),
         "strict": str(rm.text.strict),

@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from lightrm.engine.step_scores import REDUCERS
 from lightrm.errors import InputError
 from lightrm.loading.attribute_choice import Weights
+from lightrm.text.conversation import text_of
 
 Table = Literal["relative", "absolute"]
 
@@ -33,12 +34,15 @@ class LoadOptions:
     label: str | None = None
     weights: Weights | None = None
     reduce: str | None = None
+    system: str | None = None
 
     def __post_init__(self) -> None:
         if self.alibi not in get_args(Table):
             raise InputError(f"alibi must be {' or '.join(map(repr, get_args(Table)))}, found {self.alibi!r}")
         if self.reduce is not None and self.reduce not in REDUCERS:
             raise InputError(f"reduce must be one of {', '.join(map(repr, REDUCERS))}, found {self.reduce!r}")
+        if self.system is not None:
+            text_of(self.system, "system")
         if self.token_budget is not None:
             positive("token_budget", self.token_budget)
 

@@ -12,7 +12,7 @@ from lightrm.checkpoints.score_position import Reading
 from lightrm.errors import InputError, TemplateError, TokenizerError
 from lightrm.loading.options import LoadOptions
 from lightrm.text.chat_template import ChatTemplate
-from lightrm.text.conversation import Prompt, responses_of, turns_of
+from lightrm.text.conversation import Prompt, opens_itself, responses_of, system_turn, turns_of
 from lightrm.text.encoding import Encoded, Tokens, read_tokens
 from lightrm.text.explanation import Explanation
 from lightrm.text.steps import FORMS, StepTexts
@@ -30,8 +30,8 @@ class TextSide:
 
     tokens, template: None where `missing`, a sentence, says why no text can be scored. folder: where the tokenizer
     lies. reading: where in a sequence the score is read. max_length: tokens of one text at most; strict: raise where a
-    text would be cut. vocabulary: rows of the model's embedding. steps: how a process reward model reads an answer's
-    steps; None for other models.
+    text would be cut. vocabulary: rows of the model's embedding. system: the system turn of a prompt that has none.
+    steps: how a process reward model reads an answer's steps; None for other models.
     """
 
     tokens: Tokens | None
@@ -42,6 +42,7 @@ class TextSide:
     max_length: int
     strict: bool
     vocabulary: int
+    system: str | None = None
     steps: StepTexts | None = None
 
     def check(self) -> None:
@@ -59,7 +60,24 @@ class TextSide:
         Raises TokenizerError, TemplateError, or TooLongError in strict mode.
         """
         tokens, template = self.parts()
-        found = tokens.encode(template, turns, responses, self.max_length, self.strict)
+        return self.within(tokens.encode(template, self.opened(turns), responses, self.max_length, self.strict))
+
+    def encode_templated(self, texts: Sequence[str]) -> tuple[list[Encoded], str]:
+        """Return the ids of texts that are templated already, cut to `max_length`, and which side is cut.
+
+        Raises TokenizerError, TemplateError, or TooLongError in strict mode.
+        """
+        if self.tokens is None:
+            raise TokenizerError(self.missing)
+        found = self.tokens.encode_templated(self.template, texts, self.max_length, self.strict)
+        return self.within(found), self.tokens.templated_cut(self.template)
+
+    def opened(self, turns: Sequence[Turn]) -> Sequence[Turn]:
+        """Return a conversation with this model's system turn, if there is one and the conversation has none."""
+        return turns if self.system is None or opens_itself(turns) else [system_turn(self.system), *turns]
+
+    def within(self, found: list[Encoded]) -> list[Encoded]:
+        """Return the same. Raises TokenizerError if the embedding has no row of an id."""
         largest = max((max(encoded.token_ids) for encoded in found), default=0)
         if largest >= self.vocabulary:
             raise TokenizerError(
@@ -72,7 +90,7 @@ class TextSide:
         """Return a score with the text, ids and pieces behind it."""
         tokens, template = self.parts()
         pieces = [tokens.piece(i) for i in encoded.token_ids]
-        text = tokens.text(template, turns, response)
+        text = tokens.text(template, self.opened(turns), response)
         return Explanation(text, encoded.token_ids, pieces, encoded.cut, str(template), score)
 
     def read(self, sequences: Iterable[Sequence[int]]) -> list[list[int]]:
@@ -121,7 +139,10 @@ def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
 
     def side(tokens: Tokens | None, form: AnyTemplate | None, missing: str) -> TextSide:
         longest = length_limit(options.max_length, form, tokens, a)
-        return TextSide(tokens, form, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary)
+        return TextSide(
+            tokens, form, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary,
+            options.system,
+        )  # fmt: skip
 
     try:
         folder = checkpoint.tokenizer_folder()
@@ -152,9 +173,10 @@ def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
 
 def step_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> TextSide:
     """Return the text side of a process reward model, whose own code says how its texts look. Raises InputError if a
-    template was asked for."""
-    if options.template is not None:
-        raise InputError("a process reward model's texts have the form of its own code: load it without template=")
+    template or a system turn was asked for."""
+    for name, given in (("template", options.template), ("system", options.system)):
+        if given is not None:
+            raise InputError(f"a process reward model's texts have the form of its own code: load it without {name}=")
     folder, missing = checkpoint.tokenizer_folder(), "a process reward model scores steps: use score_steps"
     tokens, steps = None, None
     try:
@@ -167,7 +189,7 @@ def step_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
     if tokens is not None:
         steps = StepTexts(tokens, FORMS[checkpoint.layout.steps], longest, a.vocabulary, options.reduce)
     return TextSide(
-        tokens, None, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary, steps
+        tokens, None, missing, str(folder), checkpoint.reading, longest, options.strict, a.vocabulary, steps=steps
     )
 
 

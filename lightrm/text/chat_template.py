@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import jinja2
@@ -22,7 +23,7 @@ import jinja2
 from lightrm.errors import TemplateError
 from lightrm.text.guard import Span
 from lightrm.text.sandbox import render, template_of
-from lightrm.text.templates import Cut, Ending, Rendered, Turn
+from lightrm.text.templates import Cut, Ending, Rendered, Turn, said
 
 DATE = datetime(2024, 7, 26)  # the date that Llama 3's own template uses by default
 CLOCK = "strftime_now"
@@ -57,7 +58,7 @@ class ChatTemplate:
         about a fiftieth of the time that the tokenizer needs. Raises TemplateError if the template refuses the
         conversation, fails, or does not end.
         """
-        prompt = [plain(turn) for turn in turns]
+        prompt = self.as_read([plain(turn) for turn in turns])
         spells = any(specials.search(written) for written in strings(prompt))
         found = []
         for response in responses:
@@ -71,15 +72,35 @@ class ChatTemplate:
         context = {"tools": None, "documents": None, "add_generation_prompt": False, **self.context}
         return render(compiled(self.source), {"messages": messages, **context})
 
+    def as_read(self, messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return the messages, with a list of text parts as one string where the template does not write the parts.
+
+        A template that knows nothing of lists refuses one, leaves it out, or writes it as Python does. A rendering with
+        a mark in place of each text shows what it does.
+        """
+        if not any(isinstance(message.get("content"), list) for message in messages):
+            return messages
+        stand_in = self.unseen(messages)
+        marks = (f"{stand_in}{k}{stand_in}" for k in count())
+        marked = [
+            {**message, "content": [{**part, "text": next(marks)} for part in message["content"]]}
+            if isinstance(message.get("content"), list)
+            else message
+            for message in messages
+        ]
+        try:
+            text = self.text([*marked, {"role": "assistant", "content": "x"}])
+        except TemplateError:
+            text = None
+        return [
+            message if message is other or reads(text, other["content"]) else {**message, "content": said(message)}
+            for message, other in zip(messages, marked, strict=True)
+        ]
+
     def written(self, messages: Sequence[dict[str, Any]], text: str, specials: re.Pattern[str]) -> tuple[Span, ...]:
         """Return the spans of `text` in which the caller spelled special tokens. Raises TemplateError if they cannot be
         found."""
-        seen = {*text, *self.source, *"".join(strings(messages))}
-        stand_in = next((character for character in STAND_INS if character not in seen), None)
-        if stand_in is None:
-            raise TemplateError(
-                "the conversation holds every letter of Linear A, and one that it does not hold is needed"
-            )
+        stand_in = self.unseen(messages, text)
         other = self.text(
             [with_strings(m, lambda s: specials.sub(lambda f: stand_in * len(f[0]), s)) for m in messages]
         )
@@ -94,6 +115,21 @@ class ChatTemplate:
             f"the chat template looks for {', '.join(map(repr, held))} in the text, and whether the ones it writes are "
             "its own or the caller's cannot be told: remove them from the text, or load with parse_specials=True"
         )
+
+    def unseen(self, messages: Sequence[Mapping[str, Any]], text: str = "") -> str:
+        """Return a letter that neither the conversation nor the template nor `text` holds. Raises TemplateError."""
+        seen = {*text, *self.source, *"".join(strings(messages)), *"".join(self.context.values())}
+        stand_in = next((character for character in STAND_INS if character not in seen), None)
+        if stand_in is None:
+            raise TemplateError(
+                "the conversation holds every letter of Linear A, and one that it does not hold is needed"
+            )
+        return stand_in
+
+
+def reads(text: str | None, parts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a text, if there is one, holds the text of each part, and not the list as Python writes it."""
+    return text is not None and all(part["text"] in text for part in parts) and str(parts) not in text
 
 
 def plain(turn: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from lightrm.text.tokenizer_limits import as_tokenizer_errors, check_description
 STRANGE = "\U000ffff0 \U0003134a \ua66e"  # at least one of these becomes the unknown token, if there is one
 
 UNUSABLE = "the tokenizer files in {} cannot be used"
+UNTOLD = "{}: what the tokenizer puts around a text cannot be told from the text"
 
 
 class OwnCodeError(TokenizerError):
@@ -147,11 +148,25 @@ class CheckpointTokenizer:
         at = next((k for k in range(len(full)) if full[k : k + len(bare)] == bare), None)
         return None if at is None else len(full) - at - len(bare)
 
+    def templated(self, text: str) -> list[int]:
+        """Return the ids of a text in which every special token acts, with what the tokenizer itself puts around a
+        text, each side unless the text has it already. Raises TokenizerError."""
+        ids, (bare, full) = self.plain(text, False), self.around
+        if self.closing is None:
+            raise TokenizerError(UNTOLD.format(self.folder))
+        end = len(full) - self.closing
+        before, after = full[: end - len(bare)], full[end:]
+        if ids[: len(before)] == before:
+            before = []
+        if ids[len(ids) - len(after) :] == after:
+            after = []
+        return before + ids + after
+
     def surrounded(self, ids: list[int]) -> list[int]:
         """Return the ids with what the tokenizer itself puts around a text. Raises TokenizerError."""
         bare, full = self.around
         if self.closing is None:
-            raise TokenizerError(f"{self.folder}: what the tokenizer puts around a text cannot be told from the text")
+            raise TokenizerError(UNTOLD.format(self.folder))
         end = len(full) - self.closing
         return full[: end - len(bare)] + ids + full[end:]
 

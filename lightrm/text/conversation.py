@@ -6,11 +6,11 @@ items in order. None of those libraries is imported.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any
 
 from lightrm.errors import InputError
-from lightrm.text.templates import READ_ELSEWHERE, Turn
+from lightrm.text.templates import READ_ELSEWHERE, Turn, said
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
 ASKS = ("user", "tool")  # roles that an answer may follow
@@ -19,14 +19,51 @@ Prompt = str | Iterable[Mapping[str, Any]]
 Response = str | Mapping[str, Any] | Iterable[Mapping[str, Any]]
 Responses = Iterable[Response]
 Asked = list[tuple[list[Turn], list[str]]]  # each prompt with its responses
+FOR_EACH = "expected a list of prompts, and a list of responses for each"
 
 
-def turns_of(prompt: Prompt) -> list[Turn]:
-    """Return a prompt as turns. A string is one user turn. The "content" of a turn may be a list of text parts. Other
-    keys that are not None are kept for the checkpoint's own chat template.
+def asked_once(prompts: Iterable[Prompt], responses: Responses, system: str | None = None) -> Asked:
+    """Return each prompt with its one response. Neighbours with the same prompt are put together, so that it is
+    tokenized once.
 
-    Raises InputError unless an answer can follow the conversation.
+    Raises InputError unless both are lists of one length.
     """
+    texts = responses_of(responses)
+    asked = prompts if isinstance(prompts, str) else items(prompts, "prompts must be a list")
+    if isinstance(asked, str) or len(asked) != len(texts):
+        found = "one string" if isinstance(asked, str) else f"{len(asked)} prompts"
+        raise InputError(f"prompts and responses must be lists of one length, found {found} and {len(texts)} responses")
+    grouped: Asked = []
+    for prompt, text in zip(asked, texts, strict=True):
+        turns = turns_of(prompt, system)
+        if grouped and grouped[-1][0] == turns:
+            grouped[-1][1].append(text)
+        else:
+            grouped.append((turns, [text]))
+    return grouped
+
+
+def asked_often(prompts: Iterable[Prompt], responses: Iterable[Responses], system: str | None = None) -> Asked:
+    """Return each prompt with its several responses. Raises InputError unless there is a list of them for each."""
+    asked = [turns_of(prompt, system) for prompt in items(prompts, FOR_EACH)]
+    texts = [responses_of(some) for some in items(responses, FOR_EACH)]
+    if len(asked) != len(texts):
+        raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
+    return list(zip(asked, texts, strict=True))
+
+
+def turns_of(prompt: Prompt, system: str | None = None) -> list[Turn]:
+    """Return a prompt as turns. A string is one user turn. The "content" of a turn may be a list of text parts. Such
+    lists, and other keys that are not None, are kept for the checkpoint's own chat template.
+
+    system: a text to put before the prompt as a system turn. Raises InputError unless an answer can follow the
+    conversation, and if the prompt has a system turn besides `system`.
+    """
+    if system is not None:
+        turns = turns_of(prompt)
+        if opens_itself(turns):
+            raise InputError("the prompt begins with a system turn of its own: leave out system=, or that turn")
+        return [system_turn(system), *turns]
     if isinstance(prompt, str):
         return [{"role": "user", "content": text_of(prompt, "prompt")}]
     given = items(prompt, "prompt must be a string or a non-empty list of turns")
@@ -38,37 +75,49 @@ def turns_of(prompt: Prompt) -> list[Turn]:
     return turns
 
 
+def system_turn(system: str) -> Turn:
+    return {"role": "system", "content": text_of(system, "system")}
+
+
+def opens_itself(turns: Sequence[Turn]) -> bool:
+    """Whether a conversation begins with a system turn."""
+    return turns[0]["role"] in ("system", "developer")
+
+
 def turn_of(turn: Any, what: str) -> Turn:
     if not isinstance(turn, Mapping) or "role" not in turn:
         raise InputError(f"{what} must be a dictionary with 'role' and 'content', found {kind(turn)}")
     if turn["role"] not in ROLES:
         raise InputError(f"{what}: role {turn['role']!r} is none of {', '.join(ROLES)}")
-    said = {str(key): plain(value) for key, value in turn.items() if value is not None and key != "content"}
-    silent = turn.get("content") is None and any(name in said for name in CALLS)
+    held = {str(key): plain(value) for key, value in turn.items() if value is not None or key == "content"}
+    silent = turn.get("content") is None and any(name in held for name in CALLS)
     if not silent and "content" not in turn:
         raise InputError(f"{what} must be a dictionary with 'role' and 'content', found {kind(turn)}")
-    return said | {"role": str(turn["role"]), "content": "" if silent else content_of(turn["content"], what)}
+    content = None if silent else content_of(turn["content"], what)
+    return held | {"role": str(turn["role"]), "content": content}  # in the caller's order, which a template may write
 
 
-def content_of(content: Any, what: str) -> str:
-    """Return a string, or the joined texts of a list of {"type": "text", "text": ...} parts.
+def content_of(content: Any, what: str) -> str | list[dict[str, Any]]:
+    """Return a string, or a list of {"type": "text", "text": ...} parts, without keys that are None.
 
     Raises InputError, which names the type, if a part is not text.
     """
     if content is None or isinstance(content, str | bytes | Mapping) or not isinstance(content, Iterable):
         return text_of(content, what)
-    texts = []
+    parts = []
     for part in items(content, f"{what} must be a string or a list of text parts"):
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
             raise InputError(f'{what}: a part must be {{"type": "text", "text": ...}}, found {kind(part)}')
         if part["type"] != "text":
             raise InputError(f"{what} holds a part of type {part['type']!r}: lightrm scores text alone")
-        texts.append(text_of(part.get("text"), f"{what}, its text part"))
-    return "".join(texts)
+        text = text_of(part.get("text"), f"{what}, its text part")
+        parts.append({str(key): plain(value) for key, value in part.items() if value is not None} | {"text": text})
+    return parts
 
 
 def responses_of(responses: Responses) -> list[str]:
-    """Return responses as strings. A response is a string, an assistant turn, or a list of one such turn.
+    """Return responses as strings. A response is a string, an assistant turn, or a list of one such turn. The parts of
+    its content are joined.
 
     Raises InputError on anything else.
     """
@@ -91,28 +140,17 @@ def response_of(response: Response, what: str) -> str:
         raise InputError(f"{what} is a turn of role {turn['role']!r}, expected an assistant's")
     if beside := [name for name in READ_ELSEWHERE if name in turn]:
         raise InputError(f"{what} holds {beside[0]!r} beside its content: write into the content what is to be scored")
-    return str(turn["content"])
+    return said(turn)
 
 
-def paired(prompts: Iterable[Prompt], responses: Responses) -> Asked:
-    """Return each prompt with its responses. Neighbours with the same prompt are put together, so that it is tokenized
-    once.
-
-    Raises InputError unless both are lists of one length.
-    """
-    texts = responses_of(responses)
-    asked = prompts if isinstance(prompts, str) else items(prompts, "prompts must be a list")
-    if isinstance(asked, str) or len(asked) != len(texts):
-        found = "one string" if isinstance(asked, str) else f"{len(asked)} prompts"
-        raise InputError(f"prompts and responses must be lists of one length, found {found} and {len(texts)} responses")
-    grouped: Asked = []
-    for prompt, text in zip(asked, texts, strict=True):
-        turns = turns_of(prompt)
-        if grouped and grouped[-1][0] == turns:
-            grouped[-1][1].append(text)
-        else:
-            grouped.append((turns, [text]))
-    return grouped
+def texts_of(texts: Iterable[str]) -> list[str]:
+    """Return texts that are ready to be tokenized. Raises InputError on anything that is not text, or empty."""
+    if isinstance(texts, str | bytes):
+        raise InputError("texts must be a list of strings, found one string: write [text]")
+    found = [text_of(text, f"text {k}") for k, text in enumerate(items(texts, "texts must be a list of strings"))]
+    if "" in found:
+        raise InputError(f"text {found.index('')} is empty: there is nothing to score")
+    return found
 
 
 def items(value: Any, expected: str) -> list[Any]:

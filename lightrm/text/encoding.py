@@ -23,7 +23,7 @@ from lightrm.text.guard import Span, overlaps
 from lightrm.text.piece_texts import PieceTexts
 from lightrm.text.piece_tokenizers import JsonVocabulary, SentencePieceVocabulary, Vocabulary
 from lightrm.text.slow_tokenizer import SlowTokenizer
-from lightrm.text.templates import AnyTemplate, Ending, Rendered, Template, Turn, WholeTemplate
+from lightrm.text.templates import AnyTemplate, Cut, Ending, Rendered, Template, Turn, WholeTemplate
 from lightrm.text.tokenizer_files import MODEL, TokenizerFiles, read_files
 
 NOTHING = re.compile(r"(?!)")
@@ -156,6 +156,45 @@ class Tokens:
                 )
         return [Encoded(kept + reward, len(ids) - len(kept)) for ids, kept in found]
 
+    def encode_templated(
+        self, template: AnyTemplate | None, texts: Sequence[str], limit: int, strict: bool
+    ) -> list[Encoded]:
+        """Return the ids of texts that a template made already, at most `limit` tokens each: special tokens act, and
+        what belongs around every text is put there unless the text has it.
+
+        template: the model's; None if it has none. Raises TooLongError if tokens would be cut and `strict` is set,
+        TemplateError if a text has no token or does not say all that the template needs, TokenizerError if the
+        tokenizer cannot read it.
+        """
+        found, side = [], self.templated_cut(template)
+        for k, text in enumerate(texts):
+            if isinstance(template, Template):
+                ids = self.pieces.templated(template, text, self.own.pattern)
+                spelled = (self.vocabulary.id_of(self.bos), self.vocabulary.id_of(self.eos))
+            else:
+                ids = self.own.templated(self.ended(text, self.ending))
+                spelled = (self.own.bos_id, self.own.eos_id)
+            if self.reward_id is not None and ids[-1:] == [self.reward_id]:
+                ids.pop()
+            reward = [] if self.reward_id is None else [self.reward_id]
+            room = limit - len(reward)
+            if not ids:
+                raise TemplateError(f"text {k} has no token: there is nothing to score")
+            if strict and len(ids) > room:
+                raise TooLongError(
+                    f"text {k} has {len(ids)} tokens, the limit is {room}; strict=True forbids cutting it"
+                )
+            bos, eos = ids[0] == spelled[0], ids[-1] == spelled[1]
+            kept = cut_end(ids, room, int(eos)) if side == "response end" else cut_start(ids, room, int(bos))
+            found.append(Encoded(kept + reward, len(ids) - len(kept)))
+        return found
+
+    def templated_cut(self, template: AnyTemplate | None) -> Cut:
+        """Return where a text that is templated already is cut: where the model's template cuts, if that does not need
+        to know where its answer begins."""
+        ends = self.ending == "openrlhf" or (template is not None and template.cut == "response end")
+        return "response end" if ends else "prompt start"
+
     def text(self, template: AnyTemplate, turns: Sequence[Turn], response: str) -> str:
         """Return the text of one conversation with its answer before any cut. Raises TemplateError."""
         if isinstance(template, Template):
@@ -179,9 +218,15 @@ class Tokens:
         text = rendered.text.rstrip("\n") if ending == "openrlhf" else rendered.text
         spans = () if self.parse_specials else rendered.written
         written = tuple((start, min(end, len(text))) for start, end in spans)
+        return Rendered(self.ended(text, ending, written), written)
+
+    def ended(self, text: str, ending: Ending, written: Sequence[Span] = ()) -> str:
+        """Return a text with an ending. written: what a caller wrote in it."""
+        if ending == "openrlhf":
+            text = text.rstrip("\n")
         if ending != "none" and not self.ends(text, written):
             text += (" " if ending == "openrlhf" else "") + self.own.eos
-        return Rendered(text, written)
+        return text
 
     def ending_of(self, template: WholeTemplate) -> Ending:
         return template.ending if self.ending == "none" else self.ending

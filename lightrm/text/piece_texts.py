@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from lightrm.errors import TemplateError
 from lightrm.text.cutting import check_sides, cut_end, cut_start
 from lightrm.text.piece_tokenizers import Vocabulary, special_id
 from lightrm.text.templates import BOS, EOS, Ending, Piece, Special, Template, Text, Turn
@@ -45,6 +47,27 @@ class PieceTexts:
             found.append(cut(template, pieces, runs, len(answer), room, strict))
         return found
 
+    def templated(self, template: Template, text: str, specials: re.Pattern[str]) -> Ids:
+        """Return the ids of a text that this template made already, with BOS and what closes a text unless they stand
+        there. specials: matches the special tokens, which act.
+
+        Raises TemplateError if the template's trainer tokenized prompt and answer apart.
+        """
+        if template.joined != "all":
+            raise TemplateError(
+                f"template {template.name!r} tokenizes prompt and answer apart, and a whole text does not say where "
+                "the answer begins: score prompt and response instead"
+            )
+        found = parted(text, specials)
+        if (template.bos or (template.bos is None and self.adds_bos)) and found[0] != Special(self.bos):
+            found.insert(0, BOS)
+        ends = [Special(self.spell(piece)) for piece in template.closing if isinstance(piece, Special)]
+        if found[-1:] != ends[-1:]:
+            found += ends
+        if self.ending != "none":
+            found = self.ended(found)
+        return [i for k, piece in enumerate(found) for i in self.ids_of(piece, k == 0, {})]
+
     def text(self, template: Template, turns: Sequence[Turn], response: str) -> str:
         """Return the text of all pieces, special tokens spelled out."""
         pieces = joined(template, self.before(template, turns), self.answer(template, response))
@@ -82,6 +105,17 @@ class PieceTexts:
 
     def spell(self, special: Special) -> str:
         return {"bos": self.bos, "eos": self.eos}.get(special.name, special.name)
+
+
+def parted(text: str, specials: re.Pattern[str]) -> list[Piece]:
+    """Return a text as runs of text and the special tokens that it spells."""
+    found: list[Piece] = []
+    at = 0
+    for match in specials.finditer(text):
+        found += [Text(text[at : match.start()])] * (at < match.start())
+        found.append(Special(match[0]))
+        at = match.end()
+    return found + [Text(text[at:])] * (at < len(text))
 
 
 def joined(template: Template, before: Sequence[Piece], answer: Sequence[Piece]) -> list[Piece]:

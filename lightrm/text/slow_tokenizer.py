@@ -54,15 +54,29 @@ class SlowTokenizer:
         return [self.encode(text, whole, spans) for text, spans in zip(texts, written, strict=True)]
 
     def encode(self, text: str, whole: bool, written: Sequence[Span]) -> list[int]:
-        ids: list[int] = [special_id(self.vocabulary, self.bos)] if whole and self.adds_bos and self.bos else []
-        at = 0
+        before, after = self.around if whole else ([], [])
+        ids, at = [*before], 0
         for match in self.pattern.finditer(text):
             if not overlaps(*match.span(), written):
                 ids += [*self.run(text[at : match.start()]), special_id(self.vocabulary, match[0])]
                 at = match.end()
         ids += self.run(text[at:])
-        adds_eos = whole and self.files.config.get("add_eos_token") and self.eos
-        return [*ids, special_id(self.vocabulary, self.eos)] if adds_eos else ids
+        return ids + after
+
+    @property
+    def around(self) -> tuple[list[int], list[int]]:
+        """BOS and EOS, as the tokenizer files ask for them around a whole text."""
+        adds_bos, adds_eos = self.adds_bos and self.bos, self.files.config.get("add_eos_token") and self.eos
+        return (
+            [special_id(self.vocabulary, self.bos)] if adds_bos else [],
+            [special_id(self.vocabulary, self.eos)] if adds_eos else [],
+        )
+
+    def templated(self, text: str) -> list[int]:
+        """Return the ids of a text in which every special token acts, with BOS and EOS as the tokenizer files ask for
+        them, unless the text has them already."""
+        ids, (before, after) = self.encode(text, False, ()), self.around
+        return before * (ids[:1] != before) + ids + after * (ids[-1:] != after)
 
     def run(self, text: str) -> list[int]:
         return self.vocabulary.encode(text, first=False, glued=False) if text else []

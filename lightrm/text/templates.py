@@ -15,7 +15,8 @@ from typing import Any, Literal, Protocol
 
 from lightrm.errors import TemplateError
 
-# {"role": "system" | "user" | "assistant" | "tool", "content": text}, and fields that a chat template may read.
+# {"role": "system" | "user" | "assistant" | "tool", "content": text, or a list of {"type": "text", "text": text}, or
+# None where a tool is called}, and fields that a chat template may read.
 Turn = dict[str, Any]
 # Fields of a turn that a chat template may read, and that the templates of this file cannot express.
 READ_ELSEWHERE = (
@@ -90,7 +91,7 @@ class PlainText:
 
     def render(self, turns: Sequence[Turn], responses: Sequence[str], specials: re.Pattern[str]) -> list[Rendered]:
         check_said(self.name, turns)
-        prompt = "".join(turn["content"] for turn in turns)
+        prompt = "".join(map(said, turns))
         return [Rendered(prompt + response, ((0, len(prompt + response)),)) for response in responses]
 
 
@@ -131,7 +132,7 @@ class Template:
         if system is not None and not slot:  # no place for a system text: it opens the first user turn
             if turns[0]["role"] != "user":
                 raise TemplateError(f"template {self.name!r}: a system turn must be followed by a user turn")
-            first = {"role": "user", "content": f"{system}\n{turns[0]['content']}"}
+            first = {"role": "user", "content": f"{system}\n{said(turns[0])}"}
             turns = [first, *turns[1:]]
         before = fill(self.opening, system if system is not None else self.system or "")
         for turn in turns:
@@ -140,7 +141,7 @@ class Template:
                     f"template {self.name!r} has no place for a turn of role {turn['role']!r}: it knows user and "
                     "assistant, and system as the first"
                 )
-            before += fill(self.user if turn["role"] == "user" else self.assistant, turn["content"])
+            before += fill(self.user if turn["role"] == "user" else self.assistant, said(turn))
         if turns[-1]["role"] != "user":
             raise TemplateError(f"template {self.name!r} scores an answer to a user turn, the last turn is not one")
         return before
@@ -148,6 +149,12 @@ class Template:
     def answer(self, response: str) -> list[Piece]:
         """Return the pieces of an answer and what closes it."""
         return [Text(response), *self.closing]
+
+
+def said(turn: Turn) -> str:
+    """Return the content of a turn as one text."""
+    content = turn["content"]
+    return content if isinstance(content, str) else "".join(part["text"] for part in content or ())
 
 
 def check_said(name: str, turns: Sequence[Turn]) -> None:
@@ -168,7 +175,7 @@ def split_system(turns: Sequence[Turn]) -> tuple[str | None, list[Turn]]:
         rest = list(turns[1:])
         if not rest:
             raise TemplateError("a conversation needs a user turn, found only a system turn")
-        return str(turns[0]["content"]), rest
+        return said(turns[0]), rest
     return None, list(turns)
 
 
