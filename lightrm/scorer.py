@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lightrm.checkpoints.detect import Checkpoint
+from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.data.token_ids import checked_ids
 from lightrm.display.progress import token_progress
 from lightrm.display.sizes import size_text

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from lightrm.checkpoints.detect import Checkpoint
+from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.checkpoints.stored import MANIFEST
 from lightrm.checksums import file_sum
 from lightrm.errors import CheckpointError

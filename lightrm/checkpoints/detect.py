@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -25,25 +24,20 @@ from lightrm.checkpoints import (
     ziya,
 )  # fmt: skip
 from lightrm.checkpoints.adapter import Adapter, is_adapter, read_adapter
+from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.checkpoints.config import Config, read_config
-from lightrm.checkpoints.config_fields import Fields, check_fields
+from lightrm.checkpoints.config_fields import check_fields
 from lightrm.checkpoints.families import read_architecture
 from lightrm.checkpoints.gguf_config import gguf_config
 from lightrm.checkpoints.gguf_file import GgufFile, gguf_in
 from lightrm.checkpoints.gguf_files import GgufSource
-from lightrm.checkpoints.head_outputs import check_kind, check_outputs, promised
+from lightrm.checkpoints.head_outputs import check_kind, promised
 from lightrm.checkpoints.hub import local, resolve
 from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.quantized import seen_through
-from lightrm.checkpoints.score_position import Reading
-from lightrm.checkpoints.source import PackedSource, TensorSource, check_index, main_files
+from lightrm.checkpoints.source import TensorSource, check_index, main_files
 from lightrm.checkpoints.stored import check_finished
 from lightrm.errors import CheckpointError, ConfigError, InputError, MissingHeadError, TensorMismatchError
-from lightrm.schemes.blockwise import Blockwise
-from lightrm.schemes.grouped import Grouped
-from lightrm.schemes.int8 import Rowwise
-from lightrm.text.gguf_tokenizer import NAMED, folder_of
-from lightrm.text.tokenizer_files import has_tokenizer
 
 # The first that matches wins: the more particular ones come first.
 LAYOUTS: tuple[Layout, ...] = (
@@ -64,122 +58,6 @@ LAYOUTS: tuple[Layout, ...] = (
     output_layer_heads.RLHFLOW,
 )  # fmt: skip
 HEAD_FILES = ("value_head.safetensors", "value_head.bin")
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A model folder, read as far as it can be without its weights.
-
-    tensors: our name -> (source, the file's name). ignored: tensors that a scorer does not need.
-    """
-
-    folder: Path
-    base_folder: Path
-    config: Config
-    architecture: Architecture
-    layout: Layout
-    tensors: dict[str, tuple[TensorSource, str]]
-    sources: tuple[TensorSource, ...]
-    adapter: Adapter | None = None
-    ignored: tuple[str, ...] = field(default=())
-
-    def read(self, ours: str) -> torch.Tensor:
-        """Return one tensor by our name, with LoRA merged, in the file's dtype."""
-        source, foreign = self.tensors[ours]
-        rows = self.layout.rows(self.tokenizer_folder()) if ours == "head.0.weight" and self.layout.rows else None
-        if rows is not None and self.adapter is None:
-            return source.rows(foreign, rows)
-        tensor = source.read(foreign)
-        if self.adapter is not None:
-            tensor = self.adapter.merge(foreign, tensor)
-        if rows is not None:
-            return tensor[torch.tensor(rows)]
-        if ours.endswith(".qkv.weight") and self.layout.regroup is not None:
-            tensor = self.layout.regroup(tensor, self.architecture)
-        return tensor
-
-    @property
-    def holds(self) -> str | None:
-        """The scheme that keeps the values of an already quantized file; None for others, and if the values must be
-        changed."""
-        if self.adapter is not None or self.layout.regroup is not None:
-            return None
-        return next((source.holds for source in self.sources if isinstance(source, PackedSource)), None)
-
-    def packed(self, ours: str) -> Grouped | Blockwise | Rowwise | None:
-        """Return the quantized values of a weight, by our name; None if the file does not pack it."""
-        source, foreign = self.tensors[ours]
-        return source.packed(foreign) if isinstance(source, PackedSource) else None
-
-    @property
-    def shaped(self) -> bool:
-        """Whether the shapes of the tensors are known."""
-        return all(source.shaped for source in self.sources)
-
-    def shape(self, ours: str) -> tuple[int, ...]:
-        source, foreign = self.tensors[ours]
-        return source.shape(foreign)
-
-    @property
-    def template(self) -> str | None:
-        return self.layout.template(self.config)
-
-    @property
-    def reward_id(self) -> int | None:
-        """The token that the model's own code puts behind every text; None if there is none."""
-        return None if self.layout.appended is None else self.layout.appended(self.config)
-
-    @property
-    def reading(self) -> Reading:
-        """Where in a sequence the score is read."""
-        return self.layout.reading(self.config)
-
-    @property
-    def fields(self) -> Fields:
-        """The fields of config.json. Raises UnsupportedModelError on one that may change the model."""
-        return check_fields(self.config, self.layout.fields)
-
-    @property
-    def stored(self) -> torch.dtype | None:
-        """The dtype of the layers' matrices in the file, or that they are widened to; None if the file's own values can
-        be kept."""
-        for ours, (source, foreign) in self.tensors.items():
-            if ours.endswith(".down.weight"):
-                kept = isinstance(source, PackedSource) and source.holds is not None
-                return None if kept else source.dtype(foreign)
-        return None
-
-    def check_config(self, rows: int | None = None) -> None:
-        """Check that every field of config.json is understood, and that the head has one output.
-
-        rows: of the head, if its tensor is not among these. Raises UnsupportedModelError, ConfigError or
-        TensorMismatchError.
-        """
-        heads = sorted(name for name in self.tensors if name.startswith("head.") and name.endswith(".weight"))
-        last = self.tensors[heads[-1]][1] if heads else "the head"
-        rows = self.shape(heads[-1])[0] if heads and self.shaped and self.shape(heads[-1]) else rows
-        check_outputs(self.config, last, rows, self.layout)
-        _ = self.fields, self.reading, self.reward_id
-
-    @property
-    def inner(self) -> Mapping[str, Any] | None:
-        """The settings of a GGUF file that names a tokenizer; None for any other model."""
-        settings = next((one.file.settings for one in self.sources if isinstance(one, GgufSource)), {})
-        return settings if NAMED in settings else None
-
-    def tokenizer_folder(self) -> Path:
-        """Return the adapter's folder if it holds a tokenizer, otherwise the base's. A GGUF file's own tokenizer is
-        written into a folder, unless there is one beside it.
-
-        Raises TokenizerError on a GGUF file's tokenizer that lightrm does not read.
-        """
-        if self.inner is not None and not has_tokenizer(self.base_folder):
-            return folder_of(self.inner, self.folder)
-        here = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model"))
-        return self.folder if here else self.base_folder
-
-    def bytes(self) -> int:
-        return sum(source.bytes() for source in self.sources)
 
 
 Names = dict[str, tuple[TensorSource, str]]  # a tensor's name -> where it lies, and its name there

@@ -9,7 +9,8 @@ import re
 from dataclasses import replace
 
 from lightrm.architecture import Architecture
-from lightrm.checkpoints.detect import Checkpoint, listed
+from lightrm.checkpoints.checkpoint import Checkpoint
+from lightrm.checkpoints.detect import listed
 from lightrm.errors import MissingHeadError, TensorMismatchError
 
 

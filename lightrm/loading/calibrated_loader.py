@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from lightrm.checkpoints.detect import Checkpoint
+from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.engine.packing import SHARE_NOTHING, packs
 from lightrm.errors import SchemeError
 from lightrm.kernels import passes

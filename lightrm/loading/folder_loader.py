@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 
 from lightrm.architecture import Architecture, PostStep
-from lightrm.checkpoints.detect import Checkpoint
+from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.checkpoints.safe import SafeFile
 from lightrm.checkpoints.stored import MANIFEST
 from lightrm.checksums import tensor_sum

@@ -21,7 +21,8 @@ from pathlib import Path
 import torch
 
 from lightrm.architecture import LINEARS, Architecture
-from lightrm.checkpoints.detect import HEAD_FILES, Checkpoint, open_checkpoint
+from lightrm.checkpoints.checkpoint import Checkpoint
+from lightrm.checkpoints.detect import HEAD_FILES, open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import real_architecture
 from lightrm.checkpoints.stored import check_free, copy_text_files, whole_folder, write_safetensors

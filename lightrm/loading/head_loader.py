@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lightrm.checkpoints.detect import Checkpoint
-from lightrm.checkpoints.head_outputs import label_names
+from lightrm.checkpoints.checkpoint import Checkpoint
+from lightrm.checkpoints.head_outputs import label_names, promised
 from lightrm.errors import TensorMismatchError
 from lightrm.model.gate import Gate
 from lightrm.model.head import ValueHead
@@ -130,7 +130,11 @@ def said_outputs(checkpoint: Checkpoint) -> str:
     if layout.steps:
         return f"a probability for each step of an answer, in the form {layout.steps!r}"
     heads = sorted(name for name in checkpoint.tensors if re.fullmatch(r"head\.\d+\.weight", name))
-    rows = checkpoint.shape(heads[-1])[0] if heads and layout.outputs == "attributes" else 1
+    rows: int | None = 1
+    if heads and layout.outputs == "attributes":
+        rows = checkpoint.shape(heads[-1])[0] if checkpoint.shaped else promised(checkpoint.config)
+    if rows is None:
+        return "one score, or several attributes: config.json does not say which"
     if rows > 1 and layout.condense is not None:
         rows = len(layout.condense(checkpoint.config, torch.empty(rows, 1)))
     names = attribute_names(checkpoint, rows)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 import torch
 
-from lightrm.checkpoints.detect import Checkpoint
+from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.checkpoints.inventory import check_tensors, real_architecture
 from lightrm.display.progress import Advance, ignored
 from lightrm.engine.shared_weights import Part, share_equal

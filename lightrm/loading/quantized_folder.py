@@ -21,8 +21,9 @@ from typing import Any
 import torch
 
 from lightrm.architecture import LINEARS, PostStep
+from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.checkpoints.config import read_config
-from lightrm.checkpoints.detect import LAYOUTS, Checkpoint
+from lightrm.checkpoints.detect import LAYOUTS
 from lightrm.checkpoints.families import read_architecture
 from lightrm.checkpoints.safe import SafeFile
 from lightrm.checkpoints.stored import (

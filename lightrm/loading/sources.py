@@ -10,7 +10,8 @@ from typing import Protocol
 import torch
 
 from lightrm.architecture import Architecture
-from lightrm.checkpoints.detect import Checkpoint, open_checkpoint
+from lightrm.checkpoints.checkpoint import Checkpoint
+from lightrm.checkpoints.detect import open_checkpoint
 from lightrm.checkpoints.hub import resolve
 from lightrm.checkpoints.inventory import check_tensors, real_architecture
 from lightrm.checkpoints.output_layer_heads import PUBLISHED

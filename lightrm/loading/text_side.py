@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from lightrm.architecture import Architecture
-from lightrm.checkpoints.detect import Checkpoint
+from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.checkpoints.score_position import Reading
 from lightrm.errors import InputError, TemplateError, TokenizerError
 from lightrm.loading.options import LoadOptions
