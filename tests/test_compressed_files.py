@@ -213,6 +213,20 @@ def test_damaged_layers_are_named(
             lightrm.load(tmp_path, scheme=scheme)
 
 
+def test_zero_points_of_older_releases(compressed: dict, tmp_path: Path) -> None:
+    """They are stored as they are, not packed."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    folder, _, expected = compressed["w4a16 asymmetric"]
+    tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    name = UP + "weight_zero_point"
+    zero = unpack_from_int32(tensors[name], 4, torch.Size([192, 2]), packed_dim=0)
+    write(tmp_path, tensors | {name: zero}, config, settings)
+    assert torch.equal(open_checkpoint(tmp_path).sources[0].read(UP + "weight"), expected[UP + "weight"])
+
+
 def test_activation_order(compressed: dict, tmp_path: Path) -> None:
     """Shuffled inputs with their groups in weight_g_idx compute what the same inputs in order compute."""
     folder = compressed["w4a16"][0]
