@@ -152,7 +152,8 @@ class CompressedSource(PackedSource):
         stored = self.stored.read(stem + ZERO)
         expected = (-(-outputs * bits // WORD), groups)
         if stored.dtype == torch.int8 and stored.shape == (outputs, groups):
-            return (stored.T.to(torch.int16) + 2 ** (bits - 1)).to(torch.int16)
+            signed: torch.Tensor = stored.T.to(torch.int16)
+            return signed.add(2 ** (bits - 1))
         if stored.dtype != torch.int32 or stored.shape != expected:
             raise TensorMismatchError(
                 f"compressed-tensors layer {stem!r}: zero points {stored.dtype} {tuple(stored.shape)}, expected "
