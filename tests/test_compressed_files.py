@@ -213,6 +213,32 @@ def test_damaged_layers_are_named(
             lightrm.load(tmp_path, scheme=scheme)
 
 
+def test_the_name_of_the_settings_in_older_releases(compressed: dict, tmp_path: Path) -> None:
+    folder = compressed["w4a16"][0]
+    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    config = json.loads((folder / "config.json").read_text())
+    config["compression_config"] = config.pop("quantization_config")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    np.testing.assert_array_equal(lightrm.load(tmp_path).score_ids(IDS), lightrm.load(folder).score_ids(IDS))
+    rm = lightrm.load(tmp_path, scheme="w8a8")
+    rm.save(tmp_path / "own")
+    np.testing.assert_array_equal(lightrm.load(tmp_path / "own").score_ids(IDS), rm.score_ids(IDS))
+
+
+def test_zero_points_of_older_releases(compressed: dict, tmp_path: Path) -> None:
+    """They are stored as they are, not packed."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    folder, _, expected = compressed["w4a16 asymmetric"]
+    tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    name = UP + "weight_zero_point"
+    zero = unpack_from_int32(tensors[name], 4, torch.Size([192, 2]), packed_dim=0)
+    write(tmp_path, tensors | {name: zero}, config, settings)
+    assert torch.equal(open_checkpoint(tmp_path).sources[0].read(UP + "weight"), expected[UP + "weight"])
+
+
 def test_activation_order(compressed: dict, tmp_path: Path) -> None:
     """Shuffled inputs with their groups in weight_g_idx compute what the same inputs in order compute."""
     folder = compressed["w4a16"][0]

@@ -47,10 +47,12 @@ def bounded() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[mutations.Files, np.ndarray]]:
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, tuple[mutations.Files, np.ndarray]]]:
     """Of each kind: its files and its scores."""
     target = tmp_path_factory.mktemp("sound")
-    return {kind: (mutations.read(path), scores(path)) for kind, path in mutations.folders(target).items()}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIGHTRM_CACHE", str(target / "cache"))  # where the tokenizers of GGUF files are written
+        yield {kind: (mutations.read(path), scores(path)) for kind, path in mutations.folders(target).items()}
 
 
 def scores(folder: Path) -> np.ndarray:

@@ -101,6 +101,16 @@ def test_sentencepiece(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert read(folder_of(settings, path)).encode("a").ids == found.encode("a").ids, "and again when damaged"
 
 
+def test_pieces_that_are_matched_first(shared: Path) -> None:
+    """Baichuan's vocabulary has 390 such pieces, and llama.cpp's converter does not mark them."""
+    path = shared / "tokenizers" / "baichuan-13b.tokenizer.model"
+    if not path.is_file():
+        pytest.skip(f"no tokenizer at {path}")
+    settings = sentencepiece_settings(sentencepiece.SentencePieceProcessor(model_file=str(path)))
+    with pytest.raises(lightrm.LightRMError, match=r"has the piece '<SEP>' .*does not read"):
+        described(settings, path)
+
+
 @pytest.mark.parametrize("pre", ["qwen2", "llama-bpe", "gpt-2"])
 def test_byte_level(pre: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIGHTRM_CACHE", str(tmp_path))

@@ -50,6 +50,16 @@ def test_tiny_models_are_equal(scheme: str, card: int, tmp_path, lend: Lend, mon
     np.testing.assert_allclose(model.score_ids(TINY), expected, atol=5e-6, rtol=0)
 
 
+def test_int8_weights_of_another_tool(lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their norms are not folded in, so that rows are normed in float and then rounded."""
+    model = lightrm.load(DATA / "torchao-int8-dynamic")
+    assert (model.report.scheme.name, model.engine.decoder.layers[0].qkv.int8) == ("w8a8", True)
+    expected = model.score_ids(TINY)
+    monkeypatch.setattr(launch, "PRODUCT_DTYPE", torch.float32)
+    lend(80)
+    np.testing.assert_allclose(model.score_ids(TINY), expected, atol=5e-6, rtol=0)
+
+
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8"])
 def test_the_bundled_model(scheme: str, lend: Lend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five layers of 256: a last bit tips a rounding to int8 over somewhere, and that one tips others, as between numba

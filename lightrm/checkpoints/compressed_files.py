@@ -3,7 +3,8 @@
 For each quantized linear layer X of O x I:
 
     packed   X.weight_packed      int32 (O, I * bits / 32)   q + 2^(bits - 1), lowest bits first, along I
-             X.weight_zero_point  int32 (O * bits / 32, G)   zero points, offset alike, along O; if asymmetric
+             X.weight_zero_point  int32 (O * bits / 32, G)   zero points, offset alike, along O; if asymmetric. Older
+                                  int8 (O, G)                releases store them as they are
              X.weight_shape       int64 (2,)                 O and I
              X.weight_g_idx       int32 (I,)                 group of each input under activation order, or -1 for all
     naive    X.weight             int8 or float8_e4m3fn (O, I)
@@ -141,17 +142,24 @@ class CompressedSource(PackedSource):
         groups = len(scale_GO)
         zero_GO = torch.full((groups, outputs), 2 ** (bits - 1), dtype=torch.int16)
         if not group.symmetric:
-            packed = self.stored.read(stem + ZERO)
-            expected = (-(-outputs * bits // WORD), groups)
-            if packed.dtype != torch.int32 or packed.shape != expected:
-                raise TensorMismatchError(
-                    f"compressed-tensors layer {stem!r}: zero points {packed.dtype} {tuple(packed.shape)}, expected "
-                    f"int32 {expected}"
-                )
-            zero_GO = unpack(packed.T, bits)[:, :outputs].to(torch.int16)
+            zero_GO = self.zero_points(stem, outputs, groups, bits)
         if words.dtype != torch.int32:
             raise TensorMismatchError(f"compressed-tensors layer {stem!r} is packed in {words.dtype}, expected int32")
         return Grouped(words.T, zero_GO, scale_GO, self.order(stem, group, inputs, groups), bits)
+
+    def zero_points(self, stem: str, outputs: int, groups: int, bits: int) -> torch.Tensor:
+        """Return the zero points of a packed layer with their offset, int16 (G, O)."""
+        stored = self.stored.read(stem + ZERO)
+        expected = (-(-outputs * bits // WORD), groups)
+        if stored.dtype == torch.int8 and stored.shape == (outputs, groups):
+            signed: torch.Tensor = stored.T.to(torch.int16)
+            return signed.add(2 ** (bits - 1))
+        if stored.dtype != torch.int32 or stored.shape != expected:
+            raise TensorMismatchError(
+                f"compressed-tensors layer {stem!r}: zero points {stored.dtype} {tuple(stored.shape)}, expected "
+                f"int32 {expected}"
+            )
+        return unpack(stored.T, bits)[:, :outputs].to(torch.int16)
 
     def order(self, stem: str, group: Group, inputs: int, groups: int) -> torch.Tensor:
         """Return the group of each input (I,)."""

@@ -98,7 +98,7 @@ def read_compressed_terms(values: Config, where: str) -> CompressedTerms:
 def absent(name: str, value: Any) -> bool:
     """Whether a field says that a part is not there."""
     if name == "sparsity_config" and isinstance(value, dict):
-        return value.get("format", "dense") == "dense" and value.get("sparsity_structure") in (None, "unstructured")
+        return bool(value.get("format", "dense") == "dense")
     return value in (None, {}, [], False)
 
 

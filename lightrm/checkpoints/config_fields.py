@@ -20,6 +20,7 @@ READ_NAMES = """
     model_type architectures hidden_act hidden_size num_attention_heads num_key_value_heads head_dim num_hidden_layers
     intermediate_size vocab_size rms_norm_eps max_position_embeddings rope_theta rope_scaling rope_parameters
     pad_token_id bos_token_id eos_token_id num_labels id2label quantization_config torch_dtype dtype
+    compression_config
 """
 # Training, generation, bookkeeping; what tensors tell by themselves (tied output layer, head sizes, biases).
 HARMLESS_NAMES = """

@@ -93,11 +93,11 @@ def open_gguf(path: Path) -> Checkpoint:
     """As `open_checkpoint`, for one file that holds everything. Tokenizer files beside it come before its own."""
     file = GgufFile(path)
     config = gguf_config(file)
-    source = GgufSource(file)
+    architecture, source = read_architecture(config), GgufSource(file)
     names: Names = {name: (source, name) for name in source.names}
     layout = choose(config, names)
     tensors, ignored = placed(path, config, layout, names)
-    found = Checkpoint(path, path.parent, config, read_architecture(config), layout, tensors, (source,), None, ignored)
+    found = Checkpoint(path, path.parent, config, architecture, layout, tensors, (source,), None, ignored)
     found.check_config()
     return found
 

@@ -109,7 +109,9 @@ class GgufSource(PackedSource):
         return (1, *shape) if name == HEAD and len(shape) == 1 else shape
 
     def dtype(self, name: str) -> torch.dtype | None:
-        return self.file.dtype(self.found[name])
+        """Return the dtype of a tensor; for blocks, bfloat16: most models are trained in it, and need its range."""
+        kind = self.file.tensors[self.found[name]][1]
+        return kind.dtype if kind.blocks is None else torch.bfloat16
 
 
 def renamed(name: str) -> str:

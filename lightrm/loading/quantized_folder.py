@@ -87,7 +87,8 @@ def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | 
         tensors = dict(tensors_of(decoder, head))
         write_safetensors(draft / WEIGHTS, tensors)
         config = dict(checkpoint.config.raw)
-        config.pop("quantization_config", None)
+        for name in ("quantization_config", "compression_config"):
+            config.pop(name, None)
         write_json(draft / CONFIG, config)
         copy_text_files(checkpoint.tokenizer_folder(), draft)
         manifest = {

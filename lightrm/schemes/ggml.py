@@ -35,9 +35,8 @@ def half(blocks: torch.Tensor, at: int) -> torch.Tensor:
 
 def shifted(values: torch.Tensor, run: int, shifts: range, bits: int) -> torch.Tensor:
     """Return values of some bits, packed in runs of bytes: uint8 (N, B) -> (N, B * len(shifts))."""
-    by = torch.tensor(list(shifts), dtype=torch.uint8).view(1, 1, -1, 1)
-    found: torch.Tensor = (values.reshape(len(values), -1, 1, run) >> by) & (2**bits - 1)
-    return found.flatten(1)
+    runs = values.contiguous().view(len(values), -1, 1, run)
+    return torch.cat([runs >> by & 2**bits - 1 for by in shifts], 2).flatten(1)
 
 
 def nibbles(values: torch.Tensor, run: int) -> torch.Tensor:

@@ -3,7 +3,7 @@
     fp32 bf16 fp16     weights as they are
     w8a8               int8 weights per output channel, int8 activations per token, int32 accumulation
     w4a8[-gN]          int4 weights with an integer multiplier for each group of N inputs, widened to int8; then as w8a8
-    w4a16[-gN]         int4 weights of the same kind, or those of a GPTQ file, with 16-bit activations
+    w4a16[-gN]         int4 weights of the same kind, or another tool's in groups, with 16-bit activations
     nf4                bitsandbytes' 4-bit floats with double quantization, 16-bit activations
     bnb-int8           bitsandbytes' LLM.int8: int8 weights and activations, outlier columns in float
 

@@ -9,7 +9,9 @@
 Files of another kind are refused by name: tokenizer files beside the GGUF file are read in place of its own.
 
 A sentencepiece text gets a space at its start and after every special token, as in llama.cpp and in transformers' old
-(`legacy`) tokenizers: the file does not tell whether its model was trained otherwise.
+(`legacy`) tokenizers, and is not normalized otherwise, as with LLaMA and Mistral: the file does not tell whether its
+model was trained differently. Pieces that sentencepiece matches before all others are written as normal ones with the
+score 0. A vocabulary with some is refused.
 """
 
 from __future__ import annotations
@@ -159,6 +161,9 @@ def sentencepiece(settings: Mapping[str, Any], pieces: Pieces) -> dict[str, Any]
         raise TokenizerError(f"{pieces.path}: its pieces have no scores: {CURE}")
     strange = [text for text, kind in zip(pieces.texts, pieces.types, strict=True)
                if kind == UNUSED or (kind == USER and not text.strip(f" {SPACE}"))]  # fmt: skip
+    first = [text for text, kind, score in zip(pieces.texts, pieces.types, scores, strict=False)
+             if kind == NORMAL and score >= 0]  # fmt: skip
+    strange += first if len(first) > 1 else []  # the first merge has the score 0 too
     unknown = [text for text, kind in zip(pieces.texts, pieces.types, strict=True) if kind == UNKNOWN]
     if strange or len(unknown) != 1:
         raise TokenizerError(
