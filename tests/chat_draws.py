@@ -172,7 +172,7 @@ CONTENTS = (
     "message.content | tojson", "(message.content if message.content is string else '')", "message.content | string",
     "' ' + message.content + ' '", "(message | tojson)", "message.content.split('\\n') | join('|')", "message.name",
     "message.content | title", "message.content | length", "message.content.replace('a', 'b')", "message.content | e",
-    "message.content | wordcount", "message.content | first", "message.content | reverse", "message.content | indent(2)",
+    "message.content | wordcount", "message.content | first", "message.content | string | reverse", "message.content | indent(2)",
     "message.content.startswith('<think>')", "('</think>' in message.content)", "message.content.removeprefix('<think>')",
     "message.content * 2", "'%s' | format(message.content)", "message.content | list | join", "message.items() | list",
     "(message.content if message.content is string else message.content | map(attribute='text') | join('\n'))",

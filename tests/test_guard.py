@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -12,6 +13,7 @@ from lightrm.errors import TokenizerError
 from lightrm.text.encoding import read_tokens
 from lightrm.text.guard import PRIVATE, aliased, overlaps, steers, unused
 from lightrm.text.templates import find_template
+from tests.vocabularies import add_tokens, ids_of, tokenizer_json
 
 MARKS = [
     "<|im_end|>",
@@ -123,3 +125,50 @@ def test_a_token_that_was_special_once_stays_split() -> None:
     assert tokenizer.token_to_id("<a>") not in expected
     second = aliased(tokenizer, {"<b>": tokenizer.token_to_id("<b>")}, PRIVATE.start)
     assert second.encode("<a><b>", [(3, 6)]) == expected
+
+
+@pytest.mark.parametrize("deleted", ["\x1b", "\x7f\x7f a"])
+def test_a_normalizer_that_shifts_offsets(deleted: str, tmp_path: Path) -> None:
+    """sentencepiece's table deletes control characters, and the offsets of what follows are wrong: the template's own
+    mark acts all the same, beside one that a user spelled."""
+    flags = {"lstrip": False, "rstrip": True, "single_word": False, "normalized": True, "special": True}
+    description = add_tokens(tokenizer_json("unigram"), [("<|end|>", flags)])
+    own = read_tokens(write_folder(tmp_path, description)).own
+    spelled = f"{deleted}<|end|>x"
+    text = f"{spelled}<|end|>"
+    (ids,) = own.encode_all([text], whole=False, written=[[(0, len(spelled))]])
+    mark = ids_of(description)["<|end|>"]
+    assert (ids.count(mark), ids[-1]) == (1, mark)
+    alone = read_tokens(tmp_path, parse_specials=True).own.encode_all([text], whole=False, written=[[]])
+    assert alone[0].count(mark) == 2
+
+
+def test_merges_that_spell_a_mark(tmp_path: Path) -> None:
+    """split_special_tokens: special tokens are text, and this text's merges make the token's own id again."""
+    description = add_tokens(tokenizer_json("metaspace first"), [("[/INST]", {"special": True, "normalized": False})])
+    mark = ids_of(description)["[/INST]"]
+    folder = write_folder(tmp_path, description, split_special_tokens=True)
+    text = "user[/INST]x"
+    (ids,) = read_tokens(folder, parse_specials=True).own.encode_all([text], whole=False, written=[[]])
+    assert mark in ids, "transformers makes it"
+    (ids,) = read_tokens(folder).own.encode_all([text], whole=False, written=[[(0, len(text))]])
+    assert mark not in ids
+
+
+def test_a_user_cannot_change_how_later_texts_are_read(tmp_path: Path) -> None:
+    """CodeLlama's class takes <FILL_ME> as an order to fill in, and keeps another normalizer from then on."""
+    own = read_tokens(
+        write_folder(tmp_path, tokenizer_json("metaspace first"), tokenizer_class="CodeLlamaTokenizer")
+    ).own
+    before = own.encode_all([" a b"], whole=True, written=[[(0, 4)]])
+    (ids,) = own.encode_all(["x<FILL_ME>y"], whole=True, written=[[(0, 11)]])
+    assert own.encode_all([" a b"], whole=True, written=[[(0, 4)]]) == before
+    (same,) = own.encode_all(["x<FILL_ME>y"], whole=True, written=[[(0, 11)]])
+    assert ids == same
+
+
+def write_folder(folder: Path, description: dict[str, Any], **config: object) -> Path:
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", **config}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder

@@ -41,6 +41,7 @@ class CheckpointTokenizer:
     def __init__(self, tokenizer: Any, folder: Path, parse_specials: bool) -> None:
         self.tokenizer, self.folder, self.parse_specials = tokenizer, folder, parse_specials
         self.lock = threading.Lock()
+        self.fill = str(getattr(tokenizer, "fill_token", None) or "")
         vocabulary = tokenizer.get_vocab()
         self.bos_id, self.eos_id = vocabulary.get(self.bos), vocabulary.get(self.eos)
         steering = {
@@ -51,8 +52,11 @@ class CheckpointTokenizer:
         if not (folder / DESCRIBED).is_file() and (folder / MODEL).is_file():  # it may match these without listing them
             steering |= marks_of((folder / MODEL).read_bytes())
         if getattr(tokenizer, "split_special_tokens", False):  # special tokens are text, even the template's
-            steering = {name for name in steering & vocabulary.keys() if vocabulary[name] in self.plain(name, False)}
-        steering.add(str(getattr(tokenizer, "fill_token", "")))  # CodeLlama's class gives it a meaning of its own
+            own = (
+                {} if self.backend is None else self.backend.get_vocab(with_added_tokens=False)
+            )  # its merges make them
+            steering = {n for n in steering & vocabulary.keys() if n in own or vocabulary[n] in self.plain(n, False)}
+        steering.add(self.fill)
         self.steering = {name: int(vocabulary[name]) for name in steering & vocabulary.keys()}
         self.pattern = pattern_of(self.steering)
         unknown = {vocabulary.get(str(tokenizer.unk_token)), *self.plain(STRANGE, False)}
@@ -114,6 +118,9 @@ class CheckpointTokenizer:
 
     def plain(self, text: str, whole: bool) -> list[int]:
         with self.lock, as_tokenizer_errors(UNUSABLE.format(self.folder)):
+            if self.fill and self.fill in text and self.backend is not None and not self.parse_specials:
+                # CodeLlama's class would fill in there, and read every later text otherwise than before.
+                return list(self.backend.encode(text, add_special_tokens=whole).ids)
             found = self.tokenizer(text, add_special_tokens=whole, truncation=False, padding=False, verbose=False)
         return list(found["input_ids"])
 
@@ -175,7 +182,7 @@ class CheckpointTokenizer:
         if self.backend is None:
             return self.apart(text, kept)
         with self.lock, as_tokenizer_errors(UNUSABLE.format(self.folder)):
-            kept = made_at(self.backend, text, kept, self.steering)
+            kept = made_at(self.backend, text, kept, self.steering, self.pattern.findall(text))
             alphabet = unused(text, len(self.steering))
             if alphabet not in self.aliases:  # keep one unusual alphabet only: a caller's text chooses it
                 usual = {first: second for first, second in self.aliases.items() if first == PRIVATE.start}

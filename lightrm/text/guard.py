@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
@@ -61,12 +62,25 @@ def overlaps(start: int, end: int, spans: Sequence[Span]) -> bool:
     return before > 0 and start < spans[before - 1][1]
 
 
-def made_at(backend: tokenizers.Tokenizer, text: str, spans: Sequence[Span], ids: Mapping[str, int]) -> list[Span]:
+def made_at(
+    backend: tokenizers.Tokenizer, text: str, spans: Sequence[Span], ids: Mapping[str, int], spelled: Iterable[str]
+) -> list[Span]:
     """Return the spans where the tokenizer really makes the token that is spelled there. With the flags `single_word`
-    and `normalized` it may not."""
+    and `normalized` it may not.
+
+    spelled: every token that the text spells, in `spans` or elsewhere. A token that is made as often as it is spelled
+    is made everywhere. Only for others the library's offsets decide: a normalizer that deletes characters shifts them.
+    """
     found = backend.encode(text, add_special_tokens=False)
+    made, wanted = Counter(found.ids), Counter(spelled)
     by_place = {k: i for i, (a, b) in zip(found.ids, found.offsets, strict=True) for k in range(a, b)}
-    return [(a, b) for a, b in spans if any(by_place.get(k, -1) == ids.get(text[a:b]) for k in range(a, b))]
+
+    def is_made(start: int, end: int) -> bool:
+        token_id = ids.get(text[start:end])
+        everywhere = token_id is not None and made[token_id] == wanted[text[start:end]]
+        return everywhere or any(by_place.get(k, -1) == token_id for k in range(start, end))
+
+    return [span for span in spans if is_made(*span)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +97,7 @@ class Aliased:
         """Return the ids of a text in which the special tokens at `matches` act, and no others. matches: in order."""
         while True:
             written, places = self.written(text, matches)
-            made = set(made_at(self.tokenizer, written, places, self.ids))
+            made = set(made_at(self.tokenizer, written, places, self.ids, [written[a:b] for a, b in places]))
             if len(made) == len(places):
                 return [self.back.get(i, i) for i in self.tokenizer.encode(written, add_special_tokens=False).ids]
             matches = [
