@@ -13,10 +13,12 @@ import numpy as np
 import torch
 
 from lightrm.checkpoints.detect import Checkpoint
+from lightrm.checkpoints.model_files import ModelFiles
 from lightrm.display.progress import token_progress
 from lightrm.display.sizes import size_text
 from lightrm.engine.engine import Engine
-from lightrm.errors import CopyError, InputError
+from lightrm.engine.scoring_engine import ScoringEngine
+from lightrm.errors import CopyError, InputError, SchemeError
 from lightrm.judge.bounds import CONFIDENCE, Bound, bound_for
 from lightrm.judge.exact_ranking import Ranking, Rankings, exact_rankings, plain_ranking
 from lightrm.kernels import forks
@@ -39,8 +41,8 @@ class TruncationWarning(UserWarning):
 class RewardModel:
     """A reward model in memory. Made by `lightrm.load`; scores are raw, float32, in input order.
 
-    text: its tokenizer and template. engine: its layers, and where they are. report: what loading did. checkpoint: the
-    files it was loaded from.
+    text: its tokenizer and template. engine: what runs its layers, and where they are. report: what loading did.
+    checkpoint: the files it was loaded from.
 
     Threads: any number of them may call any method of one model at the same time. Packs of tokens are computed one
     after the other, so more threads are no faster than one, and each gets the same scores as alone. A lowered
@@ -52,8 +54,8 @@ class RewardModel:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        engine: Engine,
+        checkpoint: ModelFiles,
+        engine: ScoringEngine,
         report: LoadReport,
         text: TextSide,
         reference: OpensReference | None = None,
@@ -200,11 +202,23 @@ class RewardModel:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model as a quantized folder, which `lightrm.load` reads quickly.
 
-        Raises CheckpointError if the folder exists, SchemeError unless the scheme is w8a8, w4a8 or w4a16.
+        Raises CheckpointError if the folder exists, SchemeError unless the scheme is w8a8, w4a8 or w4a16, which models
+        that run through transformers do not have.
         """
         template = self.template.name if self.template is not None else None
-        loaded = Loaded(self.engine.decoder, self.engine.head, self.report)
-        quantized_folder.write(Path(folder), self.checkpoint, loaded, template)
+        checkpoint, engine = self.native
+        loaded = Loaded(engine.decoder, engine.head, self.report)
+        quantized_folder.write(Path(folder), checkpoint, loaded, template)
+
+    @property
+    def native(self) -> tuple[Checkpoint, Engine]:
+        """The files and the engine of a model that lightrm's own decoder runs. Raises SchemeError for any other."""
+        if not isinstance(self.checkpoint, Checkpoint) or not isinstance(self.engine, Engine):
+            raise SchemeError(
+                f"{self.checkpoint.layout.name} runs in transformers, not in lightrm's own decoder, whose layers this "
+                "needs"
+            )
+        return self.checkpoint, self.engine
 
     def _ids(self, asked: Asked) -> list[list[int]]:
         encoded = [one for turns, texts in asked for one in self.text.encode(turns, texts)]
@@ -221,7 +235,7 @@ class RewardModel:
 
     def _checked(self, ids: Sequence[int], k: int) -> list[int]:
         """Return one sequence of ids, the k-th, as a list. Raises InputError."""
-        a = self.engine.decoder.architecture
+        a = self.engine.architecture
         array = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)
         if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
             raise InputError(f"sequence {k} must be a non-empty list of whole numbers, found {kind(ids)}")
@@ -248,7 +262,7 @@ class RewardModel:
         shared = f", {size_text(self.report.shared)} of it shared" if self.report.shared else ""
         fidelity = f" · {self.report.fidelity.summary}" if self.report.fidelity else ""
         parts = (
-            self.checkpoint.layout.name, self.engine.decoder.architecture, f"head {self.engine.head}",
+            self.checkpoint.layout.name, self.engine.architecture, f"head {self.engine.head}",
             f"read at {self.text.reading}", f"template {template}",
             f"{self.report.scheme}, {self.report.scheme.reason}",
             f"{size_text(self.report.bytes)}{shared} on {self.device}", self.engine.residence,

@@ -18,6 +18,7 @@ OTHER_KINDS = (
         "is a process reward model: it scores each step of an answer",
     ),
     (r"WithGating", "weighs several rewards by a gating network"),
+    (r"PairRM", "compares two answers with each other, and gives none of them a score of its own"),
     (r"ForQuestionAnswering|ForMultipleChoice|ForMaskedLM|ForConditionalGeneration", "is no reward model"),
 )
 CURE = "lightrm gives one score to a whole text, and does not choose or average for you: take a model with one output"

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lightrm.errors import InputError
 
-Rule = Literal["last", "last but pad", "before pad", "last of kind"]
+Rule = Literal["last", "last but pad", "before pad", "last of kind", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class Reading:
         last but pad  the last one that is not `token`; the first, if all are (transformers' *ForSequenceClassification)
         before pad    the one before the first `token`; the last, if there is none or if it is the first
         last of kind  the last `token`, which the layout appends
+        own           the class that runs the model reads it; nothing is cut
 
     why: whose code does so.
     """
@@ -52,6 +53,8 @@ class Reading:
         return list(ids[: self.end(ids)])
 
     def __str__(self) -> str:
+        if self.rule == "own":
+            return self.why
         where = {
             "last": "the last token",
             "last but pad": f"the last token that is not pad ({self.token})",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +12,9 @@ import lightrm
 from lightrm.cli.shared_options import load_options
 from lightrm.display.tables import Column, Sheet, terminal
 from lightrm.loading.options import LoadOptions
+
+if TYPE_CHECKING:
+    from lightrm.loading.sources import Published, Quantized
 
 NAMED = (Column("", words=True), Column("", words=True))
 PLANNED = (
@@ -21,23 +25,34 @@ PLANNED = (
 
 @click.command()
 @click.argument("path")
-@load_options("revision")
+@load_options("engine", "revision")
 def inspect(path: str, options: LoadOptions) -> None:
     """Describe the checkpoint at PATH without loading its weights. A hub id is downloaded first."""
     terminal().print(Sheet(NAMED, tuple(describe(path, options))))
 
 
 def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
+    from lightrm.cli.class_facts import describe_class
+    from lightrm.loading.sources import open_source
+    from lightrm.loading.through_transformers import ThroughTransformers
+
+    source = open_source(path, options.revision, engine=options.engine)
+    if isinstance(source, ThroughTransformers):
+        yield from describe_class(source, options)
+    else:
+        yield from describe_decoder(source, options)
+
+
+def describe_decoder(source: Published | Quantized, options: LoadOptions) -> Iterator[tuple[str, str]]:
     import torch
 
     from lightrm.checkpoints.detect import listed
     from lightrm.display.sizes import size_text
     from lightrm.engine.memory import schemes_of, weight_bytes
     from lightrm.errors import LightRMError
-    from lightrm.loading.sources import Quantized, open_source
+    from lightrm.loading.sources import Quantized
     from lightrm.loading.text_side import text_side
 
-    source = open_source(path, options.revision)
     checkpoint, a = source.checkpoint, source.checkpoint.architecture
     if isinstance(source, Quantized):
         yield "quantized", f"{source.manifest.scheme}, by lightrm; {size_text(source.manifest.bytes)}"
@@ -54,6 +69,7 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
     if checkpoint.adapter is not None:
         taken = f", whose {checkpoint.adapter.taken_off} factors are taken off" if checkpoint.adapter.taken_off else ""
         yield "adapter", f"LoRA on {len(checkpoint.adapter.pairs)} weights of {checkpoint.base_folder}{taken}"
+    yield "engine", "lightrm"
     yield "architecture", str(a)
     yield "positions", f"{a.positions}, at most {a.max_positions}"
     if heads:
@@ -81,22 +97,27 @@ def describe(path: str, options: LoadOptions) -> Iterator[tuple[str, str]]:
 @click.argument("path")
 @click.option("--memory", "--vram", help="Memory to plan for, such as 8GiB; default: what is free now.")
 @click.option("--token-budget", type=int, help="Tokens computed at once; default: as many as pay.")
-@load_options("device", "revision")
+@load_options("engine", "device", "revision")
 def plan(path: str, memory: str | None, token_budget: int | None, options: LoadOptions) -> None:
     """Show how each scheme would run the model at PATH, and which one 'auto' chooses. Needs no weights."""
     from lightrm.checkpoints.config import read_architecture, read_config
     from lightrm.checkpoints.detect import check_promises, said_to_store
     from lightrm.checkpoints.hub import resolve_config
     from lightrm.checkpoints.quantized import said_to_hold
+    from lightrm.cli.class_facts import plan_class
     from lightrm.display.sizes import parse_size, size_text
     from lightrm.engine.devices import choose_device, free_bytes
     from lightrm.engine.memory import choose_scheme, room_for, schemes_of, weight_bytes
     from lightrm.engine.residence import LEAST_TOKENS, choose_residence, resident_bytes, streamed_bytes
     from lightrm.errors import SchemeError
     from lightrm.loading import quantized_folder
+    from lightrm.loading.through_transformers import class_of
 
     place = choose_device(options.device)
     folder = resolve_config(path, options.revision)
+    if not quantized_folder.is_native(folder) and (found_class := class_of(folder, options.engine)) is not None:
+        plan_class(found_class, memory, token_budget, place)
+        return
     config = read_config(folder)
     a = read_architecture(config)
     check_promises(config)

@@ -9,23 +9,24 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
 
+from lightrm.architecture import Architecture
 from lightrm.display.progress import Advance, ignored
 from lightrm.display.sizes import size_text
 from lightrm.engine.memory import activation_bytes
 from lightrm.engine.packing import Run, pack, packs
 from lightrm.engine.residence import Residence
+from lightrm.engine.scoring_engine import Scored
 from lightrm.errors import MemoryLimitError, NumericsError
 from lightrm.kernels import arena, forks
 from lightrm.model.decoder import Decoder
 from lightrm.model.head import ValueHead
 from lightrm.model.packed_batch import PackedBatch
 from lightrm.schemes.grammar import Scheme
-
-Scored = tuple[list[int], np.ndarray]  # which sequences, and their scores
 
 
 class MemoryWarning(UserWarning):
@@ -48,6 +49,8 @@ class Engine:
     the thread whose turn it is touches the layers, the arena and the budget.
     """
 
+    name = "lightrm"
+
     def __init__(self, decoder: Decoder, head: ValueHead, scheme: Scheme, residence: Residence) -> None:
         self.decoder, self.head, self.scheme, self.residence = decoder, head, scheme, residence
         self.device = decoder.embedding_VD.device
@@ -63,6 +66,10 @@ class Engine:
         self.turn = threading.Lock()
         self.callers.clear()
         self.arena = None
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.decoder.architecture
 
     def scores(self, sequences: Sequence[Sequence[int]], advance: Advance = ignored) -> Iterator[Scored]:
         """Yield scores as soon as they are computed, a group of sequences at a time, in no order; each sequence once.
@@ -156,6 +163,24 @@ class Engine:
     def distinct_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
         """Tokens that scoring these computes, a shared beginning once."""
         return sum(len(batch) for _, batch in packs(sequences, self.tokens))
+
+    def warm_up(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Compile what scoring these sequences will run.
+
+        Runs the largest and the smallest pack through the first layer, twice, since the last layer of a model has
+        kernels of its own. The results are not scores, and may overflow. The budget is lower afterwards if the memory
+        did not suffice.
+        """
+        if not sequences:
+            return
+        every = sorted(packs(sequences, self.tokens), key=lambda run: len(run[1]))
+        layer, decoder = self.decoder.layers[0], self.decoder
+        short = Decoder(decoder.architecture, decoder.embedding_VD, [layer, layer], decoder.final_norm_D, decoder.dtype)
+        engine = Engine(short, self.head, self.scheme, self.residence)
+        for group in {tuple(group) for group, _ in (every[-1], every[0])}:
+            with suppress(NumericsError):
+                list(engine.scores([sequences[i] for i in group]))
+        self.tokens = min(self.tokens, engine.tokens)
 
     def check_room(self, batch: PackedBatch) -> None:
         """On a CPU, where the system ends a process that takes too much. Raises MemoryLimitError."""

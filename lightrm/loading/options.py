@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from lightrm.errors import InputError
 
 Table = Literal["relative", "absolute"]
+EngineName = Literal["auto", "lightrm", "transformers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,7 @@ class LoadOptions:
     """The options of `lightrm.load`, where each is described. Raises InputError on a value that is never allowed."""
 
     scheme: str = "auto"
+    engine: EngineName = "auto"
     device: str = "auto"
     template: str | None = None
     max_length: int | None = None
@@ -31,6 +33,8 @@ class LoadOptions:
     def __post_init__(self) -> None:
         if self.alibi not in get_args(Table):
             raise InputError(f"alibi must be {' or '.join(map(repr, get_args(Table)))}, found {self.alibi!r}")
+        if self.engine not in get_args(EngineName):
+            raise InputError(f"engine must be {', '.join(map(repr, get_args(EngineName)))}, found {self.engine!r}")
         if self.token_budget is not None:
             positive("token_budget", self.token_budget)
 
