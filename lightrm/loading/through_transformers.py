@@ -22,7 +22,7 @@ from lightrm.display.progress import Advance
 from lightrm.engine.class_memory import class_residence, class_scheme
 from lightrm.engine.memory import Room
 from lightrm.engine.residence import Residence
-from lightrm.errors import ConfigError, InputError, MissingHeadError, TensorMismatchError, UnsupportedModelError
+from lightrm.errors import InputError, MissingHeadError, TensorMismatchError, UnsupportedModelError
 from lightrm.loading.class_loader import LoadedClass, load_class
 from lightrm.loading.class_outline import Outline, outline_of
 from lightrm.loading.options import EngineName, LoadOptions
@@ -70,9 +70,7 @@ def class_of(folder: Path, engine: EngineName) -> tuple[Config, NamedClass, str]
 
     Raises UnsupportedModelError if neither can.
     """
-    if engine == "lightrm" or not (folder / "config.json").is_file():
-        if engine == "transformers":
-            raise ConfigError(f"{folder} has no config.json, which engine='transformers' needs")
+    if engine != "transformers" and not (folder / "config.json").is_file():
         return None
     config = read_config(folder)
     if engine == "transformers":
@@ -84,6 +82,8 @@ def class_of(folder: Path, engine: EngineName) -> tuple[Config, NamedClass, str]
             named = named_class(config, asked=False)
         except UnsupportedModelError as other:
             raise UnsupportedModelError(f"{error}; and through transformers: {other}") from error
+        if engine == "lightrm":
+            raise UnsupportedModelError(f"{error}; transformers has its class: engine='transformers'") from error
         return config, named, f"lightrm's own decoder does not run it: {reason(str(error), config)}"
     return None
 

@@ -5,6 +5,8 @@ A tokenizer reads each text of a pair by itself and puts its own tokens around b
     before  prompt  middle  response  after          [CLS] prompt [SEP] response [SEP]
        0       0       0        1       1            token types, where the model has them
 
+So is a batch read. A response that is empty has its place too, which transformers leaves out for a single pair.
+
 So each text goes through the same guard as any other text: a special token that a caller spells is plain text. What
 stands around the two is read off one pair, and checked on another.
 """
