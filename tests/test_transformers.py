@@ -108,7 +108,7 @@ def test_a_pair_of_texts_is_what_the_tokenizer_makes_of_it(name: str, folders: d
     typed = "token_type_ids" in theirs[0] and name == "bert"
     assert rm.engine.types == typed
     if typed:  # and they matter
-        flat = [float(model(input_ids=one["input_ids"]).logits) for one in theirs]
+        flat = one_by_one(model, [one["input_ids"][0].tolist() for one in theirs])
         assert np.abs(np.array(flat) - expected).max() > 1e-3
     assert "pair: tokenizer(prompt, response)" in repr(rm)
 
@@ -426,6 +426,34 @@ def test_grouping_is_found_by_asking_the_model() -> None:
     assert list(batches(lengths, 10, "equal lengths")) == [[1, 2], [4], [0], [3]]
     assert list(batches(lengths, 10, "alone")) == [[1], [2], [4], [0], [3]]
     assert list(batches([30], 10, "padded")) == [[0]]
+
+
+def drawn(ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
+    return torch.rand(len(ids), 1)
+
+
+def test_a_model_that_draws_numbers_is_refused() -> None:
+    with pytest.raises(ValueError, match="draws numbers at random"):
+        find_grouping(drawn, 100, [0], 0, False, CPU, 1e-7)
+
+
+def test_a_longer_text_beside_it_changes_no_score(tmp_path: Path) -> None:
+    """longrope takes other frequencies for a whole batch if its longest row is long."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [8.0] * 8, "rope_theta": 10000.0}
+    folder = written(
+        "Phi3ForSequenceClassification", tmp_path, max_position_embeddings=128, pad_token_id=1,
+        original_max_position_embeddings=16, rope_parameters=rope | {"original_max_position_embeddings": 16},
+    )  # fmt: skip
+    rm = lightrm.load(folder, engine="transformers")
+    assert rm.engine.grouping == "equal lengths"
+    draw = np.random.default_rng(2)
+    ids = [draw.integers(5, 590, n).tolist() for n in (6, 6, 12, 40, 40)]
+    model = reference(folder)
+    expected = one_by_one(model, ids)
+    np.testing.assert_allclose(rm.score_ids(ids), expected, atol=1e-5)
+    with torch.inference_mode():
+        mixed = model(input_ids=torch.tensor([ids[0] + [1] * 34, ids[3]]), attention_mask=torch.ones(2, 40)).logits
+    assert abs(float(mixed[0]) - expected[0]) > 1e-3  # in one batch, it would
 
 
 def test_the_budget_is_halved_where_memory_runs_out() -> None:

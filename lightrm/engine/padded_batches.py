@@ -54,12 +54,13 @@ def padded(
 
 def find_grouping(
     forward: Forward, vocabulary: int, avoided: Sequence[int], pad: int, types: bool, device: torch.device,
-    rounding: float,
+    rounding: float, length_matters: bool = False,
 ) -> Grouping:  # fmt: skip
     """Return how sequences of a model may share a batch.
 
-    avoided: ids that mean something to a class, such as pad. rounding: the relative step of the compute dtype. Raises
-    what the model raises for a sequence alone.
+    avoided: ids that mean something to a class, such as pad. rounding: the relative step of the compute dtype.
+    length_matters: whether a longer row may change the score of another. Raises what the model raises for a sequence
+    alone, ValueError if it gives one sequence two scores.
     """
     usable = [i for i in range(vocabulary) if i not in avoided][-(2**16) :]
     draw = torch.Generator().manual_seed(0)
@@ -79,6 +80,9 @@ def find_grouping(
         allowed = SPREAD_SHARE * spread + ROUNDINGS * rounding * float(alone.abs().max())
         return found.shape == alone.shape and bool((found - alone).abs().max() <= allowed)
 
-    if together(probes):
+    once, again = (scores(probes[:1]) for _ in range(2))
+    if float((once - again).abs().max()) > ROUNDINGS * rounding * float(once.abs().max()):
+        raise ValueError("it gives one text two scores, one after the other: it draws numbers at random")
+    if not length_matters and together(probes):
         return "padded"
     return "equal lengths" if together([row[: PROBE_LENGTHS[0]] for row in probes]) else "alone"

@@ -83,7 +83,7 @@ def load_class(checkpoint: ClassCheckpoint, outline: Outline, placement: Placeme
     try:
         grouping = find_grouping(
             forward, outline.vocabulary, [*special, pad], pad, outline.takes_types, device,
-            torch.finfo(scheme.dtype).eps,
+            torch.finfo(scheme.dtype).eps, outline.length_matters,
         )  # fmt: skip
     except (ValueError, RuntimeError, IndexError, TypeError) as error:
         raise CheckpointError(f"{config.path}: {outline.name} does not score a text: {first(error)}") from error

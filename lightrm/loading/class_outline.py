@@ -19,6 +19,9 @@ from lightrm.errors import ConfigError, UnsupportedModelError
 from lightrm.text.checkpoint_tokenizer import quiet
 
 UNLIMITED = 2**20  # positions of a model whose config names no limit
+ROPE_BY_LENGTH = {"dynamic", "longrope", "su"}  # their frequencies follow from the longest row of a batch
+# Their attention is another one from some length on, padding included.
+BY_LENGTH = ("big_bird", "longformer", "mra", "nystromformer", "reformer", "yoso")
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Outline:
     the model without its head, which bitsandbytes quantizes; linear_rows: their output features; narrowest: the fewest
     inputs that one has. tensors: shape of each tensor by its name in a file. head: those outside the backbone.
     attention: transformers' name of the implementation. takes_types: whether token types change the score. pad: the id
-    that the config names for padding.
+    that the config names for padding. length_matters: whether a longer row beside it may change a score.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Outline:
     attention: str
     takes_types: bool
     pad: int | None
+    length_matters: bool
 
     @property
     def positions(self) -> str:
@@ -125,7 +129,19 @@ def outline_of(config: Config, named: NamedClass) -> Outline:
         attention=str(getattr(theirs, "_attn_implementation", None) or "eager"),
         takes_types=segments > 1 and "token_type_ids" in inspect.signature(module.forward).parameters,
         pad=pad_of(text),
+        length_matters=named.family in BY_LENGTH or bool(rope_kinds(text) & ROPE_BY_LENGTH),
     )
+
+
+def rope_kinds(text: Any) -> set[str]:
+    """Return the kinds of RoPE that a config names, of all its layers or of each kind of layer."""
+    found = set()
+    for spelling in ("rope_scaling", "rope_parameters"):
+        settings = getattr(text, spelling, None)
+        for entry in (settings, *settings.values()) if isinstance(settings, dict) else ():
+            if isinstance(entry, dict):
+                found.add(str(entry.get("rope_type") or entry.get("type")))
+    return found
 
 
 def pad_of(text: Any) -> int | None:
