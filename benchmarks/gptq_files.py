@@ -59,7 +59,7 @@ def compare(python: Path, source: str, scheme: str, calibrated: bool, data: Path
         subprocess.run([python, CLIENT, folder, Path(root) / "ids.json", Path(root) / "answer.pt"], check=True)
         answer = torch.load(Path(root) / "answer.pt", weights_only=True)
         ours, theirs = rm.score_ids(ids), answer["scores"].numpy()
-        checkpoint = lightrm.load(folder).checkpoint
+        checkpoint, _ = lightrm.load(folder).native
         names = {foreign.removesuffix(".weight"): ours for ours, (_, foreign) in checkpoint.tensors.items()}
         differences = []
         for stem, widened in answer["weights"].items():

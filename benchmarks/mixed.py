@@ -73,7 +73,7 @@ def felt(rm: lightrm.RewardModel, questions: Sequence[Question]) -> dict[Place, 
     ids, _ = some_ids(rm, questions, FELT_TOKENS)
 
     def scores(place: Place | None) -> Array:
-        return scores_through(OneRounded(exact.layers, rm.engine.decoder.layers, place), rm, exact, head, ids)
+        return scores_through(OneRounded(exact.layers, rm.native[1].decoder.layers, place), rm, exact, head, ids)
 
     reference, moved = scores(None), {}
     places = [(i, name) for i in range(len(exact.layers)) for name in LINEARS]
@@ -133,7 +133,7 @@ def compared(path: str, questions: list[Question], data: Path) -> dict[str, Any]
     exact, _ = scored("fp32", None)
     coarse, fine, large = (lightrm.load(path, scheme=s, max_length=LONGEST) for s in (COARSE, FINE, "w8a8"))
     moved = felt(coarse, every(read_questions(data / "pairs_train.jsonl.gz"), 400))
-    four, four_fine, eight = coarse.engine.decoder.layers, fine.engine.decoder.layers, large.engine.decoder.layers
+    four, four_fine, eight = (rm.native[1].decoder.layers for rm in (coarse, fine, large))
     down = [(i, "down") for i in range(len(eight))]
     more = sum(costs(four_fine, eight, down).values())
     places: dict[str, tuple[str, list[Place]]] = {

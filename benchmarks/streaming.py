@@ -58,8 +58,8 @@ scores = rm.score_ids(list(ids))
 found = {{"seconds": time.perf_counter() - started, "peak": peak_memory(), "scores": scores.tolist()}}
 if streamed:
     started = time.perf_counter()
-    for i in range(len(rm.engine.decoder.layers)):
-        layer = rm.engine.decoder.layers.make(i)
+    for i in range(len(rm.native[1].decoder.layers)):
+        layer = rm.native[1].decoder.layers.make(i)
         del layer
     found |= {{"reading": time.perf_counter() - started, "bound": rm.engine.residence.bytes}}
 print(json.dumps(found))

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     )
     from lightrm.measure.measurement import evaluate, measure_fidelity
     from lightrm.opening import KernelWarning, load
-    from lightrm.scorer import RewardModel, TruncationWarning
+    from lightrm.scorer import RewardModel
+    from lightrm.text.cutting import TruncationWarning
 
 __version__ = "0.1.0"
 
@@ -57,7 +58,7 @@ ROOMS = {
     "KernelWarning": "lightrm.opening",
     "MemoryWarning": "lightrm.engine.engine",
     "RewardModel": "lightrm.scorer",
-    "TruncationWarning": "lightrm.scorer",
+    "TruncationWarning": "lightrm.text.cutting",
     "evaluate": "lightrm.measure.measurement",
     "load": "lightrm.opening",
     "measure_fidelity": "lightrm.measure.measurement",

@@ -13,10 +13,11 @@ from lightrm.display.sizes import parse_size, size_text
 from lightrm.engine.devices import choose_device, free_bytes
 from lightrm.engine.engine import Engine
 from lightrm.engine.memory import room_for
-from lightrm.engine.residence import Residence, choose_residence
+from lightrm.engine.residence import Residence
+from lightrm.engine.scoring_engine import Shape
 from lightrm.errors import InputError, SchemeError
-from lightrm.loading.attribute_choice import Weights, chosen
-from lightrm.loading.options import LoadOptions, Table
+from lightrm.loading.attribute_choice import Weights
+from lightrm.loading.options import EngineName, LoadOptions, Table
 from lightrm.loading.placement import LoadReport, Placement
 from lightrm.loading.sources import Quantized, Source, open_source
 from lightrm.loading.text_side import TextSide, text_side
@@ -36,6 +37,7 @@ def load(
     path_or_id: str | os.PathLike[str],
     *,
     scheme: str = "auto",
+    engine: EngineName = "auto",
     device: str = "auto",
     template: str | None = None,
     system: str | None = None,
@@ -61,6 +63,8 @@ def load(
 
     path_or_id: a folder, a hub id such as "IDEA-CCNL/Ziya-LLaMA-7B-Reward", or "demo" for the bundled model.
     scheme: "auto", or a name of `lightrm.schemes.grammar`: "w8a8", "w4a8", "bf16", ...
+    engine: "lightrm" for its own decoder, "transformers" for transformers' class of the checkpoint's name; "auto" takes
+    lightrm's own where there is one. Through transformers there are the schemes fp32, bf16, fp16, nf4 and bnb-int8.
     device: "auto", "cpu", "cuda", "cuda:1".
     template: a name of `lightrm.text.templates.TEMPLATES`, or "chat" for the checkpoint's own; None takes the layout's.
     system: a system turn for every prompt that does not begin with its own; None: none. Empty text is a turn, too.
@@ -87,7 +91,7 @@ def load(
     InputError for any other option.
     """
     options = LoadOptions(
-        scheme=scheme, device=device, template=template, max_length=max_length, strict=strict,
+        scheme=scheme, engine=engine, device=device, template=template, max_length=max_length, strict=strict,
         parse_specials=parse_specials, alibi=alibi, revision=revision, base=base, token_budget=token_budget,
         memory=memory, system=system, layout=layout, label=label, weights=weights, reduce=reduce,
     )  # fmt: skip
@@ -106,7 +110,7 @@ def open_model(
 ) -> RewardModel:
     """As `load`, with its options in one record. calibration: text side of the model -> ids of the calibration
     texts."""
-    source = open_source(path_or_id, options.revision, options.base, options.layout)
+    source = open_source(path_or_id, options.revision, options.base, options.layout, options.engine)
     if options.reduce is not None and not source.checkpoint.layout.steps:
         raise InputError("reduce is for process reward models; this one gives one score to a whole answer")
     device, a = choose_device(options.device), source.architecture
@@ -117,21 +121,23 @@ def open_model(
     scheme = source.scheme(options, device, room)
     placement = Placement(scheme, device, Alibi(options.alibi), twin_of(beside))
     hoped = 0 if calibration is not None else shared_bytes(beside, placement, a)
-    residence = choose_residence(a, scheme, device, room, options.token_budget, hoped)
+    residence = source.residence(scheme, device, room, options.token_budget, hoped)
     text = text_side(source.checkpoint, a, options)
     ids = [] if calibration is None else calibration_ids(calibration, text, residence)
     shown = progress and not residence.streamed  # a streamed model loads no layer before the first score
     with item_progress(a.layers, f"layers {'rounded' if ids else source.verb}", shown) as advance:
-        decoder, head, report = source.load(placement, ids, residence.streamed, advance)
+        loaded = source.load(placement, ids, residence.streamed, advance)
+    report, head = loaded.report, loaded.head
+    loaded = loaded.choosing(options.label, options.weights)
     if hoped > report.shared:
-        found = choose_residence(a, scheme, device, room, options.token_budget, report.shared)
+        found = source.residence(scheme, device, room, options.token_budget, report.shared)
         residence = without(hoped, report, found)
     if report.kernels.slow:
         warnings.warn(f"slow kernels: {report.kernels}", KernelWarning, stacklevel=3)
-    text = replace(text, vocabulary=decoder.architecture.vocabulary)
+    engine = loaded.engine(scheme, residence, text.segments)
+    text = replace(text, vocabulary=engine.architecture.vocabulary)
     left = options if given is None else replace(options, memory=given - report.bytes)
     exact = reference_of(path_or_id, reference, source, left)
-    engine = Engine(decoder, chosen(head, options.label, options.weights), scheme, residence)
     return RewardModel(source.checkpoint, engine, report, text, exact, head)
 
 
@@ -147,15 +153,22 @@ def calibration_ids(calibration: CalibrationIds, text: TextSide, residence: Resi
 
 def twin_of(beside: RewardModel | None) -> Decoder | None:
     """Return the layers of a loaded model that another may share: all, unless they are streamed."""
-    return None if beside is None or beside.engine.residence.streamed else beside.engine.decoder
+    if beside is None or not isinstance(beside.engine, Engine) or beside.engine.residence.streamed:
+        return None
+    return beside.engine.decoder
 
 
-def shared_bytes(beside: RewardModel | None, placement: Placement, a: Architecture) -> int:
+def shared_bytes(beside: RewardModel | None, placement: Placement, a: Shape) -> int:
     """Return how many bytes of a loaded model this one can share at most: all if shape and scheme are the same.
 
     Which tensors are really equal is seen when they are loaded.
     """
-    if beside is None or placement.twin is None or beside.report.scheme.name != placement.scheme.name:
+    if (
+        beside is None
+        or placement.twin is None
+        or not isinstance(a, Architecture)
+        or beside.report.scheme.name != placement.scheme.name
+    ):
         return 0
     other = placement.twin.architecture
     return beside.report.bytes if (a.layers, a.linears) == (other.layers, other.linears) else 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -12,12 +11,14 @@ import numpy as np
 import torch
 
 from lightrm.checkpoints.checkpoint import Checkpoint
-from lightrm.data.token_ids import checked_ids
+from lightrm.checkpoints.model_files import ModelFiles
 from lightrm.display.progress import token_progress
 from lightrm.display.sizes import size_text
 from lightrm.engine.engine import Engine
+from lightrm.engine.scoring_engine import ScoreHead, ScoringEngine
 from lightrm.engine.step_scores import StepScorer, steps_of
-from lightrm.errors import CopyError, InputError
+from lightrm.engine.token_ids import checked_ids
+from lightrm.errors import CopyError, InputError, SchemeError
 from lightrm.judge.bounds import CONFIDENCE, Bound, bound_for
 from lightrm.judge.exact_ranking import Ranking, Rankings, exact_rankings, plain_ranking
 from lightrm.loading import quantized_folder
@@ -38,20 +39,17 @@ from lightrm.text.conversation import (
     texts_of,
     turns_of,
 )  # fmt: skip
+from lightrm.text.cutting import warn_of_cuts
 from lightrm.text.encoding import Encoded
 from lightrm.text.explanation import Explanation
 from lightrm.text.templates import AnyTemplate
 
 
-class TruncationWarning(UserWarning):
-    """Some texts were longer than the model's limit and were cut."""
-
-
 class RewardModel:
     """A reward model in memory. Made by `lightrm.load`; scores are raw, float32, in input order.
 
-    text: its tokenizer and template. engine: its layers, and where they are. report: what loading did. checkpoint: the
-    files it was loaded from.
+    text: its tokenizer and template. engine: what runs its layers, and where they are. report: what loading did.
+    checkpoint: the files it was loaded from.
 
     Threads: any number of them may call any method of one model at the same time. Packs of tokens are computed one
     after the other, so more threads are no faster than one, and each gets the same scores as alone. A lowered
@@ -63,18 +61,18 @@ class RewardModel:
 
     def __init__(
         self,
-        checkpoint: Checkpoint,
-        engine: Engine,
+        checkpoint: ModelFiles,
+        engine: ScoringEngine,
         report: LoadReport,
         text: TextSide,
         reference: OpensReference | None = None,
-        head: ValueHead | None = None,
+        head: ScoreHead | None = None,
     ) -> None:
         """reference: opens the same model in another scheme, for exact rankings. head: with all attributes, where the
         engine's gives one score of them."""
         self.checkpoint, self.engine, self.report, self.text = checkpoint, engine, report, text
         self._head = engine.head if head is None else head
-        self._steps = None if text.steps is None else StepScorer(text.steps, engine)
+        self._steps = None if text.steps is None else StepScorer(text.steps, self.native[1])
         self._reference = OpenedOnce(reference)
 
     def __reduce_ex__(self, protocol: object) -> str:
@@ -182,7 +180,7 @@ class RewardModel:
 
         Raises InputError on an empty sequence, an id outside the vocabulary, or more tokens than positions.
         """
-        return self._scores(checked_ids(sequences, self.engine.decoder.architecture), progress)
+        return self._scores(checked_ids(sequences, self.engine.architecture), progress)
 
     def stream(
         self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None
@@ -275,11 +273,24 @@ class RewardModel:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model as a quantized folder, which `lightrm.load` reads quickly.
 
-        Raises CheckpointError if the folder exists, SchemeError unless the scheme is w8a8, w4a8 or w4a16.
+        Raises CheckpointError if the folder exists, SchemeError unless the scheme is w8a8, w4a8 or w4a16, which models
+        that run through transformers do not have.
         """
         template = self.template.name if self.template is not None else None
-        loaded = Loaded(self.engine.decoder, self._head, self.report)
-        quantized_folder.write(Path(folder), self.checkpoint, loaded, template)
+        checkpoint, engine = self.native
+        assert isinstance(self._head, ValueHead)
+        loaded = Loaded(engine.decoder, self._head, self.report)
+        quantized_folder.write(Path(folder), checkpoint, loaded, template)
+
+    @property
+    def native(self) -> tuple[Checkpoint, Engine]:
+        """The files and the engine of a model that lightrm's own decoder runs. Raises SchemeError for any other."""
+        if not isinstance(self.checkpoint, Checkpoint) or not isinstance(self.engine, Engine):
+            raise SchemeError(
+                f"{self.checkpoint.layout.name} runs in transformers, not in lightrm's own decoder, whose layers this "
+                "needs"
+            )
+        return self.checkpoint, self.engine
 
     def _ids(self, asked: Asked, stacklevel: int = 4) -> list[list[int]]:
         side = self.template.cut if self.template is not None else ""
@@ -288,14 +299,7 @@ class RewardModel:
 
     def _kept(self, encoded: Sequence[Encoded], side: str, stacklevel: int) -> list[list[int]]:
         """Return the ids of some texts; warns once if any was cut. side: where."""
-        cut = [e.cut for e in encoded if e.cut]
-        if cut:
-            warnings.warn(
-                f"{len(cut)} of {len(encoded)} texts were longer than {self.max_length} tokens and lost "
-                f"{sum(cut)} tokens ({side}); strict=True raises instead",
-                TruncationWarning,
-                stacklevel=stacklevel,
-            )
+        warn_of_cuts([e.cut for e in encoded], self.max_length, side, stacklevel + 1)
         return [e.token_ids for e in encoded]
 
     def _answers(self, asked: Asked, progress: bool) -> np.ndarray:
@@ -330,7 +334,7 @@ class RewardModel:
         shared = f", {size_text(self.report.shared)} of it shared" if self.report.shared else ""
         fidelity = f" · {self.report.fidelity.summary}" if self.report.fidelity else ""
         parts = (
-            self.checkpoint.layout.name, self.engine.decoder.architecture, f"head {self.engine.head}",
+            self.checkpoint.layout.name, self.engine.architecture, f"head {self.engine.head}",
             f"read at {self.text.reading}", f"template {template}",
             f"{self.report.scheme}, {self.report.scheme.reason}",
             f"{size_text(self.report.bytes)}{shared} on {self.device}", self.engine.residence,

@@ -286,11 +286,11 @@ def test_kernels_are_warm_before_the_clock_starts(folder: Path, data: Path, monk
 def test_warming_up_says_nothing_of_the_model(folder: Path) -> None:
     """No texts are no error; nor is an overflow of a layer that is run twice, which no score comes from."""
     rm = lightrm.load(folder, scheme="fp32")
-    measurement.warm_up(rm, [])
+    rm.engine.warm_up([])
     scores = rm.score("what?", ["it is"])
     bias_O = torch.full((1,), torch.inf)
     rm.engine.head = ValueHead(rm.engine.head.weights, (bias_O,), rm.engine.head.post)
-    measurement.warm_up(rm, [[1, 2, 3]])
+    rm.engine.warm_up([[1, 2, 3]])
     with pytest.raises(NumericsError):
         rm.score("what?", ["it is"])
     assert np.isfinite(scores).all()

@@ -97,7 +97,8 @@ def test_efficient_tuning_ids_of_each_version(shared: Path, tmp_path: Path) -> N
     """Tails and heads as read from the code of each date (LLaMA-Efficient-Tuning template.py, preprocess.py)."""
     shutil.copy(shared / "tokenizers" / "baichuan-13b.tokenizer.model", tmp_path / "tokenizer.model")
     tokens = read_tokens(tmp_path)
-    ids = {name: ids_of(tokens, t, "列举一种空气污染。", "好的", 1024) for name, t in TEMPLATES.items()}
+    names = [name for name in TEMPLATES if name.startswith("let-")]
+    ids = {name: ids_of(tokens, TEMPLATES[name], "列举一种空气污染。", "好的", 1024) for name in names}
     query = [31106, 31896, 31911, 5243, 9078, 10803, 73]
     old_seam, new_seam = [3155, 79, 5, 20250, 31143], [3155, 79, 31106, 5, 5132, 31143]
     answer = [7905, 18056, 31143, 31106, 31106, 2346]

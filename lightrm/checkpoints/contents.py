@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from lightrm.checkpoints.checkpoint import Checkpoint
+from lightrm.checkpoints.model_files import ModelFiles
 from lightrm.checkpoints.stored import MANIFEST
 from lightrm.checksums import file_sum
 from lightrm.errors import CheckpointError
@@ -29,7 +29,7 @@ SPELLING = ("*token*.json", "*.model", "vocab*", "merges.txt", "preprocessor_con
 CHAT, CHAT_FIELD = ("chat_template*", "*.jinja", "additional_chat_templates/*"), "chat_template"
 
 
-def parts(checkpoint: Checkpoint) -> dict[str, str]:
+def parts(checkpoint: ModelFiles) -> dict[str, str]:
     """Return a checksum of each part of a model's files: weights, config, tokenizer, chat template."""
     folders = list(dict.fromkeys((checkpoint.folder, checkpoint.base_folder)))
     text = checkpoint.tokenizer_folder()

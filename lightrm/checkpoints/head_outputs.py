@@ -8,9 +8,10 @@ score. A model of another kind is refused with the name of that kind.
 from __future__ import annotations
 
 import re
+from typing import Protocol
 
 from lightrm.checkpoints.config import Config, shown
-from lightrm.checkpoints.layout import Layout
+from lightrm.checkpoints.layout import Outputs
 from lightrm.errors import ConfigError, TensorMismatchError, UnsupportedModelError
 
 OTHER_KINDS = (
@@ -33,6 +34,7 @@ OTHER_KINDS = (
         "weighs distributions of several rewards by a network in files of its own, regression_layer.pt and "
         "gating_layer.pt, which lightrm does not read",
     ),
+    (r"PairRM", "compares two answers with each other, and gives none of them a score of its own"),
     (r"ForQuestionAnswering|ForMultipleChoice|ForMaskedLM|ForConditionalGeneration", "is no reward model"),
 )
 # Classes of these kinds that a layout knows.
@@ -41,7 +43,20 @@ CURE = "lightrm gives one score to a whole text, and does not choose or average 
 UNNAMED = re.compile(r"LABEL_\d+")
 
 
-def check_kind(config: Config, layout: Layout | None = None) -> None:
+class Counted(Protocol):
+    """What a layout says of its outputs: see `checkpoints.layout`."""
+
+    @property
+    def outputs(self) -> Outputs: ...
+    @property
+    def steps(self) -> str: ...
+    @property
+    def rows(self) -> object: ...
+    @property
+    def gate(self) -> object: ...
+
+
+def check_kind(config: Config, layout: Counted | None = None) -> None:
     """Raise UnsupportedModelError on a class that does not output scores that lightrm understands, whatever its tensors
     are called. layout: the one that was found, if one was."""
     if KNOWN.fullmatch(config.classes) and (layout is None or layout.steps or layout.gate is not None):
@@ -51,7 +66,7 @@ def check_kind(config: Config, layout: Layout | None = None) -> None:
             raise UnsupportedModelError(f"{config.path}: {config.classes} {does}; {said(config)}. {CURE}")
 
 
-def check_outputs(config: Config, head: str, rows: int | None, layout: Layout) -> None:
+def check_outputs(config: Config, head: str, rows: int | None, layout: Counted) -> None:
     """Check that a head has as many outputs as its layout and the config say.
 
     head: the name of its last weight; rows: of that weight, None if it was not read. Raises UnsupportedModelError on

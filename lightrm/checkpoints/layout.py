@@ -63,6 +63,7 @@ BLOCK = re.compile(r"layers\.(\d+)\.(.+)\.(weight|bias)")
 # The output layer, and the rotary and mask buffers of old conversions.
 UNUSED = re.compile(r"(.*\.)?(lm_head\.weight|rotary_emb\.inv_freq|rotary_emb\.(cos|sin)_cached|future_mask)")
 
+Outputs = Literal["one", "mean", "attributes", "pair"]  # see `Layout`
 Rename = Callable[[str], str | None]
 Post = Callable[[Config, dict[str, torch.Tensor]], PostStep]
 
@@ -107,7 +108,7 @@ class Layout:
     appended: Callable[[Config], int] | None = None
     whole: bool = False
     head_stem: Callable[[Config], str] | None = None
-    outputs: Literal["one", "mean", "attributes", "pair"] = "one"
+    outputs: Outputs = "one"
     condense: Callable[[Config, torch.Tensor], torch.Tensor] | None = None
     attributes: Callable[[Config, int], tuple[str, ...]] | None = None
     gate: GateForm | None = None

@@ -12,7 +12,7 @@ from typing import Literal
 
 from lightrm.errors import InputError
 
-Rule = Literal["last", "last but pad", "before pad", "last of kind", "no pad"]
+Rule = Literal["last", "last but pad", "before pad", "last of kind", "no pad", "own"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,7 @@ class Reading:
         before pad    the one before the first `token`; the last, if there is none or if it is the first
         last of kind  the last `token`, which the layout appends
         no pad        the last token, of a sequence that must not hold `token`
+        own           the class that runs the model reads it; nothing is cut
 
     why: whose code does so.
     """
@@ -57,6 +58,8 @@ class Reading:
         return list(ids[: self.end(ids)])
 
     def __str__(self) -> str:
+        if self.rule == "own":
+            return self.why
         where = {
             "last": "the last token",
             "last but pad": f"the last token that is not pad ({self.token})",

@@ -15,6 +15,7 @@ from lightrm.loading.options import LoadOptions
 
 if TYPE_CHECKING:
     from lightrm.checkpoints.hub_headers import Outline
+    from lightrm.loading.sources import Published, Quantized
 
 NAMED = (Column("", words=True), Column("", words=True))
 PLANNED = (
@@ -25,7 +26,7 @@ PLANNED = (
 
 @click.command()
 @click.argument("path")
-@load_options("revision", "layout")
+@load_options("engine", "revision", "layout")
 @click.option("--weights", is_flag=True, help="Fetch the weights of a hub id, too, as scoring does.")
 def inspect(path: str, options: LoadOptions, weights: bool) -> None:
     """Describe the checkpoint at PATH without loading its weights. Of a hub id, only its small files and the headers of
@@ -42,6 +43,20 @@ def inspect(path: str, options: LoadOptions, weights: bool) -> None:
 
 
 def describe(outline: Outline, options: LoadOptions) -> Iterator[tuple[str, str]]:
+    from lightrm.cli.class_facts import describe_class
+    from lightrm.loading.sources import open_source
+    from lightrm.loading.through_transformers import ThroughTransformers
+
+    source = open_source(outline.folder, base=outline.base, layout=options.layout, engine=options.engine)
+    if isinstance(source, ThroughTransformers):
+        yield from describe_class(source, options)
+    else:
+        yield from describe_decoder(source, outline, options)
+
+
+def describe_decoder(
+    source: Published | Quantized, outline: Outline, options: LoadOptions
+) -> Iterator[tuple[str, str]]:
     import torch
 
     from lightrm.checkpoints.detect import listed
@@ -50,10 +65,9 @@ def describe(outline: Outline, options: LoadOptions) -> Iterator[tuple[str, str]
     from lightrm.engine.memory import schemes_of, weight_bytes
     from lightrm.errors import LightRMError
     from lightrm.loading.head_loader import said_outputs
-    from lightrm.loading.sources import Quantized, open_source
+    from lightrm.loading.sources import Quantized
     from lightrm.loading.text_side import text_side
 
-    source = open_source(outline.folder, base=outline.base, layout=options.layout)
     checkpoint, a = source.checkpoint, source.checkpoint.architecture
     if isinstance(source, Quantized):
         yield "quantized", f"{source.manifest.scheme}, by lightrm; {size_text(source.manifest.bytes)}"
@@ -75,6 +89,7 @@ def describe(outline: Outline, options: LoadOptions) -> Iterator[tuple[str, str]
         base = checkpoint.adapter.base if outline.base is not None else checkpoint.base_folder
         taken = f", whose {checkpoint.adapter.taken_off} factors are taken off" if checkpoint.adapter.taken_off else ""
         yield "adapter", f"LoRA on {len(checkpoint.adapter.pairs)} weights of {base}{taken}"
+    yield "engine", "lightrm"
     yield "architecture", str(a)
     yield "positions", f"{a.positions}, at most {a.max_positions}"
     if heads:
@@ -105,7 +120,7 @@ def describe(outline: Outline, options: LoadOptions) -> Iterator[tuple[str, str]
 @click.argument("path")
 @click.option("--memory", "--vram", help="Memory to plan for, such as 8GiB; default: what is free now.")
 @click.option("--token-budget", type=int, help="Tokens computed at once; default: as many as pay.")
-@load_options("device", "revision")
+@load_options("engine", "device", "revision")
 def plan(path: str, memory: str | None, token_budget: int | None, options: LoadOptions) -> None:
     """Show how each scheme would run the model at PATH, and which one 'auto' chooses. Needs no weights."""
     from lightrm.checkpoints.config import read_config
@@ -114,15 +129,20 @@ def plan(path: str, memory: str | None, token_budget: int | None, options: LoadO
     from lightrm.checkpoints.gguf_file import gguf_in
     from lightrm.checkpoints.hub import resolve_config
     from lightrm.checkpoints.quantized import said_to_hold
+    from lightrm.cli.class_facts import plan_class
     from lightrm.display.sizes import parse_size, size_text
     from lightrm.engine.devices import choose_device, free_bytes
     from lightrm.engine.memory import choose_scheme, room_for, schemes_of, weight_bytes
     from lightrm.engine.residence import LEAST_TOKENS, choose_residence, resident_bytes, streamed_bytes
     from lightrm.errors import SchemeError
     from lightrm.loading import quantized_folder
+    from lightrm.loading.through_transformers import class_of
 
     place = choose_device(options.device)
     folder = resolve_config(path, options.revision)
+    if not quantized_folder.is_native(folder) and (found_class := class_of(folder, options.engine)) is not None:
+        plan_class(found_class, memory, token_budget, place)
+        return
     alone = None if (file := gguf_in(folder)) is None else open_gguf(file)
     config = read_config(folder) if alone is None else alone.config
     a = read_architecture(config)

@@ -25,7 +25,7 @@ SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 @click.argument("source", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
 @click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
 @click.option("-o", "--output", default="-", show_default=True, type=SINK, help="File to write.")
-@load_options("scheme", "device", "memory", "template", "system", "strict", "layout", "label", "reduce")
+@load_options("scheme", "engine", "device", "memory", "template", "system", "strict", "layout", "label", "reduce")
 @quiet
 def score(source: str, model: str, output: str, options: LoadOptions, quiet: bool) -> None:
     """Score records from SOURCE: JSONL, a JSON array or CSV (all also gzipped), or Parquet; '-' is standard input.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
-from lightrm.loading.options import LoadOptions
+from lightrm.loading.options import EngineName, LoadOptions
 
 Command = Callable[..., Any]
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -18,6 +18,10 @@ LOADING = {
     "scheme": click.option(
         "--scheme", default="auto", show_default=True,
         help="auto, fp32, bf16, fp16, w8a8, w4a8, w4a8-g32, w4a16, nf4, ...",
+    ),
+    "engine": click.option(
+        "--engine", type=click.Choice(get_args(EngineName)), default="auto", show_default=True,
+        help="lightrm: its own decoder. transformers: its class. auto: lightrm's own where there is one.",
     ),
     "device": click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."),
     "memory": click.option("--memory", help="Memory to use at most, such as 8GiB; default: most of what is free."),

@@ -9,25 +9,25 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
 import torch
 
-from lightrm.architecture import GateForm
+from lightrm.architecture import Architecture, GateForm
 from lightrm.display.progress import Advance, ignored
 from lightrm.display.sizes import size_text
 from lightrm.engine.memory import activation_bytes
 from lightrm.engine.packing import Run, pack, packs, tokens_at
 from lightrm.engine.residence import Residence
+from lightrm.engine.scoring_engine import Scored, ScoreHead
 from lightrm.errors import InputError, MemoryLimitError, NumericsError
 from lightrm.kernels import arena, forks
 from lightrm.model.decoder import Decoder
 from lightrm.model.head import ValueHead
 from lightrm.model.packed_batch import PackedBatch
 from lightrm.schemes.grammar import Scheme
-
-Scored = tuple[list[int], np.ndarray]  # which sequences, and their scores
 
 
 class MemoryWarning(UserWarning):
@@ -50,6 +50,8 @@ class Engine:
     the thread whose turn it is touches the layers, the arena and the budget.
     """
 
+    name = "lightrm"
+
     def __init__(self, decoder: Decoder, head: ValueHead, scheme: Scheme, residence: Residence) -> None:
         self.decoder, self.head, self.scheme, self.residence = decoder, head, scheme, residence
         self.device = decoder.embedding_VD.device
@@ -65,6 +67,10 @@ class Engine:
         self.turn = threading.Lock()
         self.callers.clear()
         self.arena = None
+
+    @property
+    def architecture(self) -> Architecture:
+        return self.decoder.architecture
 
     def scores(
         self, sequences: Sequence[Sequence[int]], advance: Advance = ignored, head: ValueHead | None = None
@@ -175,6 +181,24 @@ class Engine:
         apart = self.decoder.architecture.scaled_from
         return sum(len(batch) for _, batch in packs(sequences, self.tokens, apart=apart))
 
+    def warm_up(self, sequences: Sequence[Sequence[int]]) -> None:
+        """Compile what scoring these sequences will run.
+
+        Runs the largest and the smallest pack through the first layer, twice, since the last layer of a model has
+        kernels of its own. The results are not scores, and may overflow. The budget is lower afterwards if the memory
+        did not suffice.
+        """
+        if not sequences:
+            return
+        every = sorted(packs(sequences, self.tokens, apart=self.architecture.scaled_from), key=lambda run: len(run[1]))
+        layer, decoder = self.decoder.layers[0], self.decoder
+        short = Decoder(decoder.architecture, decoder.embedding_VD, [layer, layer], decoder.final_norm_D, decoder.dtype)
+        engine = Engine(short, self.head, self.scheme, self.residence)
+        for group in {tuple(group) for group, _ in (every[-1], every[0])}:
+            with suppress(NumericsError):
+                list(engine.scores([sequences[i] for i in group]))
+        self.tokens = min(self.tokens, engine.tokens)
+
     def check_room(self, batch: PackedBatch) -> None:
         """On a CPU, where the system ends a process that takes too much. Raises MemoryLimitError."""
         if self.device.type != "cpu" or len(batch) <= self.residence.tokens:
@@ -235,11 +259,11 @@ def with_prompts(batch: PackedBatch, sequences: Sequence[Sequence[int]], form: G
     return replace(batch, last_S=torch.cat([batch.last_S, torch.tensor(tokens_at(batch, ends))]))
 
 
-def undecided(head: ValueHead) -> str:
+def undecided(head: ScoreHead) -> str:
     """Return what to do about several attributes of which none is the score, for a message."""
     names = ", ".join(map(repr, head.names))
     return (
-        f"this model gives {head.outputs} numbers, and nobody said which is the score: {names}. Load it with "
+        f"this model gives {len(head.names)} numbers, and nobody said which is the score: {names}. Load it with "
         "label=NAME, or with weights= and a number for each; score_attributes gives them all"
     )
 

@@ -26,13 +26,15 @@ MOST_WINDOW = {"cpu": 2**15, "cuda": 2**17}  # tokens for which reading a layer 
 @dataclass(frozen=True, slots=True)
 class Residence:
     """tokens: of one pack. window: tokens of all packs that go through the layers together, 0 if the model is resident.
-    room: bytes that activations may take. bytes: what everything takes at most. reason: in words, for the repr."""
+    room: bytes that activations may take. bytes: what everything takes at most. reason: in words, for the repr. unit:
+    what holds tokens that are computed at once."""
 
     tokens: int
     window: int
     room: int
     bytes: int
     reason: str
+    unit: str = "packs"
 
     @property
     def streamed(self) -> bool:
@@ -41,7 +43,7 @@ class Residence:
     def __str__(self) -> str:
         if self.streamed:
             return f"layers streamed, {self.window} tokens at a time in packs of {self.tokens}, because {self.reason}"
-        return f"packs of {self.tokens} tokens, {self.reason}"
+        return f"{self.unit} of {self.tokens} tokens, {self.reason}"
 
 
 def bytes_between_layers(a: Architecture, scheme: Scheme) -> int:

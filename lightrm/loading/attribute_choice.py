@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
+from lightrm.engine.scoring_engine import Head
 from lightrm.errors import InputError
-from lightrm.model.head import ValueHead
 
 Weights = Sequence[float] | Mapping[str, float]
 
 
-def chosen(head: ValueHead, label: str | None, weights: Weights | None) -> ValueHead:
+def chosen(head: Head, label: str | None, weights: Weights | None) -> Head:
     """Return the head that gives the score that the caller asked for; the same one if nothing was asked for.
 
     weights: a number for each attribute in order, or by name, where the others count 0. Raises InputError.

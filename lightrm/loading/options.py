@@ -13,6 +13,7 @@ from lightrm.loading.attribute_choice import Weights
 from lightrm.text.conversation import text_of
 
 Table = Literal["relative", "absolute"]
+EngineName = Literal["auto", "lightrm", "transformers"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,7 @@ class LoadOptions:
     """The options of `lightrm.load`, where each is described. Raises InputError on a value that is never allowed."""
 
     scheme: str = "auto"
+    engine: EngineName = "auto"
     device: str = "auto"
     template: str | None = None
     max_length: int | None = None
@@ -43,6 +45,8 @@ class LoadOptions:
             raise InputError(f"reduce must be one of {', '.join(map(repr, REDUCERS))}, found {self.reduce!r}")
         if self.system is not None:
             text_of(self.system, "system")
+        if self.engine not in get_args(EngineName):
+            raise InputError(f"engine must be {', '.join(map(repr, get_args(EngineName)))}, found {self.engine!r}")
         if self.token_budget is not None:
             positive("token_budget", self.token_budget)
 

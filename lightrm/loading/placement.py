@@ -11,11 +11,15 @@ import torch
 from lightrm.architecture import Alibi, Architecture
 from lightrm.checkpoints.detect import listed
 from lightrm.display.sizes import size_text
+from lightrm.engine.engine import Engine
+from lightrm.engine.residence import Residence
 from lightrm.judge.bounds import FidelityNote
 from lightrm.kernels.dispatch import KernelChoice
+from lightrm.loading.attribute_choice import Weights, chosen
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import Scheme
+from lightrm.text.pair_texts import Segments
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +89,11 @@ class Loaded(NamedTuple):
     decoder: Decoder
     head: ValueHead
     report: LoadReport
+
+    def choosing(self, label: str | None, weights: Weights | None) -> Loaded:
+        """Return the model with the head that gives the score that was asked for. Raises InputError."""
+        return self._replace(head=chosen(self.head, label, weights))
+
+    def engine(self, scheme: Scheme, residence: Residence, segments: Segments | None) -> Engine:
+        """Return what scores with it. segments: of token types, which a decoder does not have."""
+        return Engine(self.decoder, self.head, scheme, residence)

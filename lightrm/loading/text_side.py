@@ -6,17 +6,18 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from lightrm.architecture import Architecture
-from lightrm.checkpoints.checkpoint import Checkpoint
+from lightrm.checkpoints.model_files import ModelFiles
 from lightrm.checkpoints.score_position import Reading
+from lightrm.engine.scoring_engine import Shape
 from lightrm.errors import InputError, TemplateError, TokenizerError
 from lightrm.loading.options import LoadOptions
 from lightrm.text.chat_template import ChatTemplate
 from lightrm.text.conversation import Prompt, opens_itself, responses_of, system_turn, turns_of
 from lightrm.text.encoding import Encoded, Tokens, read_tokens
 from lightrm.text.explanation import Explanation
+from lightrm.text.pair_texts import Segments
 from lightrm.text.steps import FORMS, StepTexts
-from lightrm.text.templates import AnyTemplate, Turn, find_template
+from lightrm.text.templates import AnyTemplate, PairTemplate, Turn, find_template
 from lightrm.text.tokenizer_files import has_tokenizer
 
 
@@ -44,6 +45,12 @@ class TextSide:
     vocabulary: int
     system: str | None = None
     steps: StepTexts | None = None
+
+    @property
+    def segments(self) -> Segments | None:
+        """How the token types of a pair of texts follow from its ids; None for other templates, and if all are 0."""
+        pairs = self.tokens is not None and isinstance(self.template, PairTemplate)
+        return self.tokens.pairs.segments if self.tokens is not None and pairs else None
 
     def check(self) -> None:
         """Raise TokenizerError if this model scores no text."""
@@ -127,7 +134,7 @@ class TextSide:
         return self.reading.cut(encoded.token_ids)
 
 
-def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> TextSide:
+def text_side(checkpoint: ModelFiles, a: Shape, options: LoadOptions) -> TextSide:
     """Read a checkpoint's tokenizer and choose its template.
 
     Raises InputError for max_length; TokenizerError or TemplateError only where a template was asked for by name.
@@ -171,7 +178,7 @@ def text_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> 
     return side(tokens, form, "")
 
 
-def step_side(checkpoint: Checkpoint, a: Architecture, options: LoadOptions) -> TextSide:
+def step_side(checkpoint: ModelFiles, a: Shape, options: LoadOptions) -> TextSide:
     """Return the text side of a process reward model, whose own code says how its texts look. Raises InputError if a
     template or a system turn was asked for."""
     for name, given in (("template", options.template), ("system", options.system)):
@@ -202,13 +209,13 @@ def template_of(name: str, tokens: Tokens, whole: bool) -> AnyTemplate:
     return form
 
 
-def check_length(asked: int | None, a: Architecture) -> None:
+def check_length(asked: int | None, a: Shape) -> None:
     """Raise InputError if a max_length is below 8 or above the model's positions."""
     if asked is not None and not 8 <= asked <= a.max_positions:
         raise InputError(f"max_length must be between 8 and this model's {a.max_positions} positions, found {asked}")
 
 
-def length_limit(asked: int | None, template: AnyTemplate | None, tokens: Tokens | None, a: Architecture) -> int:
+def length_limit(asked: int | None, template: AnyTemplate | None, tokens: Tokens | None, a: Shape) -> int:
     """Return the longest sequence in tokens: what was asked for, else the template's limit, else the tokenizer's; never
     more than the model has positions."""
     own = template.max_length if template is not None else None

@@ -10,7 +10,6 @@ import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
@@ -23,18 +22,16 @@ import torch
 from lightrm.checkpoints.contents import parts
 from lightrm.checkpoints.hub import resolve
 from lightrm.data.preferences import Question, questions_of
+from lightrm.engine.class_memory import NAMES as CLASS_SCHEMES
 from lightrm.engine.devices import choose_device
-from lightrm.engine.engine import Engine
-from lightrm.engine.packing import packs
-from lightrm.errors import InputError, NumericsError
+from lightrm.errors import InputError, SchemeError
 from lightrm.jobs.identity import digest, identity
 from lightrm.judge.evaluation import Evaluation, evaluate_scores
 from lightrm.judge.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
 from lightrm.loading import quantized_folder
-from lightrm.loading.options import LoadOptions
+from lightrm.loading.options import EngineName, LoadOptions
 from lightrm.measure.kept_scores import Kept, Tell
 from lightrm.measure.sensitivity import measure_sensitivity
-from lightrm.model.decoder import Decoder
 from lightrm.opening import Pairs, open_model
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel
@@ -51,6 +48,7 @@ def measure_fidelity(
     schemes: Sequence[str] = SCHEMES,
     reference: str = "fp32",
     reference_model: str | os.PathLike[str] | None = None,
+    engine: EngineName = "auto",
     device: str = "auto",
     template: str | None = None,
     max_length: int | None = None,
@@ -70,7 +68,7 @@ def measure_fidelity(
     data: a file in one of the forms of `lightrm.data.record_forms`, what `read_questions` returned, or such records;
     name: what the report calls it.
     reference: the scheme that the others are compared with. Its layers are streamed if they do not fit into memory.
-    device, template, max_length, memory, layout, label: as for `load`.
+    engine, device, template, max_length, memory, layout, label: as for `load`.
     calibration, calibration_tokens: as for `load`; for schemes whose name ends in "+cal".
     layers: also measure how far each layer alone moves the scores, for schemes with int8 activations.
     keep: a folder in which finished scores are kept, so that a run that was stopped goes on.
@@ -80,13 +78,15 @@ def measure_fidelity(
     """
     questions = questions_of(data, tell)
     options = LoadOptions(
-        device=device, template=template, max_length=max_length, memory=memory, layout=layout, label=label
-    )
+        engine=engine, device=device, template=template, max_length=max_length, memory=memory, layout=layout,
+        label=label,
+    )  # fmt: skip
     subject = Subject.of(model, reference_model, schemes)
     place = choose_device(device)
     check_schemes([reference, *subject.schemes], calibration is not None, place)
     run = Run(subject, options, tell, progress)
     rm = run.opened(subject.source, reference)
+    check_runs(rm, subject.schemes)
     ids = ids_of_all(rm, questions)
     run.calibration = [] if calibration is None else rm.text.first_texts(calibration, calibration_tokens)
     key = {**identity(rm, str(subject.source_name)), "ids": digest(ids), "device": str(place), "memory": str(memory)}
@@ -146,6 +146,16 @@ def check_schemes(schemes: Sequence[str], calibrates: bool, device: torch.device
         raise InputError("no scheme asks for the calibration text: write w4a8+cal")
 
 
+def check_runs(rm: RewardModel, schemes: Sequence[str]) -> None:
+    """Raise SchemeError on a scheme that the engine of a model does not have, before the minutes of work."""
+    other = [scheme for scheme in schemes if scheme not in CLASS_SCHEMES]
+    if other and rm.engine.name == "transformers":
+        raise SchemeError(
+            f"{rm.checkpoint.layout.name} runs in transformers, where there are {', '.join(CLASS_SCHEMES)}; found "
+            f"{', '.join(other)}: pass schemes (--schemes)"
+        )
+
+
 @dataclass(slots=True)
 class Run:
     """One measurement: opens the model in one scheme after the other. calibration: ids of the calibration texts."""
@@ -201,30 +211,12 @@ def floor_of(reference: str, device: torch.device) -> str:
 def measured(rm: RewardModel, scheme: str, ids: Sequence[list[int]], tell: Tell | None, progress: bool) -> Measured:
     if tell is not None:
         tell(f"{scheme}: {rm.report}; {rm.engine.residence}")
-    warm_up(rm, ids)
+    rm.engine.warm_up(ids)
     started = time.perf_counter()
     scores = rm.score_ids(ids, progress=progress)
     seconds = time.perf_counter() - started
     tokens = sum(map(len, ids))
     return Measured(scheme, scores.astype(np.float64), rm.report.bytes, tokens / seconds, dict(rm.report.sqnr_db))
-
-
-def warm_up(rm: RewardModel, ids: Sequence[list[int]]) -> None:
-    """Compile what scoring these ids will run, so that only scoring is timed.
-
-    Runs the largest and the smallest pack through the first layer, twice, since the last layer of a model has kernels
-    of its own. The results are not scores, and may overflow.
-    """
-    if not ids:
-        return
-    every = sorted(packs(ids, rm.engine.tokens), key=lambda run: len(run[1]))
-    layer, decoder = rm.engine.decoder.layers[0], rm.engine.decoder
-    short = Decoder(decoder.architecture, decoder.embedding_VD, [layer, layer], decoder.final_norm_D, decoder.dtype)
-    engine = Engine(short, rm.engine.head, rm.report.scheme, rm.engine.residence)
-    for group in {tuple(group) for group, _ in (every[-1], every[0])}:
-        with suppress(NumericsError):
-            list(engine.scores([ids[i] for i in group]))
-    rm.token_budget = min(rm.token_budget, engine.tokens)  # lower, where the memory did not suffice
 
 
 def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
@@ -279,7 +271,7 @@ def evaluate(
     started = time.perf_counter()
     ids = ids_of_all(rm, asked)
     seconds = time.perf_counter() - started
-    warm_up(rm, ids)
+    rm.engine.warm_up(ids)
     started = time.perf_counter()
     scores = rm.score_ids(ids, progress=progress)
     seconds += time.perf_counter() - started

@@ -57,15 +57,14 @@ def measure_sensitivity(
     """
     if not rm.report.scheme.integer:
         raise SchemeError(f"sensitivity is of schemes with int8 activations, w8a8 or w4a8, not of {rm.report.scheme}")
-    if is_native(rm.checkpoint.folder):
-        raise InputError(
-            f"{rm.checkpoint.folder} holds quantized weights only: load its source with {rm.report.scheme}"
-        )
+    checkpoint, engine = rm.native
+    if is_native(checkpoint.folder):
+        raise InputError(f"{checkpoint.folder} holds quantized weights only: load its source with {rm.report.scheme}")
     ids, prompt = some_ids(rm, questions, tokens)
     exact, head = exact_twin(rm)
 
     def scores(taken: Collection[int]) -> Array:
-        return scores_through(Mixture(exact.layers, rm.engine.decoder.layers, taken), rm, exact, head, ids)
+        return scores_through(Mixture(exact.layers, engine.decoder.layers, taken), rm, exact, head, ids)
 
     reference = scores(())
     unit = spread_of(reference, Prompts(prompt))
@@ -105,11 +104,12 @@ def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueH
 
 def exact_twin(rm: RewardModel) -> tuple[Decoder, ValueHead]:
     """Return the same model in float32 in the rotated basis, streamed if it does not fit, and its head."""
-    positions = rm.engine.decoder.architecture.positions
+    checkpoint, engine = rm.native
+    positions = engine.architecture.positions
     alibi = positions if isinstance(positions, Alibi) else Alibi()
     full = parse_scheme("fp32", rm.device)
-    loader = Loader(rm.checkpoint, Placement(full, rm.device, alibi))
+    loader = Loader(checkpoint, Placement(full, rm.device, alibi))
     loader.folding = Folding(loader.architecture)
     streamed = weight_bytes(loader.architecture, full) > SHARE * free_bytes(rm.device)
     loaded = loader.load(streamed)
-    return loaded.decoder, rm.engine.head if loaded.head.names else loaded.head  # with what the caller chose
+    return loaded.decoder, engine.head if loaded.head.names else loaded.head  # with what the caller chose

@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
+
 from lightrm.errors import TooLongError
+
+
+class TruncationWarning(UserWarning):
+    """Some texts were longer than the model's limit and were cut."""
+
+
+def warn_of_cuts(cuts: Sequence[int], limit: int, side: str, stacklevel: int) -> None:
+    """Warn once if any text was cut. cuts: tokens that each lost; limit: of a text; side: where it was cut."""
+    if any(cuts):
+        warnings.warn(
+            f"{sum(map(bool, cuts))} of {len(cuts)} texts were longer than {limit} tokens and lost {sum(cuts)} tokens "
+            f"({side}); strict=True raises instead",
+            TruncationWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def cut_end(ids: list[int], limit: int, keep: int) -> list[int]:

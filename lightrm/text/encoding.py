@@ -20,10 +20,11 @@ from lightrm.text.chat_template import ChatTemplate, chat_template
 from lightrm.text.checkpoint_tokenizer import CheckpointTokenizer, OwnCodeError, open_tokenizer
 from lightrm.text.cutting import cut_end, cut_start
 from lightrm.text.guard import Span, overlaps
+from lightrm.text.pair_texts import PairTexts
 from lightrm.text.piece_texts import PieceTexts
 from lightrm.text.piece_tokenizers import JsonVocabulary, SentencePieceVocabulary, Vocabulary
 from lightrm.text.slow_tokenizer import SlowTokenizer
-from lightrm.text.templates import AnyTemplate, Cut, Ending, Rendered, Template, Turn, WholeTemplate
+from lightrm.text.templates import AnyTemplate, Cut, Ending, PairTemplate, Rendered, Template, Turn, WholeTemplate
 from lightrm.text.tokenizer_files import MODEL, TokenizerFiles, read_files
 
 NOTHING = re.compile(r"(?!)")
@@ -103,9 +104,19 @@ class Tokens:
             assert self.model is not None
             return SlowTokenizer(self.files, self.model, self.bos, self.eos, self.adds_bos)
 
+    @cached_property
+    def pairs(self) -> PairTexts:
+        """The reader of pairs of texts. Raises TokenizerError."""
+        if isinstance(self.own, SlowTokenizer):
+            raise TokenizerError(f"{self.files.folder}: its tokenizer class is code of its own, which pairs would need")
+        return PairTexts(self.own)
+
     def prepare(self, template: AnyTemplate) -> None:
         """Open the tokenizer that the texts of a template need. Raises TokenizerError if it cannot be read."""
-        _ = self.vocabulary if isinstance(template, Template) else self.own
+        if isinstance(template, PairTemplate):
+            _ = self.pairs.segments
+        else:
+            _ = self.vocabulary if isinstance(template, Template) else self.own
 
     def own_template(self) -> ChatTemplate:
         """Return the checkpoint's chat template. Raises TemplateError if it has none, or one that is not valid
@@ -143,6 +154,8 @@ class Tokens:
         room = limit - len(reward)
         if isinstance(template, Template):
             found = self.pieces.encode(template, turns, responses, room, strict)
+        elif isinstance(template, PairTemplate):
+            found = self.pairs.encode(template.prompt(turns), responses, room)
         else:
             found = self.whole(template, turns, responses, room)
         for ids, kept in found:
@@ -199,6 +212,8 @@ class Tokens:
         """Return the text of one conversation with its answer before any cut. Raises TemplateError."""
         if isinstance(template, Template):
             return self.pieces.text(template, turns, response)
+        if isinstance(template, PairTemplate):
+            return self.pairs.text(template.prompt(turns), response)
         return self.closed(template, template.render(turns, [response], self.steering)[0]).text
 
     def whole(

@@ -41,7 +41,7 @@ class Special:
 
 Piece = Text | Special
 BOS, EOS = Special("bos"), Special("eos")
-Cut = Literal["response end", "prompt start", "each side"]
+Cut = Literal["response end", "prompt start", "each side", "end of the longer text"]
 Joined = Literal["all", "prompt", "none"]
 # What a trainer does to the end of a text, whatever the template. none: nothing. eos: adds EOS unless it is there (TRL,
 # for plain text). openrlhf: strips line breaks, then adds a space and EOS unless EOS is there (OpenRLHF).
@@ -93,6 +93,30 @@ class PlainText:
         check_said(self.name, turns)
         prompt = "".join(map(said, turns))
         return [Rendered(prompt + response, ((0, len(prompt + response)),)) for response in responses]
+
+
+@dataclass(frozen=True, slots=True)
+class PairTemplate:
+    """The prompt is one text of a pair, the response the other (`text.pair_texts`). More turns have no place."""
+
+    name: str
+    source: str
+    cut: Cut = "end of the longer text"
+    max_length: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.name}: tokenizer(prompt, response)"
+
+    def prompt(self, turns: Sequence[Turn]) -> str:
+        """Return the one text of a conversation. Raises TemplateError if there is more than one turn."""
+        check_said(self.name, turns)
+        roles = [str(turn["role"]) for turn in turns]
+        if roles != ["user"]:
+            raise TemplateError(
+                f"template {self.name!r} has a place for one user turn and its answer, found {', '.join(roles)}: write "
+                "them into one text as this model's trainer did, or pass template=... to load"
+            )
+        return str(turns[0]["content"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +254,7 @@ def baichuan(name: str, dates: str, *, bos: bool = False, closing: tuple[Piece, 
     )
 
 
-TEMPLATES: dict[str, Template | PlainText] = {
+TEMPLATES: dict[str, Template | PlainText | PairTemplate] = {
     template.name: template
     for template in (
         Template(
@@ -286,11 +310,22 @@ TEMPLATES: dict[str, Template | PlainText] = {
             assistant=(Text("{}"), EOS),
             cut="prompt start",
         ),
+        Template(
+            name="oasst",
+            source="model card of OpenAssistant/oasst-rm-2.1-pythia-1.4b-epoch-2.5",
+            user=(Special("<|prompter|>"), Text("{}"), Special("<|endoftext|>"), Special("<|assistant|>")),
+            assistant=(Text("{}"), Special("<|endoftext|>")),
+            closing=(Special("<|endoftext|>"),),
+            bos=False,
+            cut="prompt start",
+            verified=False,
+        ),
         PlainText("plain", "the caller's own text: the prompt and the response with nothing between"),
         PlainText("plain-eos", "plain, closed with EOS, as TRL's RewardTrainer closes plain text", "eos"),
+        PairTemplate("pair", "model card of OpenAssistant/reward-model-deberta-v3-large-v2"),
     )
 }
-AnyTemplate = Template | WholeTemplate
+AnyTemplate = Template | WholeTemplate | PairTemplate
 
 
 def find_template(name: str) -> AnyTemplate:

@@ -12,7 +12,15 @@ from lightrm.files import read_json
 SANE_LENGTH = 1 << 20  # transformers writes 1e30 for "no limit"
 DESCRIBED, MODEL, CONFIG = "tokenizer.json", "tokenizer.model", "tokenizer_config.json"
 # Files of other kinds of tokenizers, which transformers reads.
-OTHERS = ("vocab.json", "vocab.txt", "tekken.json", "tiktoken.model", "spiece.model", "sentencepiece.bpe.model")
+OTHERS = (
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "tiktoken.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "spm.model",
+)
 
 
 @dataclass(frozen=True, slots=True)

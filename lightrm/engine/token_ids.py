@@ -7,18 +7,18 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lightrm.architecture import Architecture
+from lightrm.engine.scoring_engine import Shape
 from lightrm.errors import InputError
 from lightrm.text.conversation import kind
 
 
-def checked_ids(sequences: Sequence[Sequence[int]], a: Architecture) -> list[list[int]]:
+def checked_ids(sequences: Sequence[Sequence[int]], a: Shape) -> list[list[int]]:
     """Return sequences of ids as lists. Each may be a list, an array or a tensor. Raises InputError on an empty one, an
     id outside the vocabulary, or more tokens than positions."""
     return [checked(ids, k, a) for k, ids in enumerate(sequences)]
 
 
-def checked(ids: Sequence[int], k: int, a: Architecture) -> list[int]:
+def checked(ids: Sequence[int], k: int, a: Shape) -> list[int]:
     array = np.asarray(ids.cpu() if isinstance(ids, torch.Tensor) else ids)
     if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
         raise InputError(f"sequence {k} must be a non-empty list of whole numbers, found {kind(ids)}")
