@@ -27,6 +27,7 @@ from benchmarks.fidelity import models_of, options
 from benchmarks.record import measured_on, provenance, quote, write_result
 from lightrm.loading.gptq_export import export_gptq
 from lightrm.schemes.grouped import Grouped
+from lightrm.scorer import native
 
 PACKAGES = (
     "torch==2.13.0", "numpy>=2", "transformers==4.40.2", "peft==0.10.0", "datasets==2.19.2", "accelerate", "rouge",
@@ -59,7 +60,7 @@ def compare(python: Path, source: str, scheme: str, calibrated: bool, data: Path
         subprocess.run([python, CLIENT, folder, Path(root) / "ids.json", Path(root) / "answer.pt"], check=True)
         answer = torch.load(Path(root) / "answer.pt", weights_only=True)
         ours, theirs = rm.score_ids(ids), answer["scores"].numpy()
-        checkpoint, _ = lightrm.load(folder).native
+        checkpoint, _ = native(lightrm.load(folder))
         names = {foreign.removesuffix(".weight"): ours for ours, (_, foreign) in checkpoint.tensors.items()}
         differences = []
         for stem, widened in answer["weights"].items():

@@ -45,7 +45,7 @@ rm = lightrm.load(sys.argv[1], scheme=sys.argv[2])
 found = {"seconds": time.perf_counter() - started, "grown": peak() - before, "held": rm.report.bytes}
 settle()
 rm.score_ids([[k] * 256 for k in range(5, 13)])
-a = rm.native[1].decoder.architecture
+a = rm.engine.architecture
 planned = weight_bytes(a, rm.report.scheme) + activation_bytes(a, rm.report.scheme, 2048)
 print(json.dumps({**found, "scoring": peak() - before, "planned": planned}))
 """

@@ -34,6 +34,7 @@ from lightrm.model.decoder import Layer, Layers
 from lightrm.model.linear import Linear
 from lightrm.schemes.int4 import Int4
 from lightrm.schemes.int8 import Rowwise
+from lightrm.scorer import native
 from lightrm.typed_json import made
 
 COARSE, FINE = "w4a8", "w4a8-g32"
@@ -73,7 +74,7 @@ def felt(rm: lightrm.RewardModel, questions: Sequence[Question]) -> dict[Place, 
     ids, _ = some_ids(rm, questions, FELT_TOKENS)
 
     def scores(place: Place | None) -> Array:
-        return scores_through(OneRounded(exact.layers, rm.native[1].decoder.layers, place), rm, exact, head, ids)
+        return scores_through(OneRounded(exact.layers, native(rm)[1].decoder.layers, place), rm, exact, head, ids)
 
     reference, moved = scores(None), {}
     places = [(i, name) for i in range(len(exact.layers)) for name in LINEARS]
@@ -133,7 +134,7 @@ def compared(path: str, questions: list[Question], data: Path) -> dict[str, Any]
     exact, _ = scored("fp32", None)
     coarse, fine, large = (lightrm.load(path, scheme=s, max_length=LONGEST) for s in (COARSE, FINE, "w8a8"))
     moved = felt(coarse, every(read_questions(data / "pairs_train.jsonl.gz"), 400))
-    four, four_fine, eight = (rm.native[1].decoder.layers for rm in (coarse, fine, large))
+    four, four_fine, eight = (native(rm)[1].decoder.layers for rm in (coarse, fine, large))
     down = [(i, "down") for i in range(len(eight))]
     more = sum(costs(four_fine, eight, down).values())
     places: dict[str, tuple[str, list[Place]]] = {

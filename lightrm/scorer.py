@@ -72,7 +72,7 @@ class RewardModel:
         engine's gives one score of them."""
         self.checkpoint, self.engine, self.report, self.text = checkpoint, engine, report, text
         self._head = engine.head if head is None else head
-        self._steps = None if text.steps is None else StepScorer(text.steps, self.native[1])
+        self._steps = None if text.steps is None else StepScorer(text.steps, native(self)[1])
         self._reference = OpenedOnce(reference)
 
     def __reduce_ex__(self, protocol: object) -> str:
@@ -277,20 +277,10 @@ class RewardModel:
         that run through transformers do not have.
         """
         template = self.template.name if self.template is not None else None
-        checkpoint, engine = self.native
+        checkpoint, engine = native(self)
         assert isinstance(self._head, ValueHead)
         loaded = Loaded(engine.decoder, self._head, self.report)
         quantized_folder.write(Path(folder), checkpoint, loaded, template)
-
-    @property
-    def native(self) -> tuple[Checkpoint, Engine]:
-        """The files and the engine of a model that lightrm's own decoder runs. Raises SchemeError for any other."""
-        if not isinstance(self.checkpoint, Checkpoint) or not isinstance(self.engine, Engine):
-            raise SchemeError(
-                f"{self.checkpoint.layout.name} runs in transformers, not in lightrm's own decoder, whose layers this "
-                "needs"
-            )
-        return self.checkpoint, self.engine
 
     def _ids(self, asked: Asked, stacklevel: int = 4) -> list[list[int]]:
         side = self.template.cut if self.template is not None else ""
@@ -344,3 +334,12 @@ class RewardModel:
 
 
 OpensReference = Callable[[str], RewardModel]  # in a scheme
+
+
+def native(rm: RewardModel) -> tuple[Checkpoint, Engine]:
+    """Return the files and the engine of a model that lightrm's own decoder runs. Raises SchemeError for any other."""
+    if not isinstance(rm.checkpoint, Checkpoint) or not isinstance(rm.engine, Engine):
+        raise SchemeError(
+            f"{rm.checkpoint.layout.name} runs in transformers, not in lightrm's own decoder, whose layers this needs"
+        )
+    return rm.checkpoint, rm.engine

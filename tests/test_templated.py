@@ -123,6 +123,14 @@ def test_what_is_no_templated_text(texts: Any, says: str) -> None:
 def test_fixed_forms_as_text(name: str) -> None:
     """As the model's template reads them, with and without BOS and EOS; a form that is not one text is refused."""
     rm = lightrm.load("demo", template=name)
+    if name == "oasst":  # writes special tokens that the demo model's vocabulary does not have
+        with pytest.raises(TemplateError, match=r"needs the special token '<\|prompter\|>'"):
+            rm.explain("x", "y")
+        return
+    if name == "pair":
+        with pytest.raises(TemplateError, match="a pair of texts, not as one: use score"):
+            rm.score_text(["x"])
+        return
     if isinstance(rm.template, Template) and rm.template.joined != "all":
         with pytest.raises(TemplateError, match=f"template '{name}' tokenizes prompt and answer apart"):
             rm.score_text(["x"])

@@ -20,6 +20,7 @@ import lightrm
 from lightrm import errors
 from lightrm.checkpoints import named_class
 from lightrm.cli import main
+from lightrm.engine.class_head import ClassHead
 from lightrm.engine.padded_batches import batches, find_grouping
 from lightrm.engine.padded_engine import PaddedEngine
 from lightrm.engine.residence import Residence
@@ -264,10 +265,13 @@ def test_native_families_run_in_either_engine(tmp_path: Path) -> None:
         lightrm.load(tmp_path / "quantized", engine="transformers")
 
 
+PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+
+
 def test_a_native_family_with_a_part_that_is_not_runs_in_transformers(tmp_path: Path) -> None:
-    folder = written("LlamaForSequenceClassification", tmp_path, mlp_bias=True, pad_token_id=1)
+    folder = written("LlamaForSequenceClassification", tmp_path, rope_parameters=PROPORTIONAL, pad_token_id=1)
     rm = lightrm.load(folder)
-    assert "mlp_bias is not supported" in repr(rm)
+    assert "RoPE scaling 'proportional' is not supported" in repr(rm)
     np.testing.assert_allclose(rm.score_ids([[5, 6, 7]]), one_by_one(reference(folder), [[5, 6, 7]]), atol=1e-5)
 
 
@@ -367,10 +371,25 @@ def test_weights_that_are_not_the_models(folders: dict[str, Path], tmp_path: Pat
         loaded(weights)
 
 
-def test_more_than_one_output_is_refused(tmp_path: Path) -> None:
-    folder = written("RobertaForSequenceClassification", tmp_path, num_labels=3, pad_token_id=1)
-    with pytest.raises(errors.UnsupportedModelError, match="has 3 outputs"):
-        lightrm.load(folder)
+def test_several_outputs_are_attributes(tmp_path: Path) -> None:
+    """No score until the caller says which; each output is the class's own."""
+    names = {"0": "helpful", "1": "safe", "2": "short"}
+    folder = written("RobertaForSequenceClassification", tmp_path, num_labels=3, id2label=names, pad_token_id=1)
+    rows = [[5, 6, 7], [9, 8]]
+    rm = lightrm.load(folder)
+    with pytest.raises(errors.InputError, match="label=NAME"):
+        rm.score_ids(rows)
+    assert rm.attributes == ("helpful", "safe", "short")
+    model = reference(folder)
+    with torch.inference_mode():
+        outputs = np.array([model(input_ids=torch.tensor([row])).logits[0].tolist() for row in rows])
+    found = rm.engine.all_scores(rows, head=rm.engine.head.attributes())
+    np.testing.assert_allclose(found, outputs, atol=1e-5)
+    np.testing.assert_allclose(lightrm.load(folder, label="safe").score_ids(rows), outputs[:, 1], atol=1e-5)
+    weighed = lightrm.load(folder, weights={"helpful": 2.0, "short": -1.0}).score_ids(rows)
+    np.testing.assert_allclose(weighed, 2 * outputs[:, 0] - outputs[:, 2], atol=1e-5)
+    with pytest.raises(errors.InputError, match="no attribute 'kind'; it has 'helpful'"):
+        lightrm.load(folder, label="kind")
 
 
 def test_an_encoder_with_a_decoder_is_refused(tmp_path: Path) -> None:
@@ -467,7 +486,17 @@ def test_the_budget_is_halved_where_memory_runs_out() -> None:
 
     shape: Any = None
     engine = PaddedEngine(
-        small, shape, "", parse_scheme("fp32", CPU), CPU, Residence(40, 0, 2**30, 0, ""), 1, "padded", 0, False, None
+        small,
+        shape,
+        ClassHead("a head"),
+        parse_scheme("fp32", CPU),
+        CPU,
+        Residence(40, 0, 2**30, 0, ""),
+        1,
+        "padded",
+        0,
+        False,
+        None,
     )
     rows = [[k] * n for k, n in ((1, 5), (2, 6), (3, 4), (4, 1), (5, 6))]
     with pytest.warns(lightrm.MemoryWarning, match="halved"):

@@ -76,6 +76,8 @@ class TextSide:
         """
         if self.tokens is None:
             raise TokenizerError(self.missing)
+        if isinstance(self.template, PairTemplate):
+            raise TemplateError("this model reads prompt and answer as a pair of texts, not as one: use score")
         found = self.tokens.encode_templated(self.template, texts, self.max_length, self.strict)
         return self.within(found), self.tokens.templated_cut(self.template)
 

@@ -27,7 +27,7 @@ from lightrm.loading.quantized_folder import is_native
 from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import parse_scheme
-from lightrm.scorer import RewardModel
+from lightrm.scorer import RewardModel, native
 
 TOKENS = 8192  # of text that the passes run over
 
@@ -57,7 +57,7 @@ def measure_sensitivity(
     """
     if not rm.report.scheme.integer:
         raise SchemeError(f"sensitivity is of schemes with int8 activations, w8a8 or w4a8, not of {rm.report.scheme}")
-    checkpoint, engine = rm.native
+    checkpoint, engine = native(rm)
     if is_native(checkpoint.folder):
         raise InputError(f"{checkpoint.folder} holds quantized weights only: load its source with {rm.report.scheme}")
     ids, prompt = some_ids(rm, questions, tokens)
@@ -104,7 +104,7 @@ def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueH
 
 def exact_twin(rm: RewardModel) -> tuple[Decoder, ValueHead]:
     """Return the same model in float32 in the rotated basis, streamed if it does not fit, and its head."""
-    checkpoint, engine = rm.native
+    checkpoint, engine = native(rm)
     positions = engine.architecture.positions
     alibi = positions if isinstance(positions, Alibi) else Alibi()
     full = parse_scheme("fp32", rm.device)
