@@ -38,18 +38,18 @@ WINDOWS = {"w8a8": (4096, 16384, 65536, 131072), "bf16": (4096, 16384)}  # of it
 WORKER = f"""
 import json, sys, time
 import numpy as np, torch
-import lightrm, lightrm.opening
+import lightrm, lightrm.loading.sources
 from lightrm.engine.memory import overhead
 from lightrm.engine.residence import Residence, streamed_bytes
 from benchmarks.peers import peak_memory
 folder, scheme, window, streamed = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4] == "streamed"
-real = lightrm.opening.choose_residence
+real = lightrm.loading.sources.choose_residence
 def chosen(a, scheme, device, room, *rest):
     if not streamed:
         return real(a, scheme, device, room, 2048)
     bound = streamed_bytes(a, scheme, 2048, window) + overhead(device)
     return Residence(2048, window, 2**40, bound, "of the benchmark")
-lightrm.opening.choose_residence = chosen
+lightrm.loading.sources.choose_residence = chosen
 rm = lightrm.load(folder, scheme=scheme, device="cpu")
 ids = np.random.default_rng(0).integers(3, 4096, (window // {LENGTH}, {LENGTH}))
 rm.score_ids([row[:64] for row in ids[:2]])

@@ -88,8 +88,8 @@ def from_loader():
     return list(loader)
 
 def streamed():
-    from lightrm import opening
-    opening.choose_residence = lambda *a, **k: Residence(tokens=50, window=130, room=2**30, bytes=0, reason="so")
+    from lightrm.loading import sources
+    sources.choose_residence = lambda *a, **k: Residence(tokens=50, window=130, room=2**30, bytes=0, reason="so")
     rm = model("w8a8")
     return [scores(rm), in_fork(lambda: scores(rm))]
 

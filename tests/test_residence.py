@@ -99,7 +99,7 @@ def streaming(monkeypatch: pytest.MonkeyPatch) -> None:
     def streamed(*_: object, **__: object) -> Residence:
         return Residence(tokens=50, window=130, room=2**30, bytes=0, reason="of the test")
 
-    monkeypatch.setattr("lightrm.opening.choose_residence", streamed)
+    monkeypatch.setattr("lightrm.loading.sources.choose_residence", streamed)
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "bf16", "w8a8", "w4a8", "w4a16", "nf4"])
@@ -141,7 +141,9 @@ def test_other_peoples_files_stream(request: pytest.FixtureRequest) -> None:
         ids = [[i % 200 + 3 for i in range(k, k + 20)] for k in range(9)]
         expected = rm.score_ids(ids)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("lightrm.opening.choose_residence", lambda *_, **__: Residence(50, 130, 2**30, 0, "so"))
+            patch.setattr(
+                "lightrm.loading.sources.choose_residence", lambda *_, **__: Residence(50, 130, 2**30, 0, "so")
+            )
             assert np.array_equal(lightrm.load(DATA / name).score_ids(ids), expected), name
 
 

@@ -128,7 +128,7 @@ def counted_references(rm: lightrm.RewardModel) -> Iterator[list[str]]:
 def test_eight_threads_get_the_scores_of_one(streamed: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if streamed:
         residence = Residence(tokens=50, window=130, room=2**30, bytes=0, reason="of the test")
-        monkeypatch.setattr("lightrm.opening.choose_residence", lambda *_, **__: residence)
+        monkeypatch.setattr("lightrm.loading.sources.choose_residence", lambda *_, **__: residence)
     expected = [use() for use in uses(lightrm.load(folder, scheme="w8a8", token_budget=50))]
     rm, hand_over = lightrm.load(folder, scheme="w8a8", token_budget=50), HandOver()
     with counted_references(rm) as opened:
