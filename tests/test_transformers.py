@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,18 @@ def test_the_same_api(folders: dict[str, Path]) -> None:
         lightrm.load(folders["deberta"], beside=lightrm.load("demo", scheme="fp32"))
     with pytest.raises(errors.InputError, match="rounds nothing to calibrate"):
         lightrm.load(folders["deberta"], calibration=[PAIR])
+
+
+def test_threads_and_forks_get_the_same_scores(folders: dict[str, Path]) -> None:
+    rm = lightrm.load(folders["gpt_neox"], token_budget=64)
+    ids = sequences(1)
+    expected = rm.score_ids(ids)
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: rm.score_ids(ids), range(8)):
+            np.testing.assert_allclose(found, expected, atol=1e-6)
+    rm.engine.turn.acquire()  # as if another thread computed at the moment of the fork
+    rm.engine.forked()
+    np.testing.assert_allclose(rm.score_ids(ids), expected, atol=1e-6)
 
 
 def test_jobs_measurements_and_the_command_line(folders: dict[str, Path], tmp_path: Path, few_draws: None) -> None:

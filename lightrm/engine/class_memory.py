@@ -60,7 +60,8 @@ def class_weight_bytes(size: Size, scheme: Scheme) -> int:
 def token_bytes(size: Size, scheme: Scheme) -> int:
     """Return what a token of a batch needs beside the weights, at the widest moment of a layer."""
     item = scheme.dtype.itemsize
-    wide = 4 * 4 if scheme.weights == "int8" else 3 * item  # int32 and float32 copies of a product, in bitsandbytes
+    # In bitsandbytes, int32 and float32 copies of a product stand beside it.
+    wide = 4 * 4 + item if scheme.weights == "int8" else 3 * item
     return (4 * item + 3 * 4) * size.width + wide * size.ffn_width + COPIES * item * size.heads * size.longest_eager
 
 

@@ -93,7 +93,7 @@ def load_class(checkpoint: ClassCheckpoint, outline: Outline, placement: Placeme
             forward, outline.vocabulary, [*special, pad], pad, outline.takes_types, device,
             torch.finfo(scheme.dtype).eps, outline.length_matters,
         )  # fmt: skip
-    except (ValueError, RuntimeError, IndexError, TypeError) as error:
+    except Exception as error:  # of any kind: it is the class that raises it
         raise CheckpointError(f"{config.path}: {outline.name} does not score a text: {first(error)}") from error
     report = LoadReport(
         seconds=time.perf_counter() - started,
@@ -138,7 +138,7 @@ def read_module(
                 str(checkpoint.folder), config=config_object(checkpoint.config, checkpoint.named),
                 local_files_only=True, use_safetensors=safe, output_loading_info=True, **options,
             )  # fmt: skip
-        except (ImportError, ModuleNotFoundError) as error:
+        except ImportError as error:
             raise SchemeError(f"{scheme} cannot run through transformers: {first(error)}; {INSTALL}") from error
         except (RuntimeError, ValueError, OSError) as error:
             raise TensorMismatchError(

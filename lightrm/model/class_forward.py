@@ -23,8 +23,8 @@ class ClassForward:
         self.module, self.takes_types = module, takes_types
         for name in head:
             part = getattr(module, name)
-            part.float()
-            part.register_forward_pre_hook(widened, with_kwargs=True)
+            if isinstance(part, torch.nn.Module):
+                part.float().register_forward_pre_hook(widened, with_kwargs=True)
 
     @torch.inference_mode()
     def __call__(self, ids: torch.Tensor, mask: torch.Tensor, types: torch.Tensor | None) -> torch.Tensor:
