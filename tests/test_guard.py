@@ -163,8 +163,7 @@ def test_a_user_cannot_change_how_later_texts_are_read(tmp_path: Path) -> None:
     before = own.encode_all([" a b"], whole=True, written=[[(0, 4)]])
     (ids,) = own.encode_all(["x<FILL_ME>y"], whole=True, written=[[(0, 11)]])
     assert own.encode_all([" a b"], whole=True, written=[[(0, 4)]]) == before
-    (same,) = own.encode_all(["x<FILL_ME>y"], whole=True, written=[[(0, 11)]])
-    assert ids == same
+    assert own.encode_all(["x<FILL_ME>y"], whole=True, written=[[(0, 11)]]) == [ids]
 
 
 def write_folder(folder: Path, description: dict[str, Any], **config: object) -> Path:

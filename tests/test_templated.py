@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from tokenizers import Tokenizer, processors
 
 import lightrm
+from lightrm.cli import main
 from lightrm.errors import InputError, TemplateError, TooLongError
 from lightrm.text.encoding import read_tokens
 from lightrm.text.templates import TEMPLATES, Template
@@ -186,3 +188,13 @@ def test_a_job_names_its_system_turn(tmp_path: Path) -> None:
         plain, opened = (identity(lightrm.load(folder, system=system), "m") for system in (None, ""))
     assert {name for name in plain if plain[name] != opened[name]} == {"system"}
     assert json.dumps(opened)
+
+
+def test_system_on_the_command_line(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "model", LLAMA3)
+    record = json.dumps({"prompt": "x", "responses": ["y", "z"]})
+    command = ["score", "-", "-m", str(folder), "--system", SYSTEM, "--quiet"]
+    result = CliRunner().invoke(main, command, input=record)
+    assert result.exit_code == 0, result.output
+    written = json.loads(result.stdout.splitlines()[-1])
+    assert_close(written["scores"], lightrm.load(folder).score("x", ["y", "z"], system=SYSTEM))

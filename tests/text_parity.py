@@ -10,8 +10,10 @@ import warnings
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
+from html import unescape
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -131,41 +133,54 @@ class Theirs:
     def chat(self, messages: Sequence[Message]) -> Made | Refused:
         if isinstance(self.tokenizer, Refused):
             return self.tokenizer
+        text = None
         try:
             messages = self.as_read(messages)
             with patch("transformers.utils.chat_template_utils.datetime", Dated):
                 text = self.tokenizer.apply_chat_template(messages, tokenize=False)
-                ids = self.tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False)
+                ids = self.fresh(text).apply_chat_template(messages, tokenize=True, return_dict=False)
         except BaseException as error:
-            return refused(error)
+            return Made([], text) if text is not None and self.fills(text) else refused(error)
         return Made(ids, text)
+
+    def fills(self, text: str) -> bool:
+        """Whether CodeLlama's class would fill in there."""
+        return (getattr(self.tokenizer, "fill_token", None) or "\0 none") in text
+
+    def fresh(self, text: str) -> Any:
+        """The tokenizer, or a copy for a text that would change how it reads later ones."""
+        return deepcopy(self.tokenizer) if self.fills(text) else self.tokenizer
 
     def as_read(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The same with a list of parts as one string where the template does not write each part by itself: there
         transformers refuses, drops it, or writes it as Python does."""
         lists = {k: turn["content"] for k, turn in enumerate(messages) if isinstance(turn.get("content"), list)}
-        if not lists:
-            return messages
-        numbers = {k: [f"9007{k}{i}7009" for i in range(len(parts))] for k, parts in lists.items()}
-        numbered = [*messages[:-1], {"role": "assistant", "content": "x"}]
-        for k, names in numbers.items():
-            numbered[k] = {**messages[k], "content": [{"type": "text", "text": name} for name in names]}
+        joined = [
+            {**turn, "content": "".join(part["text"] for part in lists[k])} if k in lists else turn
+            for k, turn in enumerate(messages)
+        ]
+        found = [*messages]
+        for k, parts in lists.items():
+            names = [f"9007{k}{i}7009" for i in range(len(parts))]
+            listed = {**messages[k], "content": [{"type": "text", "text": name} for name in names]}
+            together = self.rendered([*messages[:k], listed, *messages[k + 1 :]])
+            alone = self.rendered([*joined[:k], listed, *joined[k + 1 :]])
+            if together is None or alone is None or as_python(alone) or not all(name in alone for name in names):
+                found[k] = joined[k]
+        return found
+
+    def rendered(self, messages: Sequence[Message]) -> str | None:
         try:
             with patch("transformers.utils.chat_template_utils.datetime", Dated):
-                text = self.tokenizer.apply_chat_template(numbered, tokenize=False)
+                return str(self.tokenizer.apply_chat_template(messages, tokenize=False))
         except Exception:
-            text = None
-        found = [*messages]
-        for k, names in numbers.items():
-            if text is None or str(numbered[k]["content"]) in text or not all(name in text for name in names):
-                found[k] = {**messages[k], "content": "".join(part["text"] for part in lists[k])}
-        return found
+            return None
 
     def plain(self, text: str) -> Made | Refused:
         if isinstance(self.tokenizer, Refused):
             return self.tokenizer
         try:
-            return Made(self.tokenizer(text)["input_ids"], None)
+            return Made(self.fresh(text)(text)["input_ids"], None)
         except BaseException as error:
             return refused(error)
 
@@ -195,6 +210,12 @@ class Theirs:
     def offsets(self, text: str) -> list[tuple[int, int]]:
         found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(found["offset_mapping"])
+
+
+def as_python(text: str) -> bool:
+    """Whether a text holds a list of parts, or a part, as Python writes it, in whatever a filter makes of that."""
+    plain = unescape(text).lower()
+    return "'type'" in plain or "'epyt'" in plain
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -81,9 +81,9 @@ class ChatTemplate:
         if not any(isinstance(message.get("content"), list) for message in messages):
             return messages
         stand_in = self.unseen(messages)
-        marks = (f"{stand_in}{k}{stand_in}" for k in count())
+        marks = (f"{stand_in}1{k}2{stand_in}" for k in count())  # not the same backwards
         marked = [
-            {**message, "content": [{**part, "text": next(marks)} for part in message["content"]]}
+            {**message, "content": Shown(message["content"], marks)}
             if isinstance(message.get("content"), list)
             else message
             for message in messages
@@ -127,9 +127,29 @@ class ChatTemplate:
         return stand_in
 
 
-def reads(text: str | None, parts: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a text, if there is one, holds the text of each part, and not the list as Python writes it."""
-    return text is not None and all(part["text"] in text for part in parts) and str(parts) not in text
+class Shown(list[dict[str, Any]]):
+    """Text parts with a mark in place of each text. mark: what Python writes for the list, or for a part of it."""
+
+    def __init__(self, parts: Sequence[Mapping[str, Any]], marks: Iterator[str]) -> None:
+        self.mark = next(marks)
+        super().__init__(ShownPart({**part, "text": next(marks)}, self.mark) for part in parts)
+
+    def __repr__(self) -> str:
+        return self.mark
+
+
+class ShownPart(dict[str, Any]):
+    def __init__(self, part: Mapping[str, Any], mark: str) -> None:
+        self.mark = mark
+        super().__init__(part)
+
+    def __repr__(self) -> str:
+        return self.mark
+
+
+def reads(text: str | None, parts: Shown) -> bool:
+    """Whether a text, if there is one, holds the text of each part, and no list or part as Python writes it."""
+    return text is not None and parts.mark not in text and all(part["text"] in text for part in parts)
 
 
 def plain(turn: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ its tokenizer.json is read instead; if it has none, OwnCodeError is raised, and 
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -118,10 +119,13 @@ class CheckpointTokenizer:
 
     def plain(self, text: str, whole: bool) -> list[int]:
         with self.lock, as_tokenizer_errors(UNUSABLE.format(self.folder)):
-            if self.fill and self.fill in text and self.backend is not None and not self.parse_specials:
-                # CodeLlama's class would fill in there, and read every later text otherwise than before.
-                return list(self.backend.encode(text, add_special_tokens=whole).ids)
-            found = self.tokenizer(text, add_special_tokens=whole, truncation=False, padding=False, verbose=False)
+            tokenizer = self.tokenizer
+            if self.fill and self.fill in text and self.backend is not None:
+                # CodeLlama's class fills in there, and reads every later text otherwise than before.
+                if not self.parse_specials:
+                    return list(self.backend.encode(text, add_special_tokens=whole).ids)
+                tokenizer = copy.deepcopy(tokenizer)
+            found = tokenizer(text, add_special_tokens=whole, truncation=False, padding=False, verbose=False)
         return list(found["input_ids"])
 
     def plain_all(self, texts: Sequence[str], whole: bool) -> list[list[int]]:
