@@ -3,10 +3,10 @@
     python -m benchmarks.gguf_files DATA [--env FOLDER]
 
 The bundled model is written as GGUF in float32, without its head, which llama.cpp does not load for LLaMA. In an
-environment of its own, made here (it compiles llama.cpp, tens of minutes), `llama_cpp_client.py` lets llama.cpp quantize
-that file in several ways, widen each again, and compute the last token's hidden state of real texts. The head is added
-to the quantized files here, and lightrm scores the same ids in float32. Writes results/gguf_files.json and the sentence
-in the documents.
+environment of its own, made here (it compiles llama.cpp, tens of minutes), `llama_cpp_client.py` lets llama.cpp
+quantize that file in several ways, widen each again, and compute the last token's hidden state of real texts. The head
+is added to the quantized files here, and lightrm scores the same ids in float32. Writes results/gguf_files.json and
+the sentence in the documents.
 """
 
 from __future__ import annotations
@@ -151,8 +151,8 @@ def sentence(result: dict[str, Any]) -> str:
     return (
         f"llama.cpp (llama-cpp-python {rows[0]['client']['llama-cpp-python']}) wrote the bundled model as "
         f"{', '.join(r['file'] for r in rows)}. From the weights that it widens again itself, its scores of "
-        f"{rows[0]['answers']} real answers differ from lightrm's of the quantized files by at most {worst:.0e} of their "
-        f"spread. {measured_on(result)}\n"
+        f"{rows[0]['answers']} real answers differ from lightrm's of the quantized files by at most {worst:.0e} of "
+        f"their spread. {measured_on(result)}\n"
     )
 
 
