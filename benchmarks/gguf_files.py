@@ -5,8 +5,8 @@
 The bundled model is written as GGUF in float32, without its head, which llama.cpp does not load for LLaMA. In an
 environment of its own, made here (it compiles llama.cpp, tens of minutes), `llama_cpp_client.py` lets llama.cpp
 quantize that file in several ways, widen each again, and compute the last token's hidden state of real texts. The head
-is added to the quantized files here, and lightrm scores the same ids in float32. Writes results/gguf_files.json and the
-sentence in the documents.
+is added to the quantized files here, and lightrm scores the same ids in float32. Writes results/gguf_files.json and
+the sentence in the documents.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 
 import lightrm
@@ -68,6 +67,8 @@ def tensors_of(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
 
 
 def write(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, np.ndarray]) -> None:
+    import gguf
+
     a, writer = checkpoint.architecture, gguf.GGUFWriter(path, "llama")
     writer.add_block_count(a.layers)
     writer.add_context_length(a.max_positions)
@@ -86,6 +87,8 @@ def write(path: Path, checkpoint: Checkpoint, tensors: Mapping[str, np.ndarray])
 
 def with_head(source: Path, target: Path, head: Mapping[str, np.ndarray]) -> Path:
     """Copy a file as it is, and add the tensors of a head."""
+    import gguf
+
     reader = gguf.GGUFReader(source)
     writer = gguf.GGUFWriter(target, "llama")
     for name, field in reader.fields.items():
@@ -100,7 +103,7 @@ def with_head(source: Path, target: Path, head: Mapping[str, np.ndarray]) -> Pat
     return target
 
 
-def finish(writer: gguf.GGUFWriter) -> None:
+def finish(writer: Any) -> None:
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -108,6 +111,8 @@ def finish(writer: gguf.GGUFWriter) -> None:
 
 
 def compare(python: Path, data: Path) -> list[dict[str, Any]]:
+    import gguf
+
     rm = lightrm.load("demo", scheme="fp32")
     dev = sample(data / "pairs_dev.jsonl.gz", PAIRS)
     ids = [rm.encode([prompt_of(r)], [r[side]])[0] for r in dev for side in ("chosen", "rejected")]

@@ -30,6 +30,7 @@ def hidden(path: Path, sequences: list[list[int]]) -> np.ndarray:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = settings.n_batch = settings.n_ubatch = len(ids)
         settings.embeddings, settings.pooling_type = True, LAST
+        settings.n_threads = settings.n_threads_batch = 1  # its threads wait for each other in a busy loop
         settings.flash_attn_type = settings.type_k = settings.type_v = WIDE
         context = llama_cpp.llama_init_from_model(model, settings)
         batch = llama_cpp.llama_batch_init(len(ids), 0, 1)

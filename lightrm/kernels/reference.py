@@ -29,7 +29,8 @@ def rms_norm(x_TD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> t
     normed = x * shrink(x.square().mean(-1, keepdim=True), eps)
     if weight_D is None:
         return normed.to(x_TD.dtype)
-    return (normed.to(weight_D.dtype) * weight_D).to(x_TD.dtype)
+    once = weight_D.dtype == torch.float32
+    return ((normed if once else normed.to(x_TD.dtype)) * weight_D).to(x_TD.dtype)
 
 
 def shrink(mean: torch.Tensor, eps: float) -> torch.Tensor:

@@ -105,7 +105,8 @@ def norm_row(
     else:
         v = v * shrink
         if WEIGHTED:  # rounded before the weight as LLaMA does, or only after a float32 weight as Gemma does
-            v = v.to(weight.dtype.element_ty).to(tl.float32)
+            if weight.dtype.element_ty != tl.float32:
+                v = v.to(x.dtype.element_ty).to(tl.float32)
             v = v * tl.load(weight + d, mask=inside, other=0).to(tl.float32)
         tl.store(out + t * D + d, v.to(out.dtype.element_ty), mask=inside)
 
