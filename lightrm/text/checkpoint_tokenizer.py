@@ -52,15 +52,17 @@ class CheckpointTokenizer:
         steering |= {token.content for token in added}
         if not (folder / DESCRIBED).is_file() and (folder / MODEL).is_file():  # it may match these without listing them
             steering |= marks_of((folder / MODEL).read_bytes())
+        strange = {*self.plain(STRANGE, False)}
         if getattr(tokenizer, "split_special_tokens", False):  # special tokens are text, even the template's
-            own = (
-                {} if self.backend is None else self.backend.get_vocab(with_added_tokens=False)
-            )  # its merges make them
-            steering = {n for n in steering & vocabulary.keys() if n in own or vocabulary[n] in self.plain(n, False)}
+            # But merges, of the name alone or in a text, may make the same id. The unknown token is made of anything.
+            merged = self.backend.get_vocab(with_added_tokens=False) if self.backend is not None else {}
+            made = {name for name in steering & merged.keys() if merged[name] not in strange}
+            split = {name for name in steering & vocabulary.keys() if vocabulary[name] in self.plain(name, False)}
+            steering = made | split
         steering.add(self.fill)
         self.steering = {name: int(vocabulary[name]) for name in steering & vocabulary.keys()}
         self.pattern = pattern_of(self.steering)
-        unknown = {vocabulary.get(str(tokenizer.unk_token)), *self.plain(STRANGE, False)}
+        unknown = {vocabulary.get(str(tokenizer.unk_token)), *strange}
         self.counted = frozenset(self.steering.values()) - unknown
         self.aliases: dict[int, Aliased] = {}
 
