@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 import lightrm
 from lightrm import errors
 from lightrm.architecture import Architecture, Rope
+from lightrm.checkpoints.awq_files import AwqSource
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.detect import open_checkpoint, said_to_store
 from lightrm.checkpoints.quantized import said_to_hold
@@ -191,6 +192,10 @@ def test_awq_is_never_taken_for_gptq(said: str, tmp_path: Path) -> None:
         CONFIG if config is None else {**CONFIG, "quantization_config": config},
         extra={"quant_config.json": {"zero_point": True, "w_bit": 4}} if said == "quant_config.json" else None,
     ).write(tmp_path)
+    if said in ("config", "quant_config.json"):
+        (source,) = lightrm.load(folder, scheme="fp32").checkpoint.sources
+        assert isinstance(source, AwqSource)
+        return
     with pytest.raises(errors.UnsupportedModelError, match=r"[Aa][Ww][Qq]"):
         lightrm.load(folder)
 
@@ -220,7 +225,10 @@ def packed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_fields_of_other_tools(tmp_path: Path) -> None:
-    for field, says in (("quantization", "quantized by 'mlx'"), ("compression_config", "compression_config, has bits 4")):
+    for field, says in (
+        ("quantization", "quantized by 'mlx'"),
+        ("compression_config", "compression_config, has bits 4"),
+    ):
         config = {**CONFIG, field: {"bits": 4, "group_size": 64}}
         folder = Specimen({"model.safetensors": llama_weights() | HEAD}, config).write(tmp_path / field)
         with pytest.raises(errors.UnsupportedModelError, match=says):

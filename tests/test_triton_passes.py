@@ -19,7 +19,6 @@ from lightrm.kernels.segments import ROOT, Segment
 from tests.test_centered import assert_biased_gate
 from tests.test_integer_kernels import assert_normed_within, bounded_heads, normal, product_of, turned_by
 from tests.test_kernels import (
-    KINDS,
     assert_rows_within,
     assert_within,
     bounded_attention,

@@ -51,7 +51,7 @@ def reading(config: Config) -> Reading:
 
 LAYOUT = Layout(
     name="sequence_classification",
-    models="Skywork-Reward, FsfairX, RM-Mistral, Qwen2 reward models; adapters made by peft",
+    models="Skywork-Reward, FsfairX, RM-Mistral, Qwen2 reward models; classifiers; adapters made by peft",
     describes="transformers *ForSequenceClassification: score",
     matches=matches,
     rename=rename,
