@@ -125,7 +125,8 @@ def test_an_asymmetric_grid_whose_zeros_lie_in_the_middle(tmp_path: Path) -> Non
         ({**GPTQ, "pack_dtype": "int16"}, "pack_dtype 'int16'"),
         ({**GPTQ, "checkpoint_format": "gptq", "format": "gptq_v2"}, "gptq, gptq_v2"),
         *(({"quant_method": name}, f"quantized by '{name}'") for name in (
-            "fbgemm_fp8", "hqq", "aqlm", "quanto", "mxfp4", "vptq", "eetq", "higgs", "spqr", "bitnet", "quark", "gguf", "modelopt",
+            "fbgemm_fp8", "hqq", "aqlm", "quanto", "mxfp4", "vptq", "eetq", "higgs", "spqr", "bitnet", "quark", "gguf",
+            "modelopt",
         )),
         ({"weird": 1}, "quantized by 'unnamed'"),
     ],
@@ -227,7 +228,7 @@ def packed_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_fields_of_other_tools(tmp_path: Path) -> None:
     for field, says in (
         ("quantization", "quantized by 'mlx'"),
-        ("compression_config", "compression_config, has bits 4"),
+        ("compression_config", "config, has bits 4"),
     ):
         config = {**CONFIG, field: {"bits": 4, "group_size": 64}}
         folder = Specimen({"model.safetensors": llama_weights() | HEAD}, config).write(tmp_path / field)
