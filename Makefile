@@ -1,5 +1,6 @@
 # `make demo` scores real text with the bundled model, `make test` runs everything that must hold, `make docs` builds the
 # documentation into build/site and fails on a broken link.
+# Packages are installed without compiling all of their modules: Python compiles those that are imported, when they are.
 # With a CUDA card, `make gpu` checks and measures the kernels on it, with the Python that has a CUDA build of PyTorch.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -30,15 +31,15 @@ format: .venv/installed-dev
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e .
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
 	touch $@
 
 .venv/installed-docs: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[docs]'
 	touch $@ .venv/installed
 
 .venv/installed-dev: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e '.[dev]'
 	touch $@ .venv/installed .venv/installed-docs
