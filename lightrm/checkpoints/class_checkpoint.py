@@ -114,7 +114,8 @@ def open_class_checkpoint(folder: Path, config: Config, named: NamedClass, asked
     if settings is not None and not packed:
         raise UnsupportedModelError(
             f"{settings.where} says that the weights are quantized by {settings.method!r}; through transformers, "
-            "lightrm runs full-precision files, in scheme='nf4' or 'bnb-int8' too, and with engine='transformers' GPTQ's"
+            "lightrm runs full-precision files, with scheme='nf4' or 'bnb-int8' if you like; GPTQ files with "
+            "engine='transformers'"
         )
     source = TensorSource(main_files(folder))
     check_index(folder, source)
