@@ -34,12 +34,14 @@ class ClassLayout:
 
 @dataclass(frozen=True, slots=True)
 class ClassCheckpoint:
-    """named: the class. source: the weights, whose names and shapes were read."""
+    """named: the class. source: the weights, whose names and shapes were read. packed: whether its layers are those of
+    a GPTQ file, which transformers hands to optimum and GPTQModel."""
 
     folder: Path
     config: Config
     named: NamedClass
     source: TensorSource
+    packed: bool = False
 
     @property
     def base_folder(self) -> Path:
@@ -96,20 +98,25 @@ class ClassCheckpoint:
         return self.source.bytes()
 
 
-def open_class_checkpoint(folder: Path, config: Config, named: NamedClass) -> ClassCheckpoint:
+def open_class_checkpoint(folder: Path, config: Config, named: NamedClass, asked: bool) -> ClassCheckpoint:
     """Read names and shapes of a folder's tensors. Raises a CheckpointError for a damaged file, or for one that holds
-    anything but a whole model in float."""
+    anything but a whole model in float; in GPTQ's format only if the caller asked for transformers."""
     if is_adapter(folder):
         raise UnsupportedModelError(
             f"{folder} is an adapter of {named.name}, and lightrm merges adapters of its own decoders only: merge it "
             "with peft (merge_and_unload), save the model, and load that folder"
         )
     settings = settings_of(config, folder)
-    if settings is not None:
+    # transformers reads what config.json itself says, and no file beside it
+    packed = (
+        asked and settings is not None and settings.method == "gptq" and bool(config.entries("quantization_config"))
+    )
+    if settings is not None and not packed:
         raise UnsupportedModelError(
             f"{settings.where} says that the weights are quantized by {settings.method!r}; through transformers, "
-            "lightrm runs full-precision files: take those, and scheme='nf4' or 'bnb-int8'"
+            "lightrm runs full-precision files, with scheme='nf4' or 'bnb-int8' if you like; GPTQ files with "
+            "engine='transformers'"
         )
     source = TensorSource(main_files(folder))
     check_index(folder, source)
-    return ClassCheckpoint(folder, config, named, source)
+    return ClassCheckpoint(folder, config, named, source, packed)

@@ -52,6 +52,9 @@ def describe_class(source: ThroughTransformers, options: LoadOptions) -> Iterato
         yield "tokenizer", f"{kind}, {tokens.size} ids, bos {tokens.bos!r}, eos {tokens.eos!r}"
     yield "parameters", f"{a.parameters:,}; the files hold {stored_parameters(checkpoint):,} numbers"
     yield "on disk", size_text(checkpoint.bytes())
+    if checkpoint.packed:
+        yield "in memory", f"GPTQ's values as they are, {size_text(checkpoint.bytes())}"
+        return
     planned = schemes_of(torch.device("cpu"))
     yield "in memory", ", ".join(f"{scheme} {size_text(class_weight_bytes(a, scheme))}" for scheme in planned)
 

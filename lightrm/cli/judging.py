@@ -12,13 +12,18 @@ from lightrm.display.progress import on_terminal
 from lightrm.display.tables import Column, Sheet, terminal
 from lightrm.loading.options import LoadOptions
 
+SCHEMES_HELP = (
+    "Separated by commas; w4a8+cal: calibrated. hf:fp32, hf:bf16, hf:nf4, hf:int8: as transformers' own class scores; "
+    "hf:gptq: the same of a GPTQ folder."
+)
+
 
 @click.command()
 @click.argument("model")
 @click.option("--data", required=True, type=FILE, help="Prompts with answers, in any form `lightrm evaluate` reads.")
-@click.option("--schemes", default="w8a8,w4a8", show_default=True, help="Separated by commas; w4a8+cal: calibrated.")
+@click.option("--schemes", default="w8a8,w4a8", show_default=True, help=SCHEMES_HELP)
 @click.option("--reference", default="fp32", show_default=True, help="What to measure against: fp32, bf16 or fp16.")
-@click.option("--reference-model", help="The model that MODEL was quantized from, if lightrm quantized it.")
+@click.option("--reference-model", help="The full-precision model that MODEL was quantized from.")
 @click.option("-o", "--output", type=click.Path(file_okay=False, path_type=Path), help="Folder for report and scores.")
 @calibrate
 @calibration_tokens

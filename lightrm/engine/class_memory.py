@@ -7,6 +7,7 @@ memory, so nothing is streamed.
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib.util import find_spec
 from typing import Protocol
 
 import torch
@@ -19,6 +20,8 @@ from lightrm.kernels.dispatch import kernels_for
 from lightrm.schemes.grammar import BITSANDBYTES, DTYPES, Scheme, parse_scheme
 
 NAMES = (*DTYPES, *BITSANDBYTES)
+GPTQ = "gptq"
+RUNS_GPTQ = {"optimum": "optimum", "gptqmodel": "GPTQModel"}
 BLOCK = 64  # weights that share a scale in nf4
 COPIES = 6  # of the attention scores that eager attention holds at once
 
@@ -39,7 +42,7 @@ class Size(Protocol):
     @property
     def linear_rows(self) -> int: ...
     @property
-    def narrowest(self) -> int: ...
+    def widths(self) -> tuple[int, ...]: ...
     @property
     def longest_eager(self) -> int: ...
 
@@ -89,18 +92,39 @@ def class_scheme(
     kernels = kernels_for(device, scheme.path)
     if not kernels.runs:
         raise SchemeError(f"{scheme} cannot run: {kernels.reason}, or take another scheme")
-    if scheme.weights == "nf4" and device.type == "cpu" and size.narrowest % BLOCK:
+    uneven = [width for width in size.widths if width % BLOCK]
+    if scheme.weights == "nf4" and device.type == "cpu" and uneven:
         raise SchemeError(
             f"{scheme} cannot run: on a CPU, bitsandbytes needs linear layers whose inputs are a multiple of {BLOCK}, "
-            f"and {name} has one of {size.narrowest}; take bf16 or bnb-int8"
+            f"and {name} has one of {uneven[0]}; take bf16 or bnb-int8"
         )
     return scheme
 
 
-def class_residence(size: Size, scheme: Scheme, device: torch.device, room: Room, tokens: int | None) -> Residence:
-    """Return how many tokens are computed at once. tokens: as the caller asked. Raises SchemeError with the numbers if
-    the model does not fit."""
-    weights, each = class_weight_bytes(size, scheme), token_bytes(size, scheme)
+def packed_scheme(text: str, device: torch.device, name: str) -> Scheme:
+    """Return the scheme of a GPTQ file, which keeps its values. Raises SchemeError on any other, or if optimum or
+    GPTQModel is missing."""
+    if text not in ("auto", GPTQ):
+        raise SchemeError(
+            f"the file of {name} holds GPTQ's values, which transformers runs as they are; found {text!r}: take "
+            "the full-precision files, or scheme='auto'"
+        )
+    missing = [label for package, label in RUNS_GPTQ.items() if find_spec(package) is None]
+    if missing:
+        raise SchemeError(
+            f"transformers runs GPTQ files through optimum and GPTQModel, and {' and '.join(missing)} cannot be "
+            "imported: pip install 'lightrm[interop]'"
+        )
+    half = torch.float16 if device.type == "cuda" else torch.bfloat16
+    return Scheme(GPTQ, "int4", False, half, reason="the file's own values, of 4 or 8 bits")
+
+
+def class_residence(
+    size: Size, scheme: Scheme, device: torch.device, room: Room, tokens: int | None, weights: int | None = None
+) -> Residence:
+    """Return how many tokens are computed at once. tokens: as the caller asked. weights: their bytes, None to count
+    those of the scheme. Raises SchemeError with the numbers if the model does not fit."""
+    weights, each = weights or class_weight_bytes(size, scheme), token_bytes(size, scheme)
     left = room.bytes - weights
     least, most = tokens or LEAST_TOKENS, tokens or MOST_TOKENS[device.type]
     fit = max(0, left) // each

@@ -2,17 +2,19 @@
 
 bitsandbytes' schemes go through transformers' BitsAndBytesConfig, with the settings that the schemes of the same names
 have in lightrm: double quantization for nf4, and an outlier threshold of 6 for bnb-int8. The head stays in float.
+A GPTQ file brings its settings in its config: optimum puts GPTQModel's layers into the class.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
-from importlib import import_module
+from importlib import import_module, metadata
 from itertools import chain
 from typing import Any
 
@@ -95,10 +97,11 @@ def load_class(checkpoint: ClassCheckpoint, outline: Outline, placement: Placeme
         )  # fmt: skip
     except Exception as error:  # of any kind: it is the class that raises it
         raise CheckpointError(f"{config.path}: {outline.name} does not score a text: {first(error)}") from error
+    layers = f" with the layers of GPTQModel {metadata.version('gptqmodel')}" if checkpoint.packed else ""
     report = LoadReport(
         seconds=time.perf_counter() - started,
         bytes=sum(part.nbytes for part in chain(module.parameters(), module.buffers())),
-        kernels=KernelChoice(f"transformers {version()}, {GROUPED[grouping]}", why),
+        kernels=KernelChoice(f"transformers {version()}{layers}, {GROUPED[grouping]}", why),
         scheme=scheme,
         file_dtypes=tuple(sorted(checkpoint.stored)),
         ignored=unexpected,
@@ -129,10 +132,12 @@ def read_module(
     made = getattr(transformers, checkpoint.named.runs)
     dtype = "dtype" if int(version().split(".")[0]) >= 5 else "torch_dtype"
     options: dict[str, Any] = {dtype: scheme.dtype}
+    placed = checkpoint.packed or scheme.path == "bitsandbytes"  # by transformers, while it quantizes or unpacks
+    options |= {"device_map": {"": str(device)}} if placed else {}
     if scheme.path == "bitsandbytes":
-        options |= {"quantization_config": quantization(transformers, outline, scheme), "device_map": {"": str(device)}}
+        options |= {"quantization_config": quantization(transformers, outline, scheme)}
     safe = all(path.suffix == ".safetensors" for path in checkpoint.source.opened)
-    with quiet_loading(transformers):
+    with quiet_loading(transformers), redirect_stdout(sys.stderr):  # where GPTQModel's log belongs
         try:
             module, info = made.from_pretrained(
                 str(checkpoint.folder), config=config_object(checkpoint.config, checkpoint.named),
@@ -147,7 +152,7 @@ def read_module(
     head = set(outline.head) if checkpoint.named.pooling is not None else set()
     check_loaded(checkpoint, set(info["missing_keys"]), set(info["unexpected_keys"]) - head, info["mismatched_keys"])
     unexpected = tuple(sorted(set(info["unexpected_keys"]) - head))
-    return (module if scheme.path == "bitsandbytes" else module.to(device)), unexpected
+    return (module if placed else module.to(device)), unexpected
 
 
 def quantization(transformers: Any, outline: Outline, scheme: Scheme) -> Any:

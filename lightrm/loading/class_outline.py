@@ -29,8 +29,8 @@ class Outline:
     """The size of a model.
 
     name: its class. family: its model_type. vocabulary: rows of the embedding. linear: weights in the linear layers of
-    the model without its head, which bitsandbytes quantizes; linear_rows: their output features; narrowest: the fewest
-    inputs that one has. tensors: shape of each tensor by its name in a file. head: those outside the backbone.
+    the model without its head, which bitsandbytes quantizes; linear_rows: their output features; widths: the numbers
+    of inputs that they have. tensors: shape of each tensor by its name in a file. head: those outside the backbone.
     attention: transformers' name of the implementation. takes_types: whether token types change the score. pad: the id
     that the config names for padding. length_matters: whether a longer row beside it may change a score.
     """
@@ -46,7 +46,7 @@ class Outline:
     parameters: int
     linear: int
     linear_rows: int
-    narrowest: int
+    widths: tuple[int, ...]
     tensors: dict[str, tuple[int, ...]]
     head: tuple[str, ...]
     attention: str
@@ -123,7 +123,7 @@ def outline_of(config: Config, named: NamedClass) -> Outline:
         parameters=parameters,
         linear=sum(weight.numel() for weight in linear),
         linear_rows=sum(len(weight) for weight in linear),
-        narrowest=min((weight.shape[1] for weight in linear), default=0),
+        widths=tuple(sorted({weight.shape[1] for weight in linear})),
         tensors=shapes,
         head=tuple(name for name in shapes if not name.startswith(prefix)),
         attention=str(getattr(theirs, "_attn_implementation", None) or "eager"),

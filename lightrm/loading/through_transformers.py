@@ -20,7 +20,7 @@ from lightrm.checkpoints.families import read_architecture
 from lightrm.checkpoints.head_outputs import check_outputs
 from lightrm.checkpoints.named_class import NamedClass, named_class
 from lightrm.display.progress import Advance
-from lightrm.engine.class_memory import class_residence, class_scheme
+from lightrm.engine.class_memory import class_residence, class_scheme, packed_scheme
 from lightrm.engine.memory import Room
 from lightrm.engine.residence import Residence
 from lightrm.errors import InputError, MissingHeadError, TensorMismatchError, UnsupportedModelError
@@ -31,6 +31,7 @@ from lightrm.loading.placement import Placement
 from lightrm.schemes.grammar import Scheme
 
 Calibration = Sequence[Sequence[int]]
+ASKED = "asked for"  # why transformers runs a model, if the caller said so
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +45,15 @@ class ThroughTransformers:
 
     def scheme(self, options: LoadOptions, device: torch.device, room: Room) -> Scheme:
         a, stored = self.architecture, self.checkpoint.stored
+        if self.checkpoint.packed:
+            return packed_scheme(options.scheme, device, a.name)
         return class_scheme(options.scheme, a, device, room, options.token_budget, stored, a.name)
 
     def residence(
         self, scheme: Scheme, device: torch.device, room: Room, tokens: int | None, held: int = 0
     ) -> Residence:
-        return class_residence(self.architecture, scheme, device, room, tokens)
+        weights = self.checkpoint.bytes() if self.checkpoint.packed else None
+        return class_residence(self.architecture, scheme, device, room, tokens, weights)
 
     def load(self, placement: Placement, calibration: Calibration, streamed: bool, advance: Advance) -> LoadedClass:
         if calibration:
@@ -75,7 +79,7 @@ def class_of(folder: Path, engine: EngineName) -> tuple[Config, NamedClass, str]
         return None
     config = read_config(folder)
     if engine == "transformers":
-        return config, named_class(config, asked=True), "asked for"
+        return config, named_class(config, asked=True), ASKED
     try:
         read_architecture(config)
     except UnsupportedModelError as error:
@@ -96,7 +100,7 @@ def reason(error: str, config: Config) -> str:
 
 def open_through_transformers(folder: Path, config: Config, named: NamedClass, why: str) -> ThroughTransformers:
     """Read names and shapes, and compare them with the class's. Raises a CheckpointError."""
-    checkpoint = open_class_checkpoint(folder, config, named)
+    checkpoint = open_class_checkpoint(folder, config, named, why == ASKED)
     outline = outline_of(config, named)
     source = checkpoint.source
     missing = [name for name in outline.head if name not in source.names]

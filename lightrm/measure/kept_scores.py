@@ -57,4 +57,4 @@ class Kept:
         return {**self.key, **self.of.get(scheme, {})}
 
     def path(self, scheme: str) -> Path | None:
-        return None if self.folder is None else self.folder / f"scores-{scheme}.json"
+        return None if self.folder is None else self.folder / f"scores-{scheme.replace(':', '-')}.json"

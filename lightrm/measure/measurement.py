@@ -30,10 +30,12 @@ from lightrm.judge.evaluation import Evaluation, evaluate_scores
 from lightrm.judge.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
 from lightrm.loading import quantized_folder
 from lightrm.loading.options import EngineName, LoadOptions
+from lightrm.loading.sources import open_source
 from lightrm.measure.kept_scores import Kept, Tell
+from lightrm.measure.other_programs import check_others, is_other, open_other, programs
 from lightrm.measure.sensitivity import measure_sensitivity
 from lightrm.opening import Pairs, open_model
-from lightrm.schemes.grammar import parse_scheme
+from lightrm.schemes.grammar import PACKED, parse_scheme
 from lightrm.scorer import RewardModel
 
 SCHEMES = ("w8a8", "w4a8")
@@ -64,7 +66,10 @@ def measure_fidelity(
 ) -> FidelityReport:
     """Measure how far each scheme moves the scores of one model.
 
-    model: as for `load`. A folder that `lightrm quantize` wrote is measured in its own scheme, against reference_model.
+    model: as for `load`. A folder that `lightrm quantize` wrote is measured in its own scheme, against reference_model;
+    so can one be that another tool quantized.
+    schemes: as for `load`; with "+cal", calibrated. "hf:fp32", "hf:bf16", "hf:nf4", "hf:int8": the scores that
+    transformers' own class gives for the full-precision weights; "hf:gptq": those for a GPTQ folder.
     data: a file in one of the forms of `lightrm.data.record_forms`, what `read_questions` returned, or such records;
     name: what the report calls it.
     reference: the scheme that the others are compared with. Its layers are streamed if they do not fit into memory.
@@ -83,10 +88,11 @@ def measure_fidelity(
     )  # fmt: skip
     subject = Subject.of(model, reference_model, schemes)
     place = choose_device(device)
-    check_schemes([reference, *subject.schemes], calibration is not None, place)
+    check_schemes([reference, *subject.own], calibration is not None, place)
+    check_others(subject.others, subject.source, subject.folder, options, place)
     run = Run(subject, options, tell, progress)
     rm = run.opened(subject.source, reference)
-    check_runs(rm, subject.schemes)
+    check_runs(rm, subject.own)
     ids = ids_of_all(rm, questions)
     run.calibration = [] if calibration is None else rm.text.first_texts(calibration, calibration_tokens)
     key = {**identity(rm, str(subject.source_name)), "ids": digest(ids), "device": str(place), "memory": str(memory)}
@@ -95,9 +101,10 @@ def measure_fidelity(
     del rm  # one model in memory at a time
     half = floor_of(reference, place)
     floor = None if not half else run.measured(kept, subject.source, half, ids)
-    found = [run.measured(kept, subject.folder, scheme, ids) for scheme in subject.schemes]
+    found = [run.measured(kept, subject.path_of(scheme), scheme, ids) for scheme in subject.schemes]
     name = name or name_of(data)
-    report = build(str(model), asked(name, questions, ids), exact, found, floor, about(place))
+    circumstances = about(place, programs(subject.schemes))
+    report = build(str(model), asked(name, questions, ids), exact, found, floor, circumstances)
     return replace(report, sensitivity=run.sensitivity(questions, place) if layers else ())
 
 
@@ -125,13 +132,27 @@ class Subject:
         """Raises InputError for a quantized folder whose source is not named."""
         folder = resolve(model)
         if not quantized_folder.is_native(folder):
-            return cls(folder, folder, model, tuple(schemes), False)
+            source = (folder, model) if reference_model is None else (reference_model, reference_model)
+            return cls(folder, *source, tuple(schemes), False)
         if reference_model is None:
             raise InputError(
                 f"{model} is quantized: name the model it was made from as the reference (--reference-model)"
             )
         own = quantized_folder.read_manifest(folder).scheme
-        return cls(folder, reference_model, reference_model, (own,), True)
+        return cls(folder, reference_model, reference_model, (own, *filter(is_other, schemes)), True)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """The schemes that lightrm computes, or the class that it opened the model with."""
+        return tuple(scheme for scheme in self.schemes if not is_other(scheme))
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        return tuple(filter(is_other, self.schemes))
+
+    def path_of(self, scheme: str) -> str | os.PathLike[str]:
+        """Return what a row is measured on. Other programs take the full-precision weights, or a GPTQ folder."""
+        return self.source if is_other(scheme) and scheme != PACKED else self.folder
 
 
 def check_schemes(schemes: Sequence[str], calibrates: bool, device: torch.device) -> None:
@@ -167,6 +188,8 @@ class Run:
     calibration: list[list[int]] = field(default_factory=list)
 
     def opened(self, path: str | os.PathLike[str], scheme: str) -> RewardModel:
+        if is_other(scheme):
+            return open_other(path, scheme, self.options, self.progress)
         plain = scheme.removesuffix(CALIBRATED)
         ids_of = (lambda text: self.calibration) if plain != scheme else None
         return open_model(path, replace(self.options, scheme=plain), ids_of, progress=self.progress)
@@ -177,13 +200,20 @@ class Run:
         return done or kept.put(measured(self.opened(path, scheme), scheme, ids, self.tell, self.progress))
 
     def of_schemes(self) -> dict[str, dict[str, str]]:
-        """Return what the scores of a scheme depend on beside the model: its calibration text, or its quantized
-        folder."""
-        if self.subject.quantized:
-            own = digest(parts(quantized_folder.open_native(self.subject.folder)[1]))
-            return {scheme: {"quantized": own} for scheme in self.subject.schemes}
-        texts = digest(self.calibration)
-        return {scheme: {"calibration": texts} for scheme in self.subject.schemes if scheme.endswith(CALIBRATED)}
+        """Return what the scores of a scheme depend on beside the reference: its calibration text, its quantized
+        folder, or another program."""
+        subject, texts = self.subject, digest(self.calibration)
+        held = ""
+        if subject.source != subject.folder:
+            held = digest(parts(open_source(subject.folder, layout=self.options.layout).checkpoint))
+        return {
+            scheme: {
+                **({"calibration": texts} if scheme.endswith(CALIBRATED) else {}),
+                **({"programs": programs([scheme])} if is_other(scheme) else {}),
+                **({"quantized": held} if subject.path_of(scheme) != subject.source else {}),
+            }
+            for scheme in subject.schemes
+        }
 
     def sensitivity(self, questions: Sequence[Question], device: torch.device) -> tuple[Sensitivity, ...]:
         """Measure how far each layer alone moves the scores, for each scheme with int8 activations."""
@@ -191,7 +221,7 @@ class Run:
             return ()
         return tuple(
             measure_sensitivity(self.opened(self.subject.folder, scheme), questions, progress=self.progress)
-            for scheme in self.subject.schemes
+            for scheme in self.subject.own
             if parse_scheme(scheme.removesuffix(CALIBRATED), device).integer
         )
 
@@ -237,12 +267,14 @@ def asked(name: str, questions: Sequence[Question], ids: Sequence[list[int]]) ->
     )
 
 
-def about(device: torch.device) -> dict[str, str]:
+def about(device: torch.device, others: str = "") -> dict[str, str]:
+    """Return when and where something was measured. others: versions of other programs."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.machine()} CPU"
     return {
         "date": date.today().isoformat(),
         "device": f"{name}, {torch.get_num_threads()} threads" if device.type == "cpu" else name,
         "versions": ", ".join(f"{package} {version(package)}" for package in ("lightrm", "torch", "numpy")),
+        **({"other programs": others} if others else {}),
     }
 
 

@@ -9,6 +9,8 @@
 
 nf4 and bnb-int8 are there to load such files and to compare with; bitsandbytes itself runs them. N is 128 by default;
 64 and 32 need more memory and have a smaller error.
+
+In a fidelity report alone, "hf:" and a name stand for the scores that transformers' own class gives.
 """
 
 from __future__ import annotations
@@ -27,6 +29,9 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 BITSANDBYTES: dict[str, Weights] = {"bnb-int8": "int8", "nf4": "nf4"}
 NAMES = (*DTYPES, "w8a8", "w4a8", "w4a16", *BITSANDBYTES)
 GROUPS = (128, 64, 32)
+PROGRAM = "hf:"
+OTHERS = {"hf:fp32": "fp32", "hf:bf16": "bf16", "hf:fp16": "fp16", "hf:nf4": "nf4", "hf:int8": "bnb-int8"}
+PACKED = "hf:gptq"  # a file's own values, in another program's products
 PATTERN = re.compile(r"(w4a8|w4a16)(?:-g(\d+))?")
 
 
@@ -79,6 +84,11 @@ def parse_scheme(text: str, device: torch.device, reason: str = "asked for") -> 
         return Scheme(text, "int8", True, torch.float32, reason=reason)
     if text in BITSANDBYTES:
         return Scheme(text, BITSANDBYTES[text], False, half, reason=reason)
+    if text.startswith(PROGRAM):
+        raise SchemeError(
+            f"{text!r} is for `lightrm fidelity` alone, where there are {', '.join((*OTHERS, PACKED))}; to load a "
+            "model that way: engine='transformers'"
+        )
     found = PATTERN.fullmatch(text)
     if found is None or int(found[2] or GROUPS[0]) not in GROUPS:
         groups = ", ".join(map(str, GROUPS))
