@@ -112,10 +112,11 @@ def sentence(result: dict[str, Any]) -> str:
     half = " and ".join(f"{max(r[f'bfloat16 of {who}, error'] for r in rows):.1%}" for who in ("GPTQModel", "lightrm"))
     return (
         f"transformers {client['transformers']} with optimum {client['optimum']} and GPTQModel {client['gptqmodel']}, "
-        f"given files that lightrm wrote of a random LLaMA and a random Qwen3 in 4 and 8 bits, holds "
-        f"{'the same weights bit for bit' if equal else 'other weights'} as lightrm ({layers} packed layers). Scores of "
-        f"{texts} random texts in float32 differ from lightrm's by at most {worst:.0e} of their spread. In bfloat16, "
-        f"in the layers that GPTQModel takes by itself and in lightrm's w4a16, they move by up to {half} of it. "
+        "given files that lightrm wrote of a random LLaMA and a random Qwen3 in 4 and 8 bits, holds "
+        f"{'the same weights bit for bit' if equal else 'other weights'} as lightrm ({layers} packed layers). Scores "
+        f"of {texts} random texts in float32 differ from lightrm's by at most {worst:.0e} of their spread. In "
+        "bfloat16, in the layers that GPTQModel takes by itself and in lightrm's w4a16, they move by up to "
+        f"{half} of it. "
         f"{measured_on(result)}\n"
     )
 

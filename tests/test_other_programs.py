@@ -18,10 +18,10 @@ import lightrm
 from lightrm import errors
 from lightrm.cli import main
 from lightrm.engine import class_memory
-from lightrm.judge.fidelity import FidelityReport
 from lightrm.loading.gptq_export import export_gptq
 from lightrm.measure import measurement
 from tests.class_zoo import one_by_one, reference, with_chat, written
+from tests.zoo import specimens
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 IDS = [[5, 9, 33, 71, 2], [3, 2], list(range(3, 60)), [9, 1, 1], [7]]
@@ -47,14 +47,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_rows_are_what_the_class_gives(folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
+def test_rows_are_what_the_class_gives(folders: dict[str, Path], data: Path) -> None:
     """hf:fp32 is transformers' own score of each sequence alone, and agrees with lightrm's own decoder to 1e-4."""
     pytest.importorskip("bitsandbytes")
     folder, schemes = folders["llama"], ("w8a8", "hf:fp32", "hf:bf16", "hf:nf4", "hf:int8")
-    options = ["--schemes", ",".join(schemes), "-o", str(tmp_path), "--quiet"]
-    done = CliRunner().invoke(main, ["fidelity", str(folder), "--data", str(data), *options])
-    assert done.exit_code == 0, done.output
-    report = FidelityReport.read(tmp_path / "fidelity.json")
+    report = lightrm.measure_fidelity(folder, data, schemes=schemes)
     assert [row.scheme for row in report.rows] == [*schemes]
     rm = lightrm.load(folder, scheme="fp32")
     questions = lightrm.read_questions(data)
@@ -70,7 +67,19 @@ def test_rows_are_what_the_class_gives(folders: dict[str, Path], data: Path, tmp
     assert report.row("hf:fp32").agreement.mean_error.value < 1e-4 < report.row("hf:bf16").agreement.mean_error.value
     assert all(row.tokens_per_second > 0 for row in report.rows)
     assert report.about["other programs"] == ", ".join(f"{p} {version(p)}" for p in ("transformers", "bitsandbytes"))
-    assert "hf:nf4" in (tmp_path / "fidelity.html").read_text(encoding="utf-8")
+    assert "hf:nf4" in str(report)
+
+
+def test_the_command_shows_them_in_its_table(folders: dict[str, Path], data: Path) -> None:
+    for model, code, says in (
+        (folders["llama"], 0, "against fp32, 5 prompts"),
+        ("demo", 1, "SchemeError: hf:fp32 runs"),
+    ):
+        options = ["--data", str(data), "--schemes", "hf:fp32", "--limit", "5", "--quiet"]
+        done = CliRunner().invoke(main, ["fidelity", str(model), *options])
+        assert done.exit_code == code, done.output
+        assert says in " ".join(done.output.split())
+        assert "hf:fp32" in done.output
 
 
 def test_kept_scores_are_of_their_program(
@@ -104,6 +113,31 @@ def test_a_quantized_folder_stands_beside_the_others(folders: dict[str, Path], d
     assert [row.scheme for row in report.rows] == ["w8a8", "hf:bf16"]
 
 
+def test_a_gptq_folder_is_measured_against_its_source(folders: dict[str, Path], data: Path, tmp_path: Path) -> None:
+    source = folders["llama"]
+    export_gptq(source, tmp_path / "gptq")
+    found = [
+        lightrm.measure_fidelity(
+            tmp_path / "gptq", data, schemes=["w4a16", "hf:fp32"], reference_model=reference, keep=tmp_path / "kept"
+        )
+        for reference in (source, source)
+    ]
+    assert found[0].to_json() == found[1].to_json()
+    assert found[0].row("w4a16").agreement.mean_error.value > 0.05, "rounding to 4 bits shows"
+    assert found[0].row("hf:fp32").agreement.mean_error.value < 1e-4, "made of the full-precision weights"
+    alone = lightrm.measure_fidelity(tmp_path / "gptq", data, schemes=["w4a16"])
+    assert alone.row("w4a16").agreement.mean_error.value < 0.05, "without it, of the file's own values"
+
+
+def test_the_system_turn_is_in_the_texts(folders: dict[str, Path], data: Path) -> None:
+    plain, longer = (
+        lightrm.measure_fidelity(folders["llama"], data, schemes=["hf:fp32"], system=system)
+        for system in (None, "it is cold")
+    )
+    assert longer.tokens > plain.tokens
+    np.testing.assert_allclose(longer.scores["hf:fp32"], longer.scores["fp32"], atol=1e-4)
+
+
 def refused(model: str | Path, data: Path, scheme: str, **more: Any) -> str:
     said: list[str] = []
     with pytest.raises(errors.SchemeError) as raised:
@@ -118,6 +152,8 @@ def test_refused_before_anything_is_scored(
     said = refused("demo", data, "hf:fp32")
     assert "no code of a checkpoint's own" in said
     assert "LlamaRewardModel of model_type 'llama' is no class of transformers" in said
+    internlm2 = specimens()["internlm2"].write(tmp_path / "internlm2")
+    assert "model_type 'internlm2' is no class of transformers" in refused(internlm2, data, "hf:bf16")
     assert "no scheme 'hf:x'; of other programs there are hf:fp32, hf:bf16" in refused(folders["llama"], data, "hf:x")
     odd = written("LlamaForSequenceClassification", tmp_path / "odd", **{**LLAMA, "intermediate_size": 96})
     assert "inputs are a multiple of 64, and LlamaForSequenceClassification has one of 96" in refused(

@@ -12,6 +12,7 @@ from benchmarks import (
     exact,
     fidelity,
     fp8,
+    gemma,
     gguf_files,
     gptq_files,
     gptqmodel_files,
@@ -33,6 +34,8 @@ TABLES = {
     "fidelity_short": fidelity.short_table,
     "fp8": fp8.sentence,
     "gguf_files": gguf_files.sentence,
+    "gemma_fidelity": gemma.fidelity_table,
+    "gemma_rotations": gemma.rotations_table,
     "gptq_files": gptq_files.sentence,
     "gptqmodel_files": gptqmodel_files.sentence,
     "loading": loading.table,
@@ -44,7 +47,12 @@ TABLES = {
     "streaming": streaming.table,
     "text_differential": text_differential.sentence,
 }
-RESULT_OF = {"fidelity_short": "fidelity", "sharing_pass": "sharing_cpu"}  # where block and result have different names
+RESULT_OF = {
+    "fidelity_short": "fidelity",
+    "gemma_fidelity": "gemma",
+    "gemma_rotations": "gemma",
+    "sharing_pass": "sharing_cpu",
+}  # where block and result have different names
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n(.*?)<!-- end: (\w+) -->", re.DOTALL)
 
 

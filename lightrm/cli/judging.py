@@ -63,9 +63,9 @@ def fidelity(
     report = measure_fidelity(
         model, questions, name=data.name, schemes=[name.strip() for name in schemes.split(",")], reference=reference,
         reference_model=reference_model, engine=options.engine, device=options.device, template=options.template,
-        max_length=options.max_length, memory=options.memory, layout=options.layout, label=options.label,
-        calibration=None if calibrate is None else calibration_pairs(calibrate), calibration_tokens=tokens,
-        layers=layers, keep=output, tell=tell, progress=not quiet,
+        system=options.system, max_length=options.max_length, memory=options.memory, layout=options.layout,
+        label=options.label, calibration=None if calibrate is None else calibration_pairs(calibrate),
+        calibration_tokens=tokens, layers=layers, keep=output, tell=tell, progress=not quiet,
     )  # fmt: skip
     terminal().print(report.table(), *(alone.table() for alone in report.sensitivity))
     if output is not None:

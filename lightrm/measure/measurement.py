@@ -53,6 +53,7 @@ def measure_fidelity(
     engine: EngineName = "auto",
     device: str = "auto",
     template: str | None = None,
+    system: str | None = None,
     max_length: int | None = None,
     memory: str | int | None = None,
     layout: str | None = None,
@@ -73,7 +74,7 @@ def measure_fidelity(
     data: a file in one of the forms of `lightrm.data.record_forms`, what `read_questions` returned, or such records;
     name: what the report calls it.
     reference: the scheme that the others are compared with. Its layers are streamed if they do not fit into memory.
-    engine, device, template, max_length, memory, layout, label: as for `load`.
+    engine, device, template, system, max_length, memory, layout, label: as for `load`.
     calibration, calibration_tokens: as for `load`; for schemes whose name ends in "+cal".
     layers: also measure how far each layer alone moves the scores, for schemes with int8 activations.
     keep: a folder in which finished scores are kept, so that a run that was stopped goes on.
@@ -84,7 +85,7 @@ def measure_fidelity(
     questions = questions_of(data, tell)
     options = LoadOptions(
         engine=engine, device=device, template=template, max_length=max_length, memory=memory, layout=layout,
-        label=label,
+        label=label, system=system,
     )  # fmt: skip
     subject = Subject.of(model, reference_model, schemes)
     place = choose_device(device)
