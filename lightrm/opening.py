@@ -135,7 +135,9 @@ def open_model(
     if report.kernels.slow:
         warnings.warn(f"slow kernels: {report.kernels}", KernelWarning, stacklevel=3)
     engine = loaded.engine(scheme, residence, text.segments)
-    text = replace(text, vocabulary=engine.architecture.vocabulary)
+    rows = engine.architecture.vocabulary  # of the embedding: trainers extend it without updating config.json
+    steps = None if text.steps is None else replace(text.steps, vocabulary=rows)
+    text = replace(text, vocabulary=rows, steps=steps)
     left = options if given is None else replace(options, memory=given - report.bytes)
     exact = reference_of(path_or_id, reference, source, left)
     return RewardModel(source.checkpoint, engine, report, text, exact, head)
@@ -198,5 +200,6 @@ def reference_of(
     if reference is None and isinstance(source, Quantized):
         return None
     if reference is not None:
-        path_or_id, options = reference, replace(options, revision=None, base=None, layout=None)
+        layout = source.checkpoint.layout.name if source.checkpoint.layout.asked else None
+        path_or_id, options = reference, replace(options, revision=None, base=None, layout=layout)
     return lambda scheme: open_model(path_or_id, replace(options, scheme=scheme, token_budget=None))

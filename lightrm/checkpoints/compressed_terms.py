@@ -74,7 +74,12 @@ class CompressedTerms:
         if all(group.format == "pack-quantized" for group in self.groups):
             return "w4a16"
         kept = all(
-            group.kind == "int" and group.strategy == "channel" and group.symmetric and group.rounds_inputs
+            group.kind == "int"
+            and group.bits == 8
+            and group.strategy == "channel"
+            and group.symmetric
+            and group.rounds_inputs
+            and group.format != "pack-quantized"
             for group in self.groups
         )
         return "w8a8" if kept else None

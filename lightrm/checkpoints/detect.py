@@ -37,7 +37,14 @@ from lightrm.checkpoints.layout import IGNORED, Layout
 from lightrm.checkpoints.quantized import seen_through
 from lightrm.checkpoints.source import TensorSource, check_index, main_files
 from lightrm.checkpoints.stored import check_finished
-from lightrm.errors import CheckpointError, ConfigError, InputError, MissingHeadError, TensorMismatchError
+from lightrm.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    MissingHeadError,
+    TensorMismatchError,
+    UnsupportedModelError,
+)
 
 # The first that matches wins: the more particular ones come first.
 LAYOUTS: tuple[Layout, ...] = (
@@ -227,6 +234,11 @@ def asked_layout(config: Config, names: Iterable[str], asked: str) -> Layout:
     if output_layer_heads.HEAD not in names:
         raise MissingHeadError(
             f"{config.path.parent}: layout {asked} reads {output_layer_heads.HEAD}, which the weights do not hold"
+        )
+    if config.has("final_logit_softcapping"):
+        raise UnsupportedModelError(
+            f"{config.path}: the scores of layout {asked} are logits, which final_logit_softcapping caps; lightrm does "
+            "not"
         )
     return layouts[asked]
 

@@ -132,7 +132,7 @@ class PackedSource(TensorSource):
 
     def rows(self, name: str, which: Sequence[int]) -> torch.Tensor:
         """As `TensorSource.rows`; a packed weight is dequantized whole."""
-        if self.packed(name) is None:
+        if self.quantized(name) is None:
             return self.stored.rows(name, which)
         return self.read(name)[torch.tensor(which)]
 

@@ -83,7 +83,7 @@ class Loader:
     def read(self, ours: str) -> torch.Tensor:
         """Return one tensor by our name, a norm's weight as it is applied. Raises NumericsError if it is not finite."""
         tensor = self.checkpoint.read(ours)
-        if self.architecture.norms_add_one and ours.endswith("norm.weight"):
+        if self.architecture.norms_add_one and ours.endswith("norm.weight") and not ours.startswith("gate."):
             tensor = tensor.float() + 1  # in float32: in half precision, w near 0 would lose its last bits
         if not self.measures:
             return tensor

@@ -134,8 +134,13 @@ def open_source(
     if quantized_folder.is_native(folder):
         if engine == "transformers":
             raise UnsupportedModelError(f"{folder} was quantized by lightrm, whose own engine alone runs it")
-        return Quantized(*quantized_folder.open_native(folder))
+        opened = Quantized(*quantized_folder.open_native(folder))
+        if layout not in (None, opened.manifest.layout):
+            raise InputError(f"{folder} holds a model of layout {opened.manifest.layout}, and not of {layout!r}")
+        return opened
     if (found := class_of(folder, engine)) is not None:
+        if layout is not None or base is not None:
+            raise InputError("layout and base are for models that lightrm's own decoder runs; this one has neither")
         return open_through_transformers(folder, *found)
     asked = PUBLISHED.get(str(path_or_id)) if layout is None else layout
     checkpoint = open_checkpoint(folder, os.fspath(base) if base is not None else None, asked)

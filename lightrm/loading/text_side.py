@@ -6,10 +6,11 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from lightrm.architecture import Architecture
 from lightrm.checkpoints.model_files import ModelFiles
 from lightrm.checkpoints.score_position import Reading
 from lightrm.engine.scoring_engine import Shape
-from lightrm.errors import InputError, TemplateError, TokenizerError
+from lightrm.errors import InputError, TemplateError, TokenizerError, UnsupportedModelError
 from lightrm.loading.options import LoadOptions
 from lightrm.text.chat_template import ChatTemplate
 from lightrm.text.conversation import Prompt, opens_itself, responses_of, system_turn, turns_of
@@ -76,6 +77,8 @@ class TextSide:
         """
         if self.tokens is None:
             raise TokenizerError(self.missing)
+        if self.steps is not None:
+            raise InputError("a process reward model scores the steps of an answer: use score_steps, or score")
         if isinstance(self.template, PairTemplate):
             raise TemplateError("this model reads prompt and answer as a pair of texts, not as one: use score")
         found = self.tokens.encode_templated(self.template, texts, self.max_length, self.strict)
@@ -186,6 +189,11 @@ def step_side(checkpoint: ModelFiles, a: Shape, options: LoadOptions) -> TextSid
     for name, given in (("template", options.template), ("system", options.system)):
         if given is not None:
             raise InputError(f"a process reward model's texts have the form of its own code: load it without {name}=")
+    if isinstance(a, Architecture) and a.scaled_from is not None and checkpoint.layout.steps != "turns":
+        raise UnsupportedModelError(
+            f"{checkpoint.config.path}: with longrope the whole answer decides how its steps turn, and lightrm reads "
+            "each step in a text that ends there: it does not run this model"
+        )
     folder, missing = checkpoint.tokenizer_folder(), "a process reward model scores steps: use score_steps"
     tokens, steps = None, None
     try:

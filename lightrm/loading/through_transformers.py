@@ -14,11 +14,11 @@ from pathlib import Path
 import torch
 
 from lightrm.checkpoints.class_checkpoint import ClassCheckpoint, open_class_checkpoint
-from lightrm.checkpoints.config import Config, read_config
-from lightrm.checkpoints.detect import listed
+from lightrm.checkpoints.config import Config, read_config, shown
+from lightrm.checkpoints.detect import LAYOUTS, listed
 from lightrm.checkpoints.families import read_architecture
 from lightrm.checkpoints.head_outputs import check_outputs
-from lightrm.checkpoints.named_class import NamedClass, named_class
+from lightrm.checkpoints.named_class import OPEN_ASSISTANT, NamedClass, named_class
 from lightrm.display.progress import Advance
 from lightrm.engine.class_memory import class_residence, class_scheme, packed_scheme
 from lightrm.engine.memory import Room
@@ -100,6 +100,12 @@ def reason(error: str, config: Config) -> str:
 
 def open_through_transformers(folder: Path, config: Config, named: NamedClass, why: str) -> ThroughTransformers:
     """Read names and shapes, and compare them with the class's. Raises a CheckpointError."""
+    own = sorted(name for layout in LAYOUTS for name in layout.fields if config.has(name))
+    if own and named.name != OPEN_ASSISTANT:
+        raise UnsupportedModelError(
+            f"{config.path} has {own[0]} {shown(config.raw[own[0]])}, which the code of its trainer reads and "
+            f"{named.name} does not: its scores would be others"
+        )
     checkpoint = open_class_checkpoint(folder, config, named, why == ASKED)
     outline = outline_of(config, named)
     source = checkpoint.source

@@ -107,6 +107,14 @@ def windows_by_type(config: Config, types: list[str], window: int) -> tuple[int 
     return found if any(found) else ()
 
 
+def read_window(config: Config, default: int) -> int:
+    """Return how many positions a layer with a window sees. Raises UnsupportedModelError if the config says that there
+    is no window, and yet that layers have one."""
+    if "sliding_window" in config.raw and not config.has("sliding_window"):
+        raise UnsupportedModelError(f"{config.path}: sliding_window is null, but the config gives layers a window")
+    return config.integer("sliding_window", default)
+
+
 def layer_types(config: Config) -> list[str] | None:
     """Return the field of that name, one entry for each layer; None if it is missing. Raises ConfigError or
     UnsupportedModelError."""

@@ -15,6 +15,7 @@ from lightrm.checkpoints.families.family import (
     check_activation,
     layer_types,
     read_layers,
+    read_window,
     windows_by_type,
 )  # fmt: skip
 from lightrm.checkpoints.families.gemma import gemma
@@ -40,7 +41,7 @@ def architecture(config: Config) -> Architecture:
         head_norms=True,
         post_norms=True,
         score_width=config.number("query_pre_attn_scalar", SCORE_WIDTH, positive=True),
-        windows=windows_by_type(config, types, config.integer("sliding_window", WINDOW)),
+        windows=windows_by_type(config, types, read_window(config, WINDOW)),
         local_positions=local,
     )
 
