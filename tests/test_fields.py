@@ -159,6 +159,7 @@ def test_every_field_called_read_is_read() -> None:
         ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 1}, (None, 64)),
         ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "max_window_layers": 0}, (64, 64)),
         ("qwen2", {"sliding_window": 64, "use_sliding_window": True}, ()),
+        ("qwen2", {"sliding_window": None, "use_sliding_window": True, "max_window_layers": 0}, ()),
         ("qwen2", {"sliding_window": 64, "use_sliding_window": True, "layer_types": ["full_attention"] * 2}, ()),
         (
             "qwen3",
@@ -186,6 +187,9 @@ def test_windows_are_those_that_transformers_reads(family: str, more: dict, wind
 @pytest.mark.parametrize(
     ("family", "more", "says"),
     [
+        ("gemma2", {"sliding_window": None}, "sliding_window is null, but the config gives layers a window"),
+        ("gemma3_text", {"sliding_window": None}, "sliding_window is null"),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "has sliding_attention, but use_sliding_window is off"),
         ("gemma2", {"hidden_act": "silu"}, "hidden_act 'silu' is not supported, expected 'gelu_pytorch_tanh'"),
         ("qwen3", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported, expected 'silu'"),
         ("gemma2", {"layer_types": ["full_attention"] * 3}, "layer_types has 3 entries for 2 layers"),

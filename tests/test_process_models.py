@@ -231,6 +231,9 @@ def test_who_does_not_say_how_gets_no_single_score(one: tuple[str, Published]) -
             call()
     with pytest.raises(lightrm.InputError, match="reduce must be one of"):
         lightrm.load(model.folder, reduce="median", **model.load)
+    rm = lightrm.load(model.folder, scheme="fp32", device="cpu", reduce="min", **model.load)
+    with pytest.raises(lightrm.InputError, match="scores the steps of an answer: use score_steps, or score"):
+        rm.score_text(["hello world"])
     with pytest.raises(lightrm.LightRMError, match="score_steps"):
         rm.explain(PROMPT, "42")
     with pytest.raises(lightrm.InputError, match="found both"):

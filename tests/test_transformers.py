@@ -278,6 +278,19 @@ def test_native_families_run_in_either_engine(tmp_path: Path) -> None:
         lightrm.load(tmp_path / "quantized", engine="transformers")
 
 
+def test_what_a_trainer_wrote_into_the_config_is_not_ignored(tmp_path: Path) -> None:
+    """OpenRLHF's normalization: transformers' class does not know it, and would give scores on another scale."""
+    folder = written("LlamaForSequenceClassification", tmp_path, pad_token_id=1)
+    config = json.loads((folder / "config.json").read_text())
+    more = {"value_head_prefix": "score", "normalize_reward": True, "mean": 1.0, "std": 2.0}
+    (folder / "config.json").write_text(json.dumps(config | more))
+    lightrm.load(folder)
+    with pytest.raises(
+        errors.UnsupportedModelError, match=r"which the code of its trainer reads and Llama\w+ does not"
+    ):
+        lightrm.load(folder, engine="transformers")
+
+
 PROPORTIONAL = {"rope_type": "proportional", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
 
 
