@@ -18,7 +18,8 @@ from typing import Any
 from lightrm.data.record_files import read_rows
 from lightrm.data.record_forms import answers_of
 from lightrm.errors import InputError
-from lightrm.text.conversation import Prompt, kind
+from lightrm.text.columns import kind
+from lightrm.text.conversation import Prompt
 
 HAN = re.compile(r"[\u3400-\u9fff]")
 MOSTLY_HAN = 0.2  # share of characters from which a text counts as Chinese

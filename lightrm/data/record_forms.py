@@ -22,7 +22,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from lightrm.errors import InputError
-from lightrm.text.conversation import Prompt, items, kind, response_of, responses_of, text_of, turn_of, turns_of
+from lightrm.text.columns import items, kind
+from lightrm.text.conversation import Prompt, response_of, responses_of, text_of, turn_of, turns_of
 from lightrm.text.templates import Turn
 
 SPEAKER = re.compile(r"(?:^|\n\n)(System|Human|Assistant):")
