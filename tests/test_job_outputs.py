@@ -208,7 +208,8 @@ def test_files_that_are_refused_or_partly_read(rm, tmp_path: Path) -> None:
 
     for name, content, says in (
         ("a.jsonl", "\ufeffprompt".encode("utf-16"), "text in UTF-16"),
-        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd...", "compressed by zstd"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd...", "ends within a frame of zstd"),
+        ("a.jsonl.xz", b"\xfd7zXZ\0...", "compressed by xz"),
         ("a.csv", b"prompt,response,prompt\n1,2,3\n", "names 'prompt' twice"),
         ("a.json", b'[{"prompt": "x", "response": "y"}, {"prom', "item 2 is no JSON"),
         ("a.parquet", b"PAR1 and no more", "cut short or damaged"),
