@@ -217,12 +217,12 @@ def test_files_that_are_refused_or_partly_read(rm, tmp_path: Path) -> None:
         with pytest.raises(lightrm.InputError, match=says):
             rows(name, content)
     assert rows("b.csv", b"prompt,response\nx,y\nx,y,z\n\xff,y\n") == [
-        "row 2: 3 cells under a header of 2",
-        "row 3: prompt holds a lone surrogate '\\udcff' at character 0: it is not valid text; decode the source with "
-        "errors='replace' or repair it",
+        "b.csv, row 2: 3 cells under a header of 2",
+        "b.csv, row 3: prompt holds a lone surrogate '\\udcff' at character 0: it is not valid text; decode the source "
+        "with errors='replace' or repair it",
     ]
     assert rows("b.json", b' [{"prompt": "x", "response": "y"}, 7, {"prompt": "x", "response": "y"}]') == [
-        "item 2: expected an object, found int 7"
+        "b.json, item 2: expected an object, found int 7"
     ]
     twice = pa.table([pa.array(["x"]), pa.array(["x"])], names=["prompt", "prompt"])
     pq.write_table(twice, tmp_path / "twice.parquet")

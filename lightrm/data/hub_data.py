@@ -42,9 +42,10 @@ class HubFiles:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What a repository holds at a commit."""
+    """What a repository holds at a commit. revision: as it was asked for."""
 
     repo: str
+    revision: str | None
     commit: str
     files: tuple[str, ...]
 
@@ -83,7 +84,7 @@ def listed(repo: str, revision: str | None) -> Listing:
     at = "" if revision is None else f" at revision {revision}"
     try:
         info = huggingface_hub.HfApi().dataset_info(repo, revision=revision, timeout=20)
-        return Listing(repo, str(info.sha), tuple(sorted(one.rfilename for one in info.siblings or ())))
+        return Listing(repo, revision, str(info.sha), tuple(sorted(one.rfilename for one in info.siblings or ())))
     except Exception as error:
         if not unreachable(error):
             raise
@@ -100,16 +101,18 @@ def listed(repo: str, revision: str | None) -> Listing:
             "name and the network, and log in if it is not open to all"
         ) from reason
     files = sorted(path.relative_to(kept).as_posix() for path in kept.rglob("*") if path.is_file())
-    return Listing(repo, kept.name, tuple(files))
+    return Listing(repo, revision, kept.name, tuple(files))
 
 
 def fetched(listing: Listing, names: Iterable[str]) -> list[Path]:
+    """Fetch files by the revision's name, under which the cache then finds them without a network. Raises InputError,
+    also if the name came to mean another commit meanwhile."""
     import huggingface_hub  # noqa: PLC0415
 
     found = []
     for name in names:
         try:
-            path = huggingface_hub.hf_hub_download(listing.repo, name, repo_type="dataset", revision=listing.commit)
+            path = huggingface_hub.hf_hub_download(listing.repo, name, repo_type="dataset", revision=listing.revision)
         except Exception as error:
             if not unreachable(error):
                 raise
@@ -117,6 +120,8 @@ def fetched(listing: Listing, names: Iterable[str]) -> list[Path]:
                 f"{name} of the data set {listing.repo} could not be fetched: {first_line(error)}"
             ) from error
         found.append(Path(path))
+        if listing.commit not in found[-1].parts:
+            raise InputError(f"the data set {listing.repo} was changed while it was fetched: try again")
     return found
 
 

@@ -65,7 +65,7 @@ def chosen_files(
         several = config is not None or len(folders) > 1
         name = one_of(where, "config", folders, config, "default") if several else ""
         splits = by_names(folders[name] if several else readable)
-    part = one_of(where, "split", splits, None if split is None else SPLIT_OF.get(split, split), "")
+    part = one_of(where, "split", splits, split, "")
     found = splits[part]
     kinds = sorted({kind_of(file) or file for file in found})
     if len(kinds) != 1:
@@ -83,7 +83,7 @@ def one_of(where: str, what: str, there: Iterable[str], asked: str | None, usual
         )
     if asked is None and len(names) == 1:
         return names[0]
-    found = usual if asked is None else asked
+    found = usual if asked is None else SPLIT_OF.get(asked, asked) if what == "split" else asked
     if found in names:
         return found
     if asked is None:
