@@ -79,10 +79,11 @@ def questions_of(data: object, tell: Tell | None = None) -> list[Question]:
     or of a list of questions or records. Raises InputError."""
     if isinstance(data, str | os.PathLike | DataSource):
         return read_questions(data, tell)
-    if isinstance(data, Mapping | bytes) or not isinstance(data, Iterable):
+    records = records_of(data)
+    if isinstance(data, Mapping | bytes) or not isinstance(records, Iterable):
         raise InputError(f"expected questions, records or the path of a file, found {kind(data)}")
     found = []
-    for number, one in enumerate(records_of(data), 1):
+    for number, one in enumerate(records, 1):
         try:
             found.append(one if isinstance(one, Question) else question_of(one))
         except InputError as error:
@@ -126,15 +127,13 @@ def question_of(record: Any, columns: Columns = ALL) -> Question:
     )
 
 
-def records_of(data: Iterable[Any]) -> Iterable[Any]:
+def records_of(data: Any) -> Any:
     """Return the rows of a table as records, by what its type can do; anything else as it is."""
     if has(data, "iter_rows"):  # polars
-        return data.iter_rows(named=True)  # type: ignore[attr-defined, no-any-return]
+        return data.iter_rows(named=True)
     if has(data, "iterrows"):  # pandas, whose cells without a value are NaN
-        return map(valued, data.to_dict("records"))  # type: ignore[attr-defined]
-    if has(data, "to_pylist"):
-        return data.to_pylist()  # type: ignore[attr-defined, no-any-return]
-    return data
+        return map(valued, data.to_dict("records"))
+    return data.to_pylist() if has(data, "to_pylist") else data  # pyarrow
 
 
 def valued(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -85,4 +85,6 @@ def plain(value: Any) -> Any:
 
 
 def kind(value: object) -> str:
-    return "None" if value is None else f"{type(value).__name__} {value!r:.60}"
+    """Return a value's type and its beginning, in one line."""
+    shown = repr(value) if isinstance(value, str | bytes) else " ".join(repr(value).split())
+    return "None" if value is None else f"{type(value).__name__} {shown:.60}"
