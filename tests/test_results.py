@@ -25,6 +25,7 @@ from benchmarks import (
     text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
+from benchmarks.clients import polars_columns
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
@@ -40,6 +41,7 @@ TABLES = {
     "gptqmodel_files": gptqmodel_files.sentence,
     "loading": loading.table,
     "mixed": mixed.table,
+    "polars_columns": polars_columns.sentence,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
     "sharing_cpu": sharing.table,
