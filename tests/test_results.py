@@ -110,3 +110,9 @@ def test_peers_compute_the_same_model() -> None:
     assert rows["transformers bf16"]["error"] < 0.03
     assert max(rows[name]["error"] for name in ("lightrm w8a8", "torch quantize_dynamic")) < 0.1
     assert all(row["error"] is None or row["error"] < 1 for row in rows.values()), "4 bits, of four random scores"
+
+
+def test_columns_of_polars_gave_what_lists_give() -> None:
+    held = read_result("polars_columns")["held"]
+    assert all(held.values())
+    assert len(held) == 13
