@@ -180,7 +180,7 @@ def test_columns() -> None:
     assert Columns("question").answers(pair).prompt == "q"
     for columns, says in (
         (asked("gone"), "there is no column 'gone', found 'id', 'question', 'prompt', 'a', 'b', 'winner'$"),
-        (asked("a", prompt="promt"), "there is no column 'promt'"),
+        (asked("a", prompt="ask"), "there is no column 'ask'"),
         (asked("id"), '"responses" must be a list|responses must be a list of strings, found int 1'),
     ):
         with pytest.raises(InputError, match=says):
@@ -211,12 +211,12 @@ def test_columns_of_commands(folder: Path, rm: lightrm.RewardModel, tmp_path: Pa
     piped = rows(run("score", "-", "-m", folder, *chosen[:4], stream=content))
     assert [row["scores"] for row in piped] == [pytest.approx(one[:1], abs=1e-5) for one in wanted]
     for name in ("in.csv", "in.parquet"):
-        told = run("score", tmp_path / name, "-m", folder, "--prompt-column", "promt")
+        told = run("score", tmp_path / name, "-m", folder, "--prompt-column", "ask")
         assert told.exit_code == 1
-        assert f"{name}: there is no column 'promt', found 'id', 'question'" in told.stderr, "once, not for each row"
-    told = run("score", tmp_path / "in.jsonl", "-m", folder, "--prompt-column", "promt")
-    assert told.stderr.count("there is no column 'promt'") == 4, "each line of JSON may have other fields"
-    assert "in.jsonl, line 4: there is no column 'promt', found 'id', 'question', 'prompt'" in told.stderr
+        assert f"{name}: there is no column 'ask', found 'id', 'question'" in told.stderr, "once, not for each row"
+    told = run("score", tmp_path / "in.jsonl", "-m", folder, "--prompt-column", "ask")
+    assert told.stderr.count("there is no column 'ask'") == 4, "each line of JSON may have other fields"
+    assert "in.jsonl, line 4: there is no column 'ask', found 'id', 'question', 'prompt'" in told.stderr
 
 
 OTHERS = {
