@@ -214,6 +214,8 @@ def test_columns_of_commands(folder: Path, rm: lightrm.RewardModel, tmp_path: Pa
         told = run("score", tmp_path / name, "-m", folder, "--prompt-column", "ask")
         assert told.exit_code == 1
         assert f"{name}: there is no column 'ask', found 'id', 'question'" in told.stderr, "once, not for each row"
+    told = run("score", "-", "-m", folder, "--prompt-column", "ask", stream=(tmp_path / "in.csv").read_bytes())
+    assert "Error: InputError: standard input: there is no column 'ask', found 'id', 'question'" in told.stderr
     told = run("score", tmp_path / "in.jsonl", "-m", folder, "--prompt-column", "ask")
     assert told.stderr.count("there is no column 'ask'") == 4, "each line of JSON may have other fields"
     assert "in.jsonl, line 4: there is no column 'ask', found 'id', 'question', 'prompt'" in told.stderr

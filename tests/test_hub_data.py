@@ -220,6 +220,9 @@ def test_what_cannot_be_had(hub: Hub) -> None:
     ):
         with pytest.raises(InputError, match=says):
             hub_files(address)
+    hub.held["owner/bare", SHA]["../../../../out_train.csv"] = b"prompt,response\n"
+    with pytest.raises(InputError, match=r"out_train\.csv of the data set owner/bare could not be fetched: "):
+        hub_files("hf://datasets/owner/bare/../../../../out_train.csv")
     hub.held["owner/pairs", SHA]["README.md"] = b"---\nconfigs: [unclosed\n---\n"
     with pytest.raises(InputError, match=r"the card of owner/pairs cannot be read: .*; name a file of it"):
         hub_files(PAIRS, split="train")

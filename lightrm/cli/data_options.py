@@ -47,9 +47,9 @@ def data_options(place: str, limit: str) -> Callable[[Command], Command]:
                 values["limit"] = given.pop("limit")
             return command(data=chosen(asked, place, **given), **values)
 
-        for option in reversed(OPTIONS):
+        for option in reversed((*OPTIONS, click.option("--limit", type=click.IntRange(1), help=limit))):
             run = option(run)
-        return click.option("--limit", type=click.IntRange(1), help=limit)(run)
+        return run
 
     return decorate
 

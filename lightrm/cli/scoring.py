@@ -18,7 +18,10 @@ from lightrm.cli.shared_options import load_options, quiet, tell
 from lightrm.loading.options import LoadOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lightrm.data.data_source import DataSource
+    from lightrm.data.records import Row
     from lightrm.display.progress import AdvanceRows
 
 SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
@@ -78,9 +81,11 @@ def score(data: DataSource, model: str, output: str, options: LoadOptions, quiet
             tell(f"stopped; the same command goes on from {output}{UNFINISHED}")
             raise
     else:
-        names = data.columns.names
-        every = stream_rows(click.open_file("-", "rb"), data.name, names) if data.piped else data.rows()
-        rows = islice(every, data.limit)
+        if data.piped:
+            every = stream_rows(click.open_file("-", "rb"), data.name, data.columns.names)
+            rows: Iterator[Row] = islice(data.checked(every, data.name), data.limit)
+        else:
+            rows = data.rows()
         total = None if data.piped or quiet else sum(1 for _ in data.rows())
         with make_bar(total) as advance_rows, click.open_file("-", "w", encoding="utf-8") as sink:
             counts = job.score_stream(rm, model, rows, sink, tell, advance_rows, data.columns)

@@ -46,10 +46,15 @@ class DataSource:
 
     def every_row(self) -> Iterator[Row]:
         for path in self.files:
-            for k, row in enumerate(read_rows(path, self.columns.names)):
-                if k == 0 and row.unit == "row" and not row.error:
-                    self.columns.check(row.record, path.name)
+            for row in self.checked(read_rows(path, self.columns.names), path.name):
                 yield replace(row, file=self.called(path))
+
+    def checked(self, rows: Iterator[Row], file: str) -> Iterator[Row]:
+        """Yield rows. Raises InputError if they are those of a table that lacks a chosen column. file: its name."""
+        for k, row in enumerate(rows):
+            if k == 0 and row.unit == "row" and not row.error:
+                self.columns.check(row.record, file)
+            yield row
 
     def called(self, path: Path) -> str:
         """Return what messages call a file; nothing for what came through a pipe."""

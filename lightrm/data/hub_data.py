@@ -114,7 +114,7 @@ def fetched(listing: Listing, names: Iterable[str]) -> list[Path]:
         try:
             path = huggingface_hub.hf_hub_download(listing.repo, name, repo_type="dataset", revision=listing.revision)
         except Exception as error:
-            if not unreachable(error):
+            if not unreachable(error) and not isinstance(error, ValueError):  # such as a name that leaves the cache
                 raise
             raise InputError(
                 f"{name} of the data set {listing.repo} could not be fetched: {first_line(error)}"
