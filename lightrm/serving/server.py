@@ -65,16 +65,20 @@ def run(app: Starlette, host: str, port: int, seconds: float, listening: Callabl
 
     port: 0 for any that is free. seconds: for a request's headers to arrive. listening: called with the port.
     """
-    protocol: Any = partial(TimedProtocol, seconds=seconds)
-    config = uvicorn.Config(
-        app, host=host, port=port, http=protocol, ws="none", access_log=False, log_config=None, server_header=False,
-        date_header=False, backlog=WAITING_CONNECTIONS, lifespan="on",
-    )  # fmt: skip
+    config = config_of(app, host, port, seconds)
     with config.bind_socket() as socket:
         socket.listen(WAITING_CONNECTIONS)
         sys.setswitchinterval(SWITCH)
         listening(socket.getsockname()[1])
         uvicorn.Server(config).run(sockets=[socket])
+
+
+def config_of(app: Starlette, host: str, port: int, seconds: float) -> uvicorn.Config:
+    protocol: Any = partial(TimedProtocol, seconds=seconds)
+    return uvicorn.Config(
+        app, host=host, port=port, http=protocol, ws="none", access_log=False, log_config=None, server_header=False,
+        date_header=False, backlog=WAITING_CONNECTIONS, lifespan="on",
+    )  # fmt: skip
 
 
 def warm_up(rm: RewardModel) -> None:

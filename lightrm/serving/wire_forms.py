@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 Turns = list[dict[str, Any]]
 Text = str | Turns
@@ -30,8 +30,12 @@ class ScoreAsked(Form):
 class PairsAsked(Form):
     """vLLM's: pairs of texts. One query stands for all documents."""
 
-    queries: str | list[str] = Field(description="Prompts; also called text_1.")
-    documents: str | list[str] = Field(description="Answers; also called text_2.")
+    queries: str | list[str] = Field(
+        validation_alias=AliasChoices("queries", "text_1"), description="Prompts; also called text_1."
+    )
+    documents: str | list[str] = Field(
+        validation_alias=AliasChoices("documents", "text_2"), description="Answers; also called text_2."
+    )
     use_activation: bool | None = Field(None, description="true: the sigmoid of each score.")
 
 
