@@ -25,10 +25,11 @@ from benchmarks import (
     text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
-from benchmarks.clients import polars_columns
+from benchmarks.clients import browser, load, polars_columns
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
+    "browser": browser.sentence,
     "bundled_model": bundled_model.table,
     "exact": exact.table,
     "fidelity": fidelity.table,
@@ -39,6 +40,7 @@ TABLES = {
     "gemma_rotations": gemma.rotations_table,
     "gptq_files": gptq_files.sentence,
     "gptqmodel_files": gptqmodel_files.sentence,
+    "load": load.table,
     "loading": loading.table,
     "mixed": mixed.table,
     "polars_columns": polars_columns.sentence,

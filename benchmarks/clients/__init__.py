@@ -1,1 +1,1 @@
-"""Programs that call lightrm and are too large for CI: each script runs one for real and writes what it found."""
+"""Programs that call lightrm, run for real: too heavy for the tests, their results lie beside the other benchmarks'."""
