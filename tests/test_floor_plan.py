@@ -20,7 +20,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 WINGS = (
     "__init__", "cli", "serving", "measure", "jobs", "opening", "scorer", "loading", "engine", "checkpoints", "judge",
     "data", "text", "model", "kernels", "schemes", "architecture", "display", "typed_json", "checksums", "files",
-    "hub_errors", "errors",
+    "errors",
 )  # fmt: skip
 FLOOR = {wing: level for level, wing in enumerate(WINGS)}
 HEAVY = ("transformers", "ray", "trl", "bitsandbytes", "peft", "datasets", "pandas", "polars")

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 
 from lightrm.checkpoints.gguf_file import ENDING
+from lightrm.display.hub_errors import first_line, unreachable
 from lightrm.errors import CheckpointError, DownloadError
-from lightrm.hub_errors import first_line, unreachable
 from lightrm.text.tokenizer_files import MODEL, OTHERS
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")

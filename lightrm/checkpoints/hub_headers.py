@@ -25,8 +25,8 @@ from lightrm.checkpoints.hub import DEMO, HUB_ID, SMALL, local, resolve, wanted
 from lightrm.checkpoints.outline_files import CURE, write_outline
 from lightrm.checkpoints.source import INDEXES, PICKLES, weight_map
 from lightrm.checkpoints.stored import MANIFEST
+from lightrm.display.hub_errors import first_line, unreachable
 from lightrm.errors import CheckpointError, DownloadError
-from lightrm.hub_errors import first_line, unreachable
 
 TIMEOUT = 20  # seconds of a request
 

@@ -20,8 +20,8 @@ from typing import Any
 from urllib.parse import unquote
 
 from lightrm.data.hub_splits import chosen_files, matching
+from lightrm.display.hub_errors import first_line, unreachable
 from lightrm.errors import InputError
-from lightrm.hub_errors import first_line, unreachable
 
 HUB = "hf://"
 PARQUET_COPY = "refs/convert/parquet"

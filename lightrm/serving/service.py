@@ -22,9 +22,9 @@ from starlette.routing import Route
 from lightrm.errors import LightRMError
 from lightrm.scorer import RewardModel
 from lightrm.serving import wire_forms as forms
+from lightrm.serving.doorkeeper import LOG, Doorkeeper
 from lightrm.serving.endpoints import ENDPOINTS, Asked, Endpoint, form_of
 from lightrm.serving.gatherer import Answers, Gatherer, Texts
-from lightrm.serving.guard import LOG, Guard
 from lightrm.serving.limits import Access, Limits
 from lightrm.serving.openapi import document
 from lightrm.serving.refusals import RefusedError, refusal_of
@@ -99,8 +99,10 @@ def application(
     routes = [Route(path, posted(one), methods=["POST"]) for one in ENDPOINTS for path in one.paths]
     routes += [Route(path, handler) for path, handler in (got | dict.fromkeys(PAGES, page)).items()]
     paths = frozenset(route.path for route in routes)
-    guard = Middleware(Guard, access=access, limits=limits, tallies=tallies, paths=paths)
-    return Starlette(routes=routes, middleware=[guard], lifespan=lifespan, exception_handlers={HTTPException: no_route})
+    doorkeeper = Middleware(Doorkeeper, access=access, limits=limits, tallies=tallies, paths=paths)
+    return Starlette(
+        routes=routes, middleware=[doorkeeper], lifespan=lifespan, exception_handlers={HTTPException: no_route}
+    )
 
 
 def answering(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

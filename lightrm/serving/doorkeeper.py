@@ -30,7 +30,7 @@ class HungUpError(Exception):
     """The client is gone."""
 
 
-class Guard:
+class Doorkeeper:
     """paths: of all routes."""
 
     def __init__(self, app: ASGIApp, access: Access, limits: Limits, tallies: Tallies, paths: frozenset[str]) -> None:

@@ -1,4 +1,4 @@
-"""What went wrong when the hub was asked, in one line. The HTTP client's own errors change between versions of
+"""What people are told when the hub cannot be asked, in one line. The HTTP client's own errors change between versions of
 huggingface-hub."""
 
 from __future__ import annotations
