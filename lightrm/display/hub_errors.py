@@ -1,5 +1,5 @@
-"""What people are told when the hub cannot be asked, in one line. The HTTP client's own errors change between versions of
-huggingface-hub."""
+"""What people are told when the hub cannot be asked, in one line. The HTTP client's own errors change between versions
+of huggingface-hub."""
 
 from __future__ import annotations
 
