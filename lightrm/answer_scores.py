@@ -43,8 +43,7 @@ class AnswerScores:
                 reduce = reducer(steps.reduce)
                 return of_steps([one for turns, texts in asked for one in self.in_steps(turns, texts, advance)], reduce)
             encoded = [one for turns, texts in asked for one in self.read(turns, texts, advance)]
-        side = self.text.template.cut if self.text.template is not None else ""
-        return AnswerIds(self.kept(encoded, side, stacklevel + 1))
+        return AnswerIds(self.kept(encoded, self.text.side, stacklevel + 1))
 
     def read(self, turns: list[Turn], texts: list[str], advance: Advance) -> list[Encoded]:
         found = self.text.encode(turns, texts)
