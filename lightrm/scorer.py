@@ -14,7 +14,6 @@ from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.checkpoints.model_files import ModelFiles
 from lightrm.cross_encoder import EvaluatedAsCrossEncoder
 from lightrm.display.sizes import size_text
-from lightrm.engine.answer_ids import AnswerIds
 from lightrm.engine.engine import Engine
 from lightrm.engine.scoring_engine import ScoreHead, ScoringEngine
 from lightrm.engine.step_scores import StepScorer, steps_of
@@ -265,11 +264,6 @@ class RewardModel(EvaluatedAsCrossEncoder):
         texts. Other options and errors as in `score`.
         """
         return self._answers.ids(asked_once(prompts, responses, system), progress).whole
-
-    def answer_ids(self, prompts: Iterable[Prompt], responses: Responses, *, progress: bool = False) -> AnswerIds:
-        """As `encode`, with what makes one score of each answer, for measurements of the same ids under many schemes:
-        `ids.made(rm.score_ids(ids.sequences))` is `score_batch`."""
-        return self._answers.ids(asked_once(prompts, responses), progress)
 
     def save(self, folder: str | os.PathLike[str], *, progress: bool = False) -> None:
         """Write the model as a quantized folder, which `lightrm.load` reads quickly. progress: show a bar over the

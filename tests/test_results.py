@@ -25,6 +25,7 @@ from benchmarks import (
     text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
+from benchmarks.clients import sentence_transformers
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
@@ -42,6 +43,7 @@ TABLES = {
     "mixed": mixed.table,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
+    "sentence_transformers": sentence_transformers.sentence,
     "sharing_cpu": sharing.table,
     "sharing_pass": sharing.sentence,
     "streaming": streaming.table,

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import lightrm
-from lightrm.cli import judging, looking, making, scoring
+from lightrm.cli import judging, looking, making, ranking, scoring
 from lightrm.errors import LightRMError
 
 
@@ -42,7 +42,8 @@ def main() -> None:
 
 
 for command in (
-    scoring.score, scoring.demo, looking.inspect, looking.plan, looking.doctor, making.quantize, judging.fidelity,
+    scoring.score, ranking.rank, ranking.explain, scoring.demo, looking.inspect, looking.plan, looking.doctor,
+    making.quantize, judging.fidelity,
     judging.evaluate, judging.verify_card,
 ):  # fmt: skip
     main.add_command(command)

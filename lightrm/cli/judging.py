@@ -30,7 +30,7 @@ SCHEMES_HELP = (
 @click.option("--layers", is_flag=True, help="Also measure how far each layer alone moves the scores.")
 @click.option("--limit", type=click.IntRange(1), help="Number of prompts to use, spread evenly over the data.")
 @click.option("--fail-under", type=float, help="Exit with 1 if Kendall's tau-b of a scheme is lower than this.")
-@load_options("engine", "device", "memory", "template", "system", "max_length", "layout", "label")
+@load_options("engine", "device", "memory", "template", "system", "max_length", "layout", "label", "weights", "reduce")
 @quiet
 def fidelity(
     model: str,
@@ -64,7 +64,8 @@ def fidelity(
         model, questions, name=data.name, schemes=[name.strip() for name in schemes.split(",")], reference=reference,
         reference_model=reference_model, engine=options.engine, device=options.device, template=options.template,
         system=options.system, max_length=options.max_length, memory=options.memory, layout=options.layout,
-        label=options.label, calibration=None if calibrate is None else calibration_pairs(calibrate),
+        label=options.label, weights=options.weights, reduce=options.reduce,
+        calibration=None if calibrate is None else calibration_pairs(calibrate),
         calibration_tokens=tokens, layers=layers, keep=output, tell=tell, progress=not quiet,
     )  # fmt: skip
     terminal().print(report.table(), *(alone.table() for alone in report.sensitivity))
@@ -87,7 +88,7 @@ def fidelity(
 @click.command()
 @click.argument("model")
 @click.option("--data", required=True, type=FILE, help="Labelled data: JSONL (also gzipped), Parquet or CSV.")
-@load_options("scheme", "engine", "device", "memory", "template", "system", "layout", "label")
+@load_options("scheme", "engine", "device", "memory", "template", "system", "layout", "label", "weights", "reduce")
 @click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
 @quiet
 def evaluate(model: str, data: Path, options: LoadOptions, as_json: bool, quiet: bool) -> None:
@@ -113,7 +114,7 @@ def evaluate(model: str, data: Path, options: LoadOptions, as_json: bool, quiet:
 @click.argument("model")
 @click.option("--card", type=FILE, help="Model card; default: README.md or MODEL_CARD.md beside the weights.")
 @click.option("--data", type=FILE, help="Labelled data of your own, to stand beside the card's evaluation.")
-@load_options("scheme", "engine", "device", "memory", "template", "system", "layout", "label")
+@load_options("scheme", "engine", "device", "memory", "template", "system", "layout", "label", "weights", "reduce")
 @click.option("--tolerance", default=0.05, show_default=True, help="How far a score may be from the published one.")
 @quiet
 def verify_card(

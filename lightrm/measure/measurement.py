@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightrm.answer_scores import AnswerScores
 from lightrm.checkpoints.contents import parts
 from lightrm.checkpoints.hub import resolve
 from lightrm.data.preferences import Question, questions_of
@@ -39,7 +40,7 @@ from lightrm.measure.sensitivity import measure_sensitivity
 from lightrm.opening import Pairs, open_model
 from lightrm.schemes.grammar import PACKED, parse_scheme
 from lightrm.scorer import RewardModel
-from lightrm.text.conversation import Prompt
+from lightrm.text.conversation import asked_once
 
 SCHEMES = ("w8a8", "w4a8")
 CALIBRATED = "+cal"
@@ -99,7 +100,7 @@ def measure_fidelity(
     run = Run(subject, options, tell, progress)
     rm = run.opened(subject.source, reference)
     check_runs(rm, subject.own)
-    ids = rm.answer_ids(*every_answer(questions), progress=progress)
+    ids = ids_of_all(rm, questions, progress)
     run.calibration = [] if calibration is None else rm.text.first_texts(calibration, calibration_tokens)
     key = {
         **identity(rm, str(subject.source_name)),
@@ -238,9 +239,11 @@ class Run:
         )
 
 
-def every_answer(questions: Sequence[Question]) -> tuple[list[Prompt], list[str]]:
-    """Return every answer of every question, in order, each with its prompt."""
-    return [q.prompt for q in questions for _ in q.responses], [r for q in questions for r in q.responses]
+def ids_of_all(rm: RewardModel, questions: Sequence[Question], progress: bool = False) -> AnswerIds:
+    """Return the ids of every answer of every question, in order."""
+    prompts = [q.prompt for q in questions for _ in q.responses]
+    answers = [r for q in questions for r in q.responses]
+    return AnswerScores(rm.text, rm.engine).ids(asked_once(prompts, answers), progress)
 
 
 def floor_of(reference: str, device: torch.device) -> str:
@@ -314,7 +317,7 @@ def evaluate(
     data = data or name_of(questions)
     asked = questions_of(questions)
     started = time.perf_counter()
-    ids = rm.answer_ids(*every_answer(asked), progress=progress)
+    ids = ids_of_all(rm, asked, progress)
     seconds = time.perf_counter() - started
     rm.engine.warm_up(ids.sequences)
     started = time.perf_counter()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightrm.answer_scores import AnswerScores
 from lightrm.architecture import Alibi
 from lightrm.data.preferences import Question
 from lightrm.display.progress import item_progress
@@ -29,7 +30,7 @@ from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel, native
-from lightrm.text.conversation import Prompt
+from lightrm.text.conversation import Asked, turns_of
 
 TOKENS = 8192  # of text that the passes run over
 
@@ -87,18 +88,16 @@ def measure_sensitivity(
 
 def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tuple[AnswerIds, np.ndarray]:
     """Return the ids of whole questions until there are enough tokens, and the question of each answer."""
-    prompts: list[Prompt] = []
-    answers: list[str] = []
-    of: list[int] = []
+    asked: Asked = []
     count = 0
-    for k, question in enumerate(questions):
-        prompts += [question.prompt] * len(question.responses)
-        answers += question.responses
-        of += [k] * len(question.responses)
-        count += sum(map(len, rm.encode([question.prompt] * len(question.responses), question.responses)))
+    for question in questions:
+        prompts = [question.prompt] * len(question.responses)
+        asked.append((turns_of(question.prompt), list(question.responses)))
+        count += sum(map(len, rm.encode(prompts, question.responses)))
         if count >= tokens:
             break
-    return rm.answer_ids(prompts, answers), np.asarray(of, np.int64)
+    of = np.repeat(np.arange(len(asked)), [len(answers) for _, answers in asked])
+    return AnswerScores(rm.text, rm.engine).ids(asked, progress=False), of
 
 
 def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueHead, ids: AnswerIds) -> Array:

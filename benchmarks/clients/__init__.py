@@ -1,0 +1,1 @@
+"""Other programs that call lightrm, run with their own code."""
