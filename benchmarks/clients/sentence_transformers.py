@@ -29,7 +29,7 @@ COUNT = 60  # prompts
 
 
 def python_of(folder: Path) -> Path:
-    """The interpreter of the evaluators' environment, made if it is not there: lightrm of this clone, and its client."""
+    """The interpreter of the evaluators' environment, made if it is not there, with lightrm of this clone."""
     python = folder / "bin" / "python"
     if not python.is_file():
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
