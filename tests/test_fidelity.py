@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 import lightrm
 from lightrm.cli import main
+from lightrm.engine.answer_ids import AnswerIds
 from lightrm.engine.engine import Engine
 from lightrm.errors import InputError, NumericsError, SchemeError
 from lightrm.judge.agreement import Prompts, spread_of
@@ -275,7 +276,7 @@ def test_kernels_are_warm_before_the_clock_starts(folder: Path, data: Path, monk
         ids = rm.encode([q.prompt for q in questions], [q.responses[0] for q in questions])
         seen.clear()
         monkeypatch.setattr(measurement.time, "perf_counter", ticked)
-        measurement.measured(rm, scheme, ids, None, False)
+        measurement.measured(rm, scheme, AnswerIds(ids), None, False)
         first = seen.index("clock")
         assert {name for name, _ in seen[:first]} == {"warm up"}
         assert seen[first:] == ["clock", ("all", 30), "clock"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -13,6 +14,7 @@ import click
 from lightrm.cli.shared_options import FILE, load_options, quiet, tell
 from lightrm.display.tables import Column, Sheet, terminal
 from lightrm.errors import InputError, LightRMError
+from lightrm.files import UNFINISHED, to_disk
 from lightrm.loading.options import LoadOptions
 
 if TYPE_CHECKING:
@@ -167,8 +169,18 @@ def sink(output: Path | None) -> Iterator[IO[str] | None]:
         return
     if str(output) != "-" and output.exists():
         raise InputError(f"{output} exists already: remove it, or name another output")
-    with click.open_file(str(output), "w", encoding="utf-8", atomic=str(output) != "-") as file:
-        yield file
+    if str(output) == "-":
+        with click.open_file("-", "w", encoding="utf-8") as file:
+            yield file
+        return
+    draft = output.with_name(output.name + UNFINISHED)
+    try:
+        with draft.open("w", encoding="utf-8") as file:
+            yield file
+        to_disk(draft)
+        os.replace(draft, output)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def table(found: Ranking, prompt: Any) -> Sheet:
