@@ -91,7 +91,15 @@ def main() -> None:
         run([programs / "twine", "check", "--strict", wheel, archive], root)
         rows = {number: installed(number, wheel, programs / "uv", root) for number in PYTHONS}
         first = next(number for number, row in rows.items() if "scores" in row)
-        line: list[str | Path] = [programs / "uv", "tool", "run", "--python", interpreter(first) or first, "--from", wheel]
+        line: list[str | Path] = [
+            programs / "uv",
+            "tool",
+            "run",
+            "--python",
+            interpreter(first) or first,
+            "--from",
+            wheel,
+        ]
         once = run([*line, "lightrm", "demo"], root)
         sizes = {path.name: path.stat().st_size for path in (wheel, archive)}
     tools = json.loads(run([programs / "python", "-c", ABOUT_TOOLS], ROOT))

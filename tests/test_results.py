@@ -26,10 +26,11 @@ from benchmarks import (
     text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
-from benchmarks.clients import sentence_transformers
+from benchmarks.clients import browser, load, polars_columns, sentence_transformers
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
+    "browser": browser.sentence,
     "bundled_model": bundled_model.table,
     "exact": exact.table,
     "fidelity": fidelity.table,
@@ -40,8 +41,10 @@ TABLES = {
     "gemma_rotations": gemma.rotations_table,
     "gptq_files": gptq_files.sentence,
     "gptqmodel_files": gptqmodel_files.sentence,
+    "load": load.table,
     "loading": loading.table,
     "mixed": mixed.table,
+    "polars_columns": polars_columns.sentence,
     "releases": releases.sentence,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
@@ -112,3 +115,9 @@ def test_peers_compute_the_same_model() -> None:
     assert rows["transformers bf16"]["error"] < 0.03
     assert max(rows[name]["error"] for name in ("lightrm w8a8", "torch quantize_dynamic")) < 0.1
     assert all(row["error"] is None or row["error"] < 1 for row in rows.values()), "4 bits, of four random scores"
+
+
+def test_columns_of_polars_gave_what_lists_give() -> None:
+    held = read_result("polars_columns")["held"]
+    assert all(held.values())
+    assert len(held) == 13

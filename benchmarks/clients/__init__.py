@@ -1,1 +1,1 @@
-"""Other programs that call lightrm, run with their own code."""
+"""Programs that call lightrm, run for real: too heavy for the tests, their results lie beside the other benchmarks'."""

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import lightrm
-from lightrm.cli import judging, looking, making, ranking, scoring
+from lightrm.cli import judging, looking, making, ranking, scoring, serve_command
 from lightrm.errors import LightRMError
 
 
@@ -43,7 +43,6 @@ def main() -> None:
 
 for command in (
     scoring.score, ranking.rank, ranking.explain, scoring.demo, looking.inspect, looking.plan, looking.doctor,
-    making.quantize, judging.fidelity,
-    judging.evaluate, judging.verify_card,
+    making.quantize, judging.fidelity, judging.evaluate, judging.verify_card, serve_command.serve,
 ):  # fmt: skip
     main.add_command(command)

@@ -30,7 +30,7 @@ from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel, native
-from lightrm.text.conversation import Asked, turns_of
+from lightrm.text.conversation import Asked, asked_once
 
 TOKENS = 8192  # of text that the passes run over
 
@@ -89,15 +89,15 @@ def measure_sensitivity(
 def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tuple[AnswerIds, np.ndarray]:
     """Return the ids of whole questions until there are enough tokens, and the question of each answer."""
     asked: Asked = []
+    of: list[int] = []
     count = 0
-    for question in questions:
-        prompts = [question.prompt] * len(question.responses)
-        asked.append((turns_of(question.prompt), list(question.responses)))
-        count += sum(map(len, rm.encode(prompts, question.responses)))
+    for k, question in enumerate(questions):
+        asked += asked_once(question.each_prompt, question.responses)
+        of += [k] * len(question.responses)
+        count += sum(map(len, rm.encode(question.each_prompt, question.responses)))
         if count >= tokens:
             break
-    of = np.repeat(np.arange(len(asked)), [len(answers) for _, answers in asked])
-    return AnswerScores(rm.text, rm.engine).ids(asked, progress=False), of
+    return AnswerScores(rm.text, rm.engine).ids(asked, progress=False), np.asarray(of, np.int64)
 
 
 def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueHead, ids: AnswerIds) -> Array:
