@@ -16,7 +16,8 @@ import numpy as np
 from lightrm.answer_scores import AnswerScores
 from lightrm.errors import InputError
 from lightrm.loading.options import positive
-from lightrm.text.conversation import Prompt, Response, asked_once, items, kind
+from lightrm.text.columns import items, kind
+from lightrm.text.conversation import Prompt, Response, asked_once
 
 Pair = tuple[Prompt, Response]
 EXPECTED = "expected a list of (prompt, response) pairs"

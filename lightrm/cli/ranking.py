@@ -158,6 +158,8 @@ def made(make: Makes, row: Row) -> Made:
     if row.error:
         raise InputError(row.error)
     found = answers_of(row.record, labels=False)
+    if found.prompts:
+        raise InputError("each answer of this record follows a conversation of its own: `lightrm score` scores them")
     return make(found.prompt, found.responses)
 
 
