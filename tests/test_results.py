@@ -18,6 +18,7 @@ from benchmarks import (
     gptqmodel_files,
     loading,
     mixed,
+    releases,
     schemes,
     scoring,
     sharing,
@@ -25,7 +26,7 @@ from benchmarks import (
     text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
-from benchmarks.clients import browser, load, polars_columns
+from benchmarks.clients import browser, load, polars_columns, sentence_transformers
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
@@ -44,8 +45,10 @@ TABLES = {
     "loading": loading.table,
     "mixed": mixed.table,
     "polars_columns": polars_columns.sentence,
+    "releases": releases.sentence,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
+    "sentence_transformers": sentence_transformers.sentence,
     "sharing_cpu": sharing.table,
     "sharing_pass": sharing.sentence,
     "streaming": streaming.table,
