@@ -2,7 +2,7 @@
 
     python -m benchmarks.clients.ray_data DATA [--answers N]
 
-Runs in an environment that has lightrm and `ray[data]==2.60.0`. Ray starts on this machine with two CPUs, and two
+Runs in an environment that has lightrm and `ray[data]==2.60.0`. Ray starts on this machine, and two
 actors score real pairs with the bundled model, in each of Ray's batch formats: prompts as strings, as turns, and with a
 list of answers a row. Then a job fails halfway, is started again with Ray's checkpoints, and must write each row once.
 All scores are compared with one process by their bits. Writes results/ray_data.json and the sentence in the documents.
@@ -27,6 +27,7 @@ from lightrm.integrations.ray import Scorer
 OPTIONS = {"scheme": "w8a8", "max_length": 512}
 FORMATS = ("numpy", "pandas", "pyarrow")
 BATCH = 8
+SLOTS = 4  # two for the actors, two for what reads, writes and filters: without, a checkpointed job waits forever
 
 
 class Marked(Scorer):
@@ -156,7 +157,7 @@ def main() -> None:
 
     rows = records(arguments.data, arguments.answers)
     right = expected(rows)
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR")
+    ray.init(num_cpus=SLOTS, include_dashboard=False, logging_level="ERROR")
     found = []
     for form in ("text", "turns", "answers"):
         for batch_format in FORMATS:
@@ -188,8 +189,8 @@ def sentence(result: dict[str, Any]) -> str:
     whole = resumed["failed"] and resumed["each once"] and resumed["equal"]
     again = "wrote every row once, with the same scores" if whole else "did not write every row once"
     return (
-        f"Ray {result['versions']['ray']}, {actors} on one machine: the scores of {result['answers']} rows are {bits}, in "
-        f"each of {len(jobs)} jobs (prompts as strings, as turns, and with lists of answers, in the formats "
+        f"Ray {result['versions']['ray']}, {actors} on one machine: the scores of {result['answers']} rows are {bits}, "
+        f"in each of {len(jobs)} jobs (prompts as strings, as turns, and with lists of answers, in the formats "
         f"{', '.join(FORMATS)}). A job that failed after {resumed['rows before']} rows and was started again {again}. "
         f"{measured_on(result)}\n"
     )

@@ -209,8 +209,8 @@ def sentence(result: dict[str, Any]) -> str:
     equal = "are lightrm's bit for bit" if all(r["equal"] for r in rows) else "are not all lightrm's"
     slower = ", ".join(f"{r['at once, s'] / r['one call, s']:.2f}" for r in rows)
     return (
-        f"The rewards that the trainers' own code got for {rows[0]['answers']} answers of people ({names}) {equal}. All "
-        f"asked for at once took {slower} times as long as in one call of lightrm. {measured_on(result)}\n"
+        f"The rewards that the trainers' own code got for {rows[0]['answers']} answers of people ({names}) {equal}. "
+        f"All asked for at once took {slower} times as long as in one call of lightrm. {measured_on(result)}\n"
     )
 
 
