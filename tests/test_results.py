@@ -24,6 +24,7 @@ from benchmarks import (
     streaming,
     text_differential,
 )
+from benchmarks.clients import ray_data, trainers
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
@@ -40,12 +41,14 @@ TABLES = {
     "gptqmodel_files": gptqmodel_files.sentence,
     "loading": loading.table,
     "mixed": mixed.table,
+    "ray_data": ray_data.sentence,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
     "sharing_cpu": sharing.table,
     "sharing_pass": sharing.sentence,
     "streaming": streaming.table,
     "text_differential": text_differential.sentence,
+    "trainers": trainers.sentence,
 }
 RESULT_OF = {
     "fidelity_short": "fidelity",
@@ -108,3 +111,12 @@ def test_peers_compute_the_same_model() -> None:
     assert rows["transformers bf16"]["error"] < 0.03
     assert max(rows[name]["error"] for name in ("lightrm w8a8", "torch quantize_dynamic")) < 0.1
     assert all(row["error"] is None or row["error"] < 1 for row in rows.values()), "4 bits, of four random scores"
+
+
+def test_trainers_and_ray_gave_the_same_scores() -> None:
+    assert all(row["equal"] for row in read_result("trainers")["rows"])
+    result = read_result("ray_data")
+    assert all(job["equal"] and job["columns kept"] and job["actors"] == 2 for job in result["jobs"])
+    assert result["continued"]["failed"]
+    assert result["continued"]["each once"]
+    assert result["continued"]["equal"]
