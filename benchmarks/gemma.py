@@ -3,8 +3,8 @@
     python -m benchmarks.gemma DATA --work FOLDER
 
 Builds the reward model by `training.gemma3` if FOLDER does not hold it. The figures are those of `benchmarks.fidelity`
-and `benchmarks.schemes`, on fewer texts. The rows that Gemma's layers read are rotated at run time: the last rows leave
-that out, and the other rotations. Writes results/gemma.json and the tables in the documents.
+and `benchmarks.schemes`, on fewer texts. The rows that Gemma's layers read are normed and rotated at run time: the last
+rows leave that out, and the other rotations. Writes results/gemma.json and the tables in the documents.
 """
 
 from __future__ import annotations
@@ -14,18 +14,37 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import lightrm
 from benchmarks import fidelity, schemes
 from benchmarks.record import provenance, quote, this_cpu, write_result
+from lightrm.loading.folding import READ_NORMS, Folding, turn
 from training.gemma3 import build
 
 NAME = "Gemma 3 270M"
 SCHEMES = ("w8a8", "w8a8+cal", "w4a8+cal", "w4a8-g32+cal")
 PAIRS, LISTS = 60, 12
-ROWS = (
-    "w8a8", "w8a8 without any rotation", "w8a8 without rotated residual stream", "w8a8 without rotated values",
-    "w8a8 without rotated down_proj input",
-)  # fmt: skip
+
+
+class FoldedNorms(Folding):
+    """The weights of the norms before attention and MLP folded into the matrices, as in other families."""
+
+    norms = READ_NORMS  # type: ignore[assignment]
+
+    def reads_residual(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+        return turn(weight_OD.mul_(norm_D), self.normed_block)
+
+
+ROWS: tuple[schemes.Row, ...] = (
+    ("bf16", "bf16", Folding, False),
+    ("w8a8", "w8a8", Folding, False),
+    ("w8a8 without any rotation", "w8a8", schemes.NormsOnly, False),
+    ("w8a8 without rotated rows of qkv, gate and up", "w8a8", schemes.WithoutResidual, False),
+    ("w8a8 without rotated values", "w8a8", schemes.WithoutHeads, False),
+    ("w8a8 without rotated down_proj input", "w8a8", schemes.WithoutGated, False),
+    ("w8a8 with the norms folded", "w8a8", FoldedNorms, False),
+)
 
 
 def fidelity_table(result: dict[str, Any]) -> str:

@@ -52,9 +52,10 @@ class WithoutResidual(Folding):
     normed_block = 1  # type: ignore[assignment]
 
     def reads_residual(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
-        return weight_OD.mul_(norm_D)
+        return weight_OD.mul_(norm_D) if self.norms else weight_OD
 
-    reads_last = reads_residual
+    def reads_last(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
+        return weight_OD.mul_(norm_D)
 
     def writes_residual(self, weight_DI: torch.Tensor) -> torch.Tensor:
         return weight_DI
@@ -64,11 +65,11 @@ class WithoutResidual(Folding):
 
 
 class NormsOnly(WithoutResidual, WithoutHeads, WithoutGated):
-    """Norm weights folded, nothing rotated."""
+    """Norm weights as they are otherwise, nothing rotated."""
 
 
-# (row, scheme, folding, calibrated)
-ROWS: tuple[tuple[str, str, type[Folding], bool], ...] = (
+Row = tuple[str, str, type[Folding], bool]  # its name, scheme, folding, whether it is calibrated
+ROWS: tuple[Row, ...] = (
     ("bf16", "bf16", Folding, False),
     ("w8a8", "w8a8", Folding, False),
     ("w8a8, calibrated", "w8a8", Folding, True),
@@ -87,8 +88,7 @@ ROWS: tuple[tuple[str, str, type[Folding], bool], ...] = (
 )
 
 
-def measure(path: str, data: Path, rows_of: Sequence[str] = ()) -> dict[str, Any]:
-    """rows_of: names of the rows, none for all."""
+def measure(path: str, data: Path, asked: Sequence[Row] = ROWS) -> dict[str, Any]:
     exact = lightrm.load(path, scheme="fp32", max_length=LONGEST)
     dev = sample(data / "pairs_dev.jsonl.gz", PAIRS)
     train = sample(data / "pairs_train.jsonl.gz", CALIBRATION)
@@ -96,9 +96,7 @@ def measure(path: str, data: Path, rows_of: Sequence[str] = ()) -> dict[str, Any
     calibration = [(prompt_of(r), r["chosen"]) for r in train]
     truth = exact.score_ids(texts)
     rows = {}
-    for row, scheme, folding, calibrated in ROWS:
-        if rows_of and row not in rows_of:
-            continue
+    for row, scheme, folding, calibrated in asked:
         with patch.object(loader, "Folding", folding):
             rm = lightrm.load(path, scheme=scheme, max_length=LONGEST, calibration=calibration if calibrated else None)
         scores = rm.score_ids(texts)

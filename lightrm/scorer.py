@@ -283,9 +283,8 @@ class RewardModel:
         quantized_folder.write(Path(folder), checkpoint, loaded, template)
 
     def _ids(self, asked: Asked, stacklevel: int = 4) -> list[list[int]]:
-        side = self.template.cut if self.template is not None else ""
         encoded = [one for turns, texts in asked for one in self.text.encode(turns, texts)]
-        return self._kept(encoded, side, stacklevel)
+        return self._kept(encoded, self.text.side, stacklevel)
 
     def _kept(self, encoded: Sequence[Encoded], side: str, stacklevel: int) -> list[list[int]]:
         """Return the ids of some texts; warns once if any was cut. side: where."""

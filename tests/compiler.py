@@ -78,7 +78,7 @@ def passes(every_form: bool) -> Iterator[tuple[str, Callable[[], object]]]:
         "add and norm",
         lambda: cuda_passes.add_norm_quantize(stream, Sums(sums, scale_T, meta(WIDTH), meta(WIDTH)), 1e-6),
     )
-    yield "transformed norm", lambda: cuda_passes.norm_quantize(stream, 1e-6, None, 256)
+    yield "transformed norm", lambda: cuda_passes.norm_quantize(stream, 1e-6, meta(WIDTH), None, 256)
     yield "gate", lambda: cuda_passes.gated_quantize(Sums(gate_up), 128)
     yield "GELU gate", lambda: cuda_passes.gated_quantize(Sums(gate_up), 128, "gelu_tanh")
     qkv, widths, table = 3 * WIDTH, (WIDTH, WIDTH), meta(4096, HEAD_WIDTH // 2)

@@ -44,14 +44,14 @@ def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
     x, shift = 3 * normal(tokens, width, seed=7), normal(width, seed=9)
     bound = rounding.norm(Bounded.of(x), 1e-6) - Bounded.of(shift)
     for module in (cpu_passes, integer):
-        assert_rows_within(*module.norm_quantize(x, 1e-6, shift), bound)
+        assert_rows_within(*module.norm_quantize(x, 1e-6, None, shift), bound)
     acc, row_scale, factor = product_of(tokens, width)
     bias = normal(width, seed=8)
     added = Bounded.of(x) + rounding.scaled(acc, row_scale, factor, bias)
     bound = rounding.norm(added, 1e-6) - Bounded.of(shift)
     for module in (cpu_passes, integer):
         stream = x.clone()
-        rows = module.add_norm_quantize(stream, Sums(acc, row_scale, factor, bias), 1e-6, shift)
+        rows = module.add_norm_quantize(stream, Sums(acc, row_scale, factor, bias), 1e-6, None, shift)
         assert_within(stream, added)
         assert_rows_within(*rows, bound)
     acc, row_scale, factor = product_of(tokens, 2 * width)

@@ -216,6 +216,8 @@ def test_openrlhf_closes_every_text_whatever_the_template(tmp_path: Path) -> Non
     )[0]
     assert len(cut.token_ids) == 5
     assert cut.token_ids[-1] == theirs.eos_token_id, "a cut text is closed, too"
+    assert [tokens.side(form) for form in (find_template("plain"), tokens.own_template())] == ["response end"] * 2
+    assert read_tokens(folder).side(tokens.own_template()) == "prompt start"
 
 
 def test_plain_eos_closes_as_trl_does(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from lightrm.loading.gptq_export import export_gptq
 from lightrm.loading.gptq_rounding import compensated_grouped
 from lightrm.schemes import grouped
 from tests.conftest import DATA
-from tests.zoo import Specimen, normal, prefixed
+from tests.zoo import Specimen, internlm2_names, normal, prefixed
 
 WIDTH, FFN, VOCABULARY = 64, 96, 96
 GROUP = 32  # the largest power of two that divides both widths
@@ -72,6 +72,26 @@ def test_the_demo_model_survives_the_format(tmp_path: Path) -> None:
     found = lightrm.load(target, scheme="fp32").score(PROMPT, texts)
     true = lightrm.load("demo", scheme="fp32").score(PROMPT, texts)
     assert np.abs(found - true).max() < 0.5 * true.std()
+
+
+@pytest.mark.parametrize("scheme", ["w4a16-g32", "w8a16"])
+def test_interleaved_rows_are_written_as_the_file_has_them(scheme: str, tmp_path: Path) -> None:
+    """InternLM2's wqkv. Its twin is a LLaMA with the same weights: the rows are rounded alike and score alike."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    theirs = {**CONFIG, **heads, "model_type": "internlm2", "bias": False, "reward_token_id": 77}
+    files = {"model.safetensors": internlm2_names(body(), 2, 16) | {"v_head.weight": HEAD}}
+    source = Specimen(files, theirs).write(tmp_path / "source")
+    twin = Specimen({"model.safetensors": body() | {"score.weight": HEAD}}, CONFIG | heads).write(tmp_path / "twin")
+    found, expected = tmp_path / "found", tmp_path / "expected"
+    for folder, target in ((source, found), (twin, expected)):
+        export_gptq(folder, target, scheme=scheme)
+    for kept in ("fp32", "w4a16"):  # widened, and as the file has them
+        ours, its = (lightrm.load(folder, scheme=kept).score_ids(IDS) for folder in (found, expected))
+        assert ours.tolist() == its.tolist()
+    rows = load_file(found / "model.safetensors")["model.layers.1.attention.wqkv.scales"].T
+    written = load_file(expected / "model.safetensors")
+    qkv = (written[f"model.layers.1.self_attn.{part}_proj.scales"].T for part in "qkv")
+    assert torch.equal(rows, torch.cat([part.unflatten(0, (2, -1, 16)) for part in qkv], 1).flatten(0, 2))
 
 
 @pytest.mark.parametrize("fused", [False, True])

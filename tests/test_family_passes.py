@@ -30,19 +30,22 @@ def lent(module: Any, *tensors: torch.Tensor) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("module", MODULES)
-@pytest.mark.parametrize(("width", "block"), [(48, 16), (344, 8), (256, 256), (768, 256)])
+@pytest.mark.parametrize(("width", "block"), [(37, 1), (48, 16), (344, 8), (256, 256), (768, 256)])
 @pytest.mark.parametrize("shifted", [False, True])
-def test_a_transform_after_the_norm(module: Any, width: int, block: int, shifted: bool) -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_norm_of_int8_rows(module: Any, width: int, block: int, shifted: bool, weighted: bool) -> None:
     acc, row_scale, scale, bias, x = lent(module, *product_of(9, width), normal(width, seed=8), normal(9, width))
     shift = lent(module, normal(width, seed=9))[0] if shifted else None
+    weight = lent(module, 1 + 0.3 * normal(width, seed=6))[0] if weighted else None
 
     def bound(stream: Bounded) -> Bounded:
-        turned = turned_by(rounding.norm(stream, 1e-6), block)
+        normed = rounding.norm(stream, 1e-6)
+        turned = turned_by(normed if weight is None else normed * Bounded.of(weight), block)
         return turned if shift is None else turned - Bounded.of(shift)
 
-    assert_norm_rows(module.norm_quantize(x, 1e-6, shift, block), bound(Bounded.of(x)))
+    assert_norm_rows(module.norm_quantize(x, 1e-6, weight, shift, block), bound(Bounded.of(x)))
     stream = x.clone()
-    rows = module.add_norm_quantize(stream, Sums(acc, row_scale, scale, bias), 1e-6, shift, block)
+    rows = module.add_norm_quantize(stream, Sums(acc, row_scale, scale, bias), 1e-6, weight, shift, block)
     added = Bounded.of(x) + rounding.scaled(acc, row_scale, scale, bias)
     assert_within(stream, added)
     assert_norm_rows(rows, bound(added))

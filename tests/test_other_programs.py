@@ -167,6 +167,11 @@ def test_refused_before_anything_is_scored(
     monkeypatch.setattr(class_memory, "find_spec", lambda name: None)
     said = refused(tmp_path / "gptq", data, "hf:gptq")
     assert "optimum and GPTQModel cannot be imported: pip install 'lightrm[interop]'" in said
+    planned = ["plan", str(tmp_path / "gptq"), "--engine", "transformers"]
+    assert "pip install 'lightrm[interop]'" in CliRunner().invoke(main, planned).output
+    monkeypatch.setattr(class_memory, "find_spec", lambda name: object())
+    assert "auto takes gptq: the file's own values" in CliRunner().invoke(main, planned).output
+    monkeypatch.setattr(class_memory, "find_spec", lambda name: None)
     config = json.loads((tmp_path / "gptq" / "config.json").read_text())
     del config["quantization_config"]  # only the file beside it says so, which transformers does not read
     (tmp_path / "gptq" / "config.json").write_text(json.dumps(config))

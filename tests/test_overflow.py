@@ -47,7 +47,7 @@ def test_a_quantized_norm_of_an_overflow_shows(shifted: bool) -> None:
     x, shift = far_rows(), torch.full((64,), 0.5) if shifted else None
     sums = torch.zeros(6, 64, dtype=torch.int32), torch.ones(6), torch.ones(64), torch.zeros(64)
     for module in (integer, cpu_passes):
-        found = torch.isnan(module.norm_quantize(x.clone(), 1e-6, shift)[1])
+        found = torch.isnan(module.norm_quantize(x.clone(), 1e-6, None, shift)[1])
         assert found.tolist() == [False, True, False, True, False, False]
     residual = Residual(x.clone(), Sums(*sums))
     found = torch.isnan(passes.norm(residual, None, 1e-6, int8=True, shift_D=shift).scale_T)

@@ -69,7 +69,7 @@ def test_a_norm_whose_squares_overflow_is_nan(shifted: bool) -> None:
     x[1] *= 1e19
     x[3, 2] = 3e38
     shift = here(normal(40, seed=3))[0] if shifted else None
-    assert torch.isnan(cuda_passes.norm_quantize(x, 1e-6, shift)[1]).tolist() == [False, True, False, True]
+    assert torch.isnan(cuda_passes.norm_quantize(x, 1e-6, None, shift)[1]).tolist() == [False, True, False, True]
     assert torch.isnan(cuda_passes.rms_norm(x, None, 1e-6)).all(1).tolist() == [False, True, False, True]
 
 
@@ -263,11 +263,11 @@ def test_shifted_rows_and_biased_gates(tokens: int, width: int) -> None:
     acc, row_scale, scale, bias, shift = here(*product_of(tokens, width), normal(width, seed=8), normal(width, seed=9))
     x = 3 * normal(tokens, width, seed=7).to(DEVICE)
     bound = rounding.norm(Bounded.of(x), 1e-6) - Bounded.of(shift)
-    assert_rows_within(*cuda_passes.norm_quantize(x, 1e-6, shift), bound)
+    assert_rows_within(*cuda_passes.norm_quantize(x, 1e-6, None, shift), bound)
     alone = x + Sums(acc, row_scale, scale, bias).float()
     added = x.clone()
-    both = cuda_passes.add_norm_quantize(added, Sums(acc, row_scale, scale, bias), 1e-6, shift)
-    for a, b in zip(both, cuda_passes.norm_quantize(alone, 1e-6, shift), strict=True):
+    both = cuda_passes.add_norm_quantize(added, Sums(acc, row_scale, scale, bias), 1e-6, None, shift)
+    for a, b in zip(both, cuda_passes.norm_quantize(alone, 1e-6, None, shift), strict=True):
         torch.testing.assert_close(a.float(), b.float(), atol=1, rtol=1e-5)
     acc, row_scale, scale, bias = here(*product_of(tokens, 2 * width), normal(2 * width, seed=8))
     assert_biased_gate(cuda_passes, acc, row_scale, scale, bias)

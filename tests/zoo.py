@@ -106,7 +106,7 @@ def sharded(weights: Weights, kind: str) -> tuple[dict[str, Weights], dict[str, 
     return files, {f"{stem}.{ending}.index.json": {"metadata": {}, "weight_map": weight_map}}
 
 
-def internlm2_names(weights: Weights) -> Weights:
+def internlm2_names(weights: Weights, kv_heads: int = KV_HEADS, head_width: int = HEAD_WIDTH) -> Weights:
     """The same backbone under InternLM2's names, wqkv grouped by key/value head."""
     blocks = {
         "input_layernorm": "attention_norm",
@@ -124,10 +124,9 @@ def internlm2_names(weights: Weights) -> Weights:
         prefix = f"model.layers.{i}."
         for theirs, ours in blocks.items():
             renamed[f"{prefix}{ours}.weight"] = weights[f"{prefix}{theirs}.weight"]
-        query = weights[f"{prefix}self_attn.q_proj.weight"].view(KV_HEADS, HEADS // KV_HEADS, HEAD_WIDTH, WIDTH)
-        key = weights[f"{prefix}self_attn.k_proj.weight"].view(KV_HEADS, 1, HEAD_WIDTH, WIDTH)
-        value = weights[f"{prefix}self_attn.v_proj.weight"].view(KV_HEADS, 1, HEAD_WIDTH, WIDTH)
-        renamed[f"{prefix}attention.wqkv.weight"] = torch.cat([query, key, value], 1).reshape(-1, WIDTH)
+        qkv = (weights[f"{prefix}self_attn.{part}_proj.weight"] for part in "qkv")
+        groups = [part.unflatten(0, (kv_heads, -1, head_width)) for part in qkv]
+        renamed[f"{prefix}attention.wqkv.weight"] = torch.cat(groups, 1).flatten(0, 2)
     return renamed
 
 

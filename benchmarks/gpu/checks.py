@@ -113,7 +113,7 @@ def passes(suite: Suite) -> Found:
             yield f"{name} {width}: scale", bool(((found[1] - slow[1]).abs() <= 1e-6 * slow[1]).all())
         shift = normal(suite, width)
         centered = rounding.norm(Bounded.of(x), 1e-6) - Bounded.of(shift)
-        yield from rows_within(f"norm, shifted {width}", *cuda_passes.norm_quantize(x, 1e-6, shift), centered)
+        yield from rows_within(f"norm, shifted {width}", *cuda_passes.norm_quantize(x, 1e-6, None, shift), centered)
         gate_up, bias = normal(suite, 33, 2 * ffn).half(), normal(suite, 2 * ffn)
         ones = torch.ones(33, device=suite.device), torch.ones(2 * ffn, device=suite.device)
         for name, sums in (("gate", Sums(gate_up)), ("gate, biased", Sums(gate_up, *ones, bias))):

@@ -53,22 +53,33 @@ class Checkpoint:
             tensor = self.adapter.merge(foreign, tensor)
         if rows is not None:
             return tensor[torch.tensor(rows)]
-        if ours.endswith(".qkv.weight") and self.layout.regroup is not None:
-            tensor = self.layout.regroup(tensor, self.architecture)
-        return tensor
+        order_O = self.order(ours)
+        return tensor if order_O is None else tensor[order_O]
 
     @property
     def holds(self) -> str | None:
         """The scheme that keeps the values of an already quantized file; None for others, and if the values must be
         changed."""
-        if self.adapter is not None or self.layout.regroup is not None:
-            return None
-        return next((source.holds for source in self.sources if isinstance(source, PackedSource)), None)
+        found = next((source.holds for source in self.sources if isinstance(source, PackedSource)), None)
+        changed = self.adapter is not None or (self.layout.regroup is not None and found == "nf4")
+        return None if changed else found
 
     def packed(self, ours: str) -> Grouped | Blockwise | Rowwise | None:
         """Return the quantized values of a weight, by our name; None if the file does not pack it."""
         source, foreign = self.tensors[ours]
-        return source.packed(foreign) if isinstance(source, PackedSource) else None
+        packed = source.packed(foreign) if isinstance(source, PackedSource) else None
+        order_O = self.order(ours)
+        if packed is None or order_O is None:
+            return packed
+        assert not isinstance(packed, Blockwise), "its blocks run across rows: see `holds`"
+        return packed.reordered(order_O)
+
+    def order(self, ours: str) -> torch.Tensor | None:
+        """Return which rows of the file's weight are query, key and value in turn, int64 (O,); None if all are in this
+        order."""
+        if self.layout.regroup is None or not ours.endswith(".qkv.weight"):
+            return None
+        return self.layout.regroup(torch.arange(self.architecture.linears["qkv"][0]), self.architecture)
 
     @property
     def shaped(self) -> bool:

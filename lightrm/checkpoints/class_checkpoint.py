@@ -106,17 +106,22 @@ def open_class_checkpoint(folder: Path, config: Config, named: NamedClass, asked
             f"{folder} is an adapter of {named.name}, and lightrm merges adapters of its own decoders only: merge it "
             "with peft (merge_and_unload), save the model, and load that folder"
         )
-    settings = settings_of(config, folder)
-    # transformers reads what config.json itself says, and no file beside it
-    packed = (
-        asked and settings is not None and settings.method == "gptq" and bool(config.entries("quantization_config"))
-    )
-    if settings is not None and not packed:
-        raise UnsupportedModelError(
-            f"{settings.where} says that the weights are quantized by {settings.method!r}; through transformers, "
-            "lightrm runs full-precision files, with scheme='nf4' or 'bnb-int8' if you like; GPTQ files with "
-            "engine='transformers'"
-        )
+    packed = holds_gptq(folder, config, asked)
     source = TensorSource(main_files(folder))
     check_index(folder, source)
     return ClassCheckpoint(folder, config, named, source, packed)
+
+
+def holds_gptq(folder: Path, config: Config, asked: bool) -> bool:
+    """Whether the layers are in GPTQ's format and the caller asked for transformers. Raises UnsupportedModelError if
+    they are quantized otherwise."""
+    settings = settings_of(config, folder)
+    if settings is None:
+        return False
+    # transformers reads what config.json itself says, and no file beside it
+    if asked and settings.method == "gptq" and config.entries("quantization_config"):
+        return True
+    raise UnsupportedModelError(
+        f"{settings.where} says that the weights are quantized by {settings.method!r}; through transformers, lightrm "
+        "runs full-precision files, with scheme='nf4' or 'bnb-int8' if you like; GPTQ files with engine='transformers'"
+    )

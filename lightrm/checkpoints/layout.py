@@ -80,7 +80,7 @@ class Layout:
     matches: tells the layout from the config and the tensor names.
     template: name of its prompt template, "chat" for the checkpoint's own, None if unknown.
     ending: what the trainer puts at the end of every text: see `text.templates.Ending`.
-    regroup: turns the file's fused qkv weight into query, key, value rows; None if its rows are in this order.
+    regroup: sorts the rows of the file's fused qkv weight into query, key and value; None if they are in this order.
     reading: where the model's own code reads the score. appended: id of the token that this code puts behind every
     text.
     whole: whether this code tokenizes the rendered chat like any text, with the BOS that the tokenizer adds.

@@ -7,14 +7,21 @@ from collections.abc import Iterator
 import click
 import torch
 
-from lightrm.checkpoints.class_checkpoint import ClassLayout
+from lightrm.checkpoints.class_checkpoint import ClassLayout, holds_gptq
 from lightrm.checkpoints.config import Config
 from lightrm.checkpoints.detect import said_to_store
 from lightrm.checkpoints.head_outputs import check_outputs
 from lightrm.checkpoints.named_class import NamedClass
 from lightrm.display.sizes import parse_size, size_text
 from lightrm.display.tables import Column, Sheet, terminal
-from lightrm.engine.class_memory import NAMES, class_residence, class_scheme, class_weight_bytes, token_bytes
+from lightrm.engine.class_memory import (
+    NAMES,
+    class_residence,
+    class_scheme,
+    class_weight_bytes,
+    packed_scheme,
+    token_bytes,
+)
 from lightrm.engine.devices import free_bytes
 from lightrm.engine.memory import room_for
 from lightrm.engine.residence import LEAST_TOKENS
@@ -22,7 +29,7 @@ from lightrm.errors import LightRMError, SchemeError
 from lightrm.loading.class_outline import outline_of
 from lightrm.loading.options import LoadOptions
 from lightrm.loading.text_side import text_side
-from lightrm.loading.through_transformers import ThroughTransformers, stored_parameters
+from lightrm.loading.through_transformers import ASKED, ThroughTransformers, stored_parameters
 from lightrm.schemes.grammar import Scheme, parse_scheme
 
 PLANNED = (
@@ -70,6 +77,10 @@ def plan_class(
     config, named, why = found
     check_outputs(config, "the head", None, ClassLayout(named.name, named.runs))
     a = outline_of(config, named)
+    if holds_gptq(config.path.parent, config, why == ASKED):
+        chosen = packed_scheme("auto", device, a.name)
+        click.echo(f"transformers runs it, because {why}; auto takes {chosen}: {chosen.reason}")
+        return
     room = room_for(device, None if memory is None else parse_size(memory), free_bytes(device))
     least = tokens or LEAST_TOKENS
     lines = []

@@ -63,11 +63,14 @@ def weight_bytes(a: Architecture, scheme: Scheme) -> int:
 
 
 def norm_bytes(a: Architecture, scheme: Scheme) -> int:
-    """Return the bytes of the norms. Those before the linear layers are folded into them, if the scheme folds."""
-    folded = (2 * a.layers + 1) * a.width
-    kept = a.layers * sum(a.norms.values()) + a.width - folded
+    """Return the bytes of the norms. Under a scheme that folds, the last one is in the head, and those before the
+    linear layers are in these (see `loading.folding`), unless there are norms behind them."""
+    read = 2 * a.layers * a.width
+    others = a.layers * sum(a.norms.values()) - read
     size = 4 if a.norms_add_one else scheme.dtype.itemsize
-    return kept * 4 + (0 if scheme.folds else folded * size)
+    if scheme.folds:
+        return 4 * (others + read * a.post_norms)
+    return 4 * others + size * (read + a.width)
 
 
 def table_bytes(a: Architecture, scheme: Scheme) -> int:

@@ -20,13 +20,22 @@ def quantize(x_TI: torch.Tensor) -> Rows:
     return Rows(*quantize_rows(x_TI))
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None, block: int = 1) -> Rows:
-    """RMSNorm without a weight, the block Hadamard transform (none if block is 1), then int8. The norm only scales a
+def norm_quantize(
+    x_TD: torch.Tensor,
+    eps: float,
+    weight_D: torch.Tensor | None = None,
+    shift_D: torch.Tensor | None = None,
+    block: int = 1,
+) -> Rows:
+    """RMSNorm, the block Hadamard transform (none if block is 1), then int8. Without a shift the norm only scales a
     row, so it goes into the row's scale.
 
-    shift_D: subtracted from the transformed row before it is rounded; the bias of the layer behind adds its product.
+    weight_D: of the norm, None for ones. shift_D: subtracted from the transformed row before it is rounded; the bias of
+    the layer behind adds its product.
     """
     shrink_T = reference.shrink(x_TD.float().square().mean(-1), eps)
+    if weight_D is not None:
+        x_TD = x_TD * weight_D
     if block > 1:
         x_TD = hadamard(x_TD, block)
     if shift_D is not None:
@@ -41,11 +50,16 @@ def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:
 
 
 def add_norm_quantize(
-    x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None, block: int = 1
+    x_TD: torch.Tensor,
+    sums: Sums,
+    eps: float,
+    weight_D: torch.Tensor | None = None,
+    shift_D: torch.Tensor | None = None,
+    block: int = 1,
 ) -> Rows:
     """add_sums, then norm_quantize."""
     add_sums(x_TD, sums)
-    return norm_quantize(x_TD, eps, shift_D, block)
+    return norm_quantize(x_TD, eps, weight_D, shift_D, block)
 
 
 def add_normed(x_TD: torch.Tensor, sums: Sums, weight_D: torch.Tensor, eps: float) -> None:

@@ -36,7 +36,7 @@ def norm(
     Hadamard transform of `schemes.hadamard`; block is a power of two that divides D, and 1 means no transform.
 
     Adds a pending product to the stream first. shift_D: float32 (D,), subtracted from each row before it is rounded to
-    int8; the bias of the layer behind makes up for it.
+    int8; the bias of the layer behind makes up for it. For int8 the weight is float32 too.
     """
     if not int8:
         x_TD = add_pending(residual)
@@ -44,18 +44,16 @@ def norm(
             check(x_TD.shape[-1:] == weight_D.shape, "norm", x=x_TD, weight=weight_D)
         normed_TD = dispatch.passes(x_TD.device).rms_norm(x_TD, weight_D, eps)
         return Rows(normed_TD if block == 1 else hadamard(normed_TD, block).to(normed_TD.dtype))
-    if weight_D is not None:  # not folded into a layer whose int8 weights another program rounded
-        assert shift_D is None, "rows are shifted where the norm's weight is folded"
-        return quantize(norm(residual, weight_D, eps).values_TI)
     x_TD = residual.x_TD
     check(x_TD.ndim == 2 and x_TD.dtype == torch.float32, "norm", x=x_TD)
-    if shift_D is not None:
-        check(shift_D.shape == x_TD.shape[1:] and shift_D.dtype == torch.float32, "norm", x=x_TD, shift=shift_D)
+    for vector in (weight_D, shift_D):
+        if vector is not None:
+            check(vector.shape == x_TD.shape[1:] and vector.dtype == torch.float32, "norm", x=x_TD, vector=vector)
     pending = residual.take_pending()
     if pending is None:
-        return dispatch.passes(x_TD.device).norm_quantize(x_TD, eps, shift_D, block)
+        return dispatch.passes(x_TD.device).norm_quantize(x_TD, eps, weight_D, shift_D, block)
     check_sums("norm", pending, x_TD.shape)
-    return dispatch.passes(x_TD.device).add_norm_quantize(x_TD, pending, eps, shift_D, block)
+    return dispatch.passes(x_TD.device).add_norm_quantize(x_TD, pending, eps, weight_D, shift_D, block)
 
 
 def add_normed(residual: Residual, product: Sums, weight_D: torch.Tensor, eps: float) -> None:

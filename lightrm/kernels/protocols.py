@@ -30,10 +30,13 @@ class Passes(Protocol):
     ) -> torch.Tensor: ...
     def gated(self, gate_up_TF2: torch.Tensor, block: int, activation: Activation, /) -> torch.Tensor: ...
     def quantize(self, x_TI: torch.Tensor, /) -> Rows: ...
-    def norm_quantize(self, x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None, block: int, /) -> Rows: ...
+    def norm_quantize(
+        self, x_TD: torch.Tensor, eps: float, weight_D: torch.Tensor | None, shift_D: torch.Tensor | None, block: int, /
+    ) -> Rows: ...
     def add_norm_quantize(
-        self, x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None, block: int, /
-    ) -> Rows:
+        self, x_TD: torch.Tensor, sums: Sums, eps: float, weight_D: torch.Tensor | None, shift_D: torch.Tensor | None,
+        block: int, /,
+    ) -> Rows:  # fmt: skip
         """x += sums in place, then RMSNorm, the block Hadamard transform, and int8."""
 
     def add_normed(self, x_TD: torch.Tensor, sums: Sums, weight_D: torch.Tensor, eps: float, /) -> None:

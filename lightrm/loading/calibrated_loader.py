@@ -22,8 +22,9 @@ from lightrm.errors import SchemeError
 from lightrm.kernels import passes
 from lightrm.kernels.operands import HeadNorms, Held, Residual, Rows, Sums
 from lightrm.kernels.products import add_pending
+from lightrm.loading.folding import READ_NORMS
 from lightrm.loading.gptq_rounding import Moments, compensated_int4, compensated_int8, regressed
-from lightrm.loading.loader import FOLDED_NORMS, Loader
+from lightrm.loading.loader import Loader
 from lightrm.loading.placement import Placement
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.linear import Linear
@@ -79,9 +80,9 @@ class CompensatingLoader(Loader):
     def passed(self, decoder: Decoder, i: int, sides: Sides) -> tuple[Layer, Sides]:
         """Return one rounded layer, and both streams after it."""
         prefix = f"layers.{i}."
-        before = [self.read(f"{prefix}{name}.weight") for name in FOLDED_NORMS]
+        before = [self.read(f"{prefix}{name}.weight") for name in READ_NORMS]
         others = self.other_norms(prefix)
-        attention, mlp = ((self.norm(norm), None if self.folding else self.float_copy(norm)) for norm in before)
+        attention, mlp = ((self.read_norm(norm), self.applied(norm)) for norm in before)
         qkv = self.reader(prefix, "qkv", before[0], each(self.normed, sides, attention))
         heads = decoder.head_norms(others.get("query_norm_E"), others.get("key_norm_E"))
         mixed = each(partial(self.mixed, decoder, i, heads), sides, attention, qkv)
@@ -90,6 +91,10 @@ class CompensatingLoader(Loader):
         gated = each(partial(self.gated, decoder), sides, mlp, gate_up)
         down, sides = self.writer(prefix, "down", sides, gated, others.get("mlp_post_norm_D"))
         return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down, **others), sides
+
+    def applied(self, norm_D: torch.Tensor) -> torch.Tensor | None:
+        """Return the weight of a norm as the float layer behind it applies it; None if it is folded."""
+        return None if self.folding is not None and self.folding.norms else self.float_copy(norm_D)
 
     def normed(self, streams: Packs, norm_D: torch.Tensor | None) -> Packs:
         """Return what qkv or gate_up reads, in float."""

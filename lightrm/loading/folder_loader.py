@@ -24,7 +24,6 @@ from lightrm.errors import CorruptFileError
 from lightrm.kernels.dispatch import kernels_for
 from lightrm.loading.folding import Folding
 from lightrm.loading.head_loader import attribute_names
-from lightrm.loading.loader import FOLDED_NORMS
 from lightrm.loading.placement import Loaded, LoadReport, Placement
 from lightrm.loading.quantized_folder import CONFIG, WEIGHTS, Manifest
 from lightrm.model.decoder import Decoder, Layer, Layers, field_of
@@ -142,6 +141,7 @@ def check_fits(tensors: Tensors, a: Architecture, scheme: Scheme) -> None:
     """Raise CorruptFileError unless the weights have the shapes of config.json's architecture."""
     expected: dict[str, tuple[int, ...]] = {}
     found = {name: tensors.file.shape(name) for name in tensors.names}
+    folded = Folding(a).norms
     layers = {name.split(".")[1] for name in found if name.startswith("layers.")}
     if len(layers) == a.layers:  # a count that no file could hold is not tried
         for i, (name, (outputs, inputs)) in itertools.product(range(a.layers), a.linears.items()):
@@ -155,7 +155,7 @@ def check_fits(tensors: Tensors, a: Architecture, scheme: Scheme) -> None:
                     stem + "multiplier": (outputs, groups),
                 }
             expected[stem + "scale"] = (outputs,)
-            expected |= {f"layers.{i}.{norm}": (width,) for norm, width in a.norms.items() if norm not in FOLDED_NORMS}
+            expected |= {f"layers.{i}.{norm}": (width,) for norm, width in a.norms.items() if norm not in folded}
             optional = {stem + "bias": (outputs,), stem + "shift": (inputs,)}
             expected |= {part: shape for part, shape in optional.items() if part in found}
     decoder = {name: shape for name, shape in found.items() if name.startswith("layers.")}
@@ -183,5 +183,5 @@ def layer_of(tensors: Tensors, i: int, a: Architecture, scheme: Scheme) -> Layer
             bias, shift = bias - weight.float() @ shift, None
         return linear_for(scheme, weight, bias, folding.block(name), shift)
 
-    norms = {field_of(name): tensors[f"layers.{i}.{name}"] for name in a.norms if name not in FOLDED_NORMS}
-    return Layer(None, linear("qkv"), linear("output"), None, linear("gate_up"), linear("down"), **norms)
+    norms = {field_of(name): None if name in folding.norms else tensors[f"layers.{i}.{name}"] for name in a.norms}
+    return Layer(qkv=linear("qkv"), output=linear("output"), gate_up=linear("gate_up"), down=linear("down"), **norms)

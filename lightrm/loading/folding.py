@@ -10,7 +10,8 @@ it costs nothing at run time: the matrix behind a rotation R absorbs the inverse
 
 A norm between a layer and the residual stream (Gemma) weights each channel of what is added, which no rotated stream
 can bear. There the stream stays as it is, and the rows that qkv, gate and up read are rotated at run time, after the
-norm, in blocks; their columns undo it.
+norm, in blocks; their columns undo it. The norm's weight is applied to the rows before they are rotated: in Gemma it
+makes small the very channels that are large, and folded into the columns it would leave them large.
 
 Exact in real numbers; tests compare in float32. D width, F feed-forward width, E head width, O x I a weight.
 """
@@ -27,6 +28,7 @@ from lightrm.schemes.hadamard import block_of, hadamard, spread
 MOST_AT_RUN_TIME = 256  # at run time a row is rotated in blocks of at most this, to bound its cost
 TURNED_AT_ONCE = 2**18  # numbers
 CHUNK = 256  # columns turned at once where a rotation runs along the rows
+READ_NORMS = ("attention_norm", "mlp_norm")  # of a block: what qkv, gate and up read
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +48,19 @@ class Folding:
         rotated."""
         return block_of(self.architecture.width, MOST_AT_RUN_TIME) if self.architecture.post_norms else 1
 
+    @property
+    def norms(self) -> tuple[str, ...]:
+        """The norms of a block whose weights go into the matrices that read them."""
+        return () if self.architecture.post_norms else READ_NORMS
+
     def block(self, name: str) -> int:
         """Return the block size of the transform that a linear layer expects on its input."""
         return {"qkv": self.normed_block, "output": 1, "gate_up": self.normed_block, "down": self.gated_block}[name]
 
     def reads_residual(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
-        """Fold the norm's weight and the rotation into the columns of qkv, gate or up."""
-        weight_OD.mul_(norm_D)
-        return turn(weight_OD, self.normed_block if self.architecture.post_norms else None)
+        """Fold the norm's weight and the rotation into the columns of qkv, gate or up; or the rotation alone, if the
+        norm's weight is applied at run time."""
+        return turn(weight_OD.mul_(norm_D)) if self.norms else turn(weight_OD, self.normed_block)
 
     def reads_last(self, weight_OD: torch.Tensor, norm_D: torch.Tensor) -> torch.Tensor:
         """Fold the last norm's weight, and the rotation of the stream, into the columns of the head's first layer."""

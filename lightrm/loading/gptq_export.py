@@ -82,10 +82,6 @@ def export_gptq(
     checkpoint = open_checkpoint(folder)
     if checkpoint.holds is not None:
         raise CheckpointError(f"{folder} is quantized already ({checkpoint.holds}): export its source")
-    if checkpoint.layout.regroup is not None:
-        raise CheckpointError(
-            f"{folder}: layout {checkpoint.layout.name} interleaves qkv, which GPTQ files cannot hold"
-        )
     group = common_group(checkpoint.architecture, wanted.group)
     text = text_side(checkpoint, real_architecture(checkpoint), LoadOptions(template=template))
     ids = [] if calibration is None else text.first_texts(calibration, calibration_tokens)
@@ -172,6 +168,8 @@ def packed_tensors(checkpoint: Checkpoint, decoder: Decoder) -> Iterator[tuple[s
             joined = grouped.joined([part for part in weight.parts if isinstance(part, grouped.Grouped)])
             whole = f"layers.{i}.{name}.weight"
             parts = {whole: joined.shape[0]}
+            if (order_O := checkpoint.order(whole)) is not None:
+                joined = joined.reordered(order_O.argsort())  # as the file has them
             if whole not in checkpoint.tensors:
                 parts = {f"layers.{i}.{part}.weight": rows for part, rows in fused[name].items()}
             start = 0

@@ -22,7 +22,7 @@ from lightrm.errors import NumericsError, TensorMismatchError
 from lightrm.kernels import products
 from lightrm.kernels.dispatch import kernels_for
 from lightrm.kernels.operands import Held, Parts
-from lightrm.loading.folding import Folding
+from lightrm.loading.folding import READ_NORMS, Folding
 from lightrm.loading.head_loader import read_head
 from lightrm.loading.packers import Packer, WholePacker, packer_for
 from lightrm.loading.placement import Loaded, LoadReport, Placement
@@ -32,7 +32,6 @@ from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies, ratio_db
 
 CHECKED_AT_ONCE = 2**20
-FOLDED_NORMS = ("attention_norm", "mlp_norm")
 
 
 class Loader:
@@ -106,9 +105,14 @@ class Loader:
         dtype = torch.float32 if self.architecture.norms_add_one else self.scheme.dtype  # 1 + w is applied unrounded
         return weight_D.to(self.device, dtype, copy=True)
 
+    def read_norm(self, weight_D: torch.Tensor) -> torch.Tensor | None:
+        """Return the weight of a norm that qkv or gate_up reads, as the model holds it; None if it is folded."""
+        applied = self.folding is not None and not self.folding.norms
+        return self.float_copy(weight_D) if applied else self.norm(weight_D)
+
     def other_norms(self, prefix: str) -> dict[str, torch.Tensor]:
         """Return the norms of a block that no linear layer reads, float32, by the names of `Layer`."""
-        names = [name for name in self.architecture.norms if name not in FOLDED_NORMS]
+        names = [name for name in self.architecture.norms if name not in READ_NORMS]
         return {field_of(name): self.float_copy(self.read(f"{prefix}{name}.weight")) for name in names}
 
     def float_copy(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -155,12 +159,12 @@ class Loader:
 
     def made(self, i: int) -> Layer:
         prefix = f"layers.{i}."
-        norms = [self.read(f"{prefix}{name}.weight") for name in FOLDED_NORMS]
+        norms = [self.read(f"{prefix}{name}.weight") for name in READ_NORMS]
         return Layer(
-            attention_norm_D=self.norm(norms[0]),
+            attention_norm_D=self.read_norm(norms[0]),
             qkv=self.linear(prefix, "qkv", norms[0]),
             output=self.linear(prefix, "output", None),
-            mlp_norm_D=self.norm(norms[1]),
+            mlp_norm_D=self.read_norm(norms[1]),
             gate_up=self.linear(prefix, "gate_up", norms[1]),
             down=self.linear(prefix, "down", None),
             **self.other_norms(prefix),

@@ -53,6 +53,11 @@ class TextSide:
         pairs = self.tokens is not None and isinstance(self.template, PairTemplate)
         return self.tokens.pairs.segments if self.tokens is not None and pairs else None
 
+    @property
+    def side(self) -> str:
+        """Where the text of a conversation is cut; "" for a model that scores no text."""
+        return "" if self.tokens is None or self.template is None else self.tokens.side(self.template)
+
     def check(self) -> None:
         """Raise TokenizerError if this model scores no text."""
         self.parts()

@@ -52,6 +52,11 @@ class Grouped:
         packed, zero_GO, scale_GO = (t.to(device) for t in (self.packed, self.zero_GO, self.scale_GO))
         return Grouped(packed, zero_GO, scale_GO, self.group_I.to(device), self.bits)
 
+    def reordered(self, order_O: torch.Tensor) -> Grouped:
+        """Return the output channels in another order, still packed."""
+        packed, zero_GO, scale_GO = (t[:, order_O].contiguous() for t in (self.packed, self.zero_GO, self.scale_GO))
+        return Grouped(packed, zero_GO, scale_GO, self.group_I, self.bits)
+
     def rows(self, start: int, end: int) -> torch.Tensor:
         """Return output channels start .. end dequantized, (end - start, I), in the dtype of the scales."""
         values_OI = unpack(self.packed[:, start:end].T, self.bits)

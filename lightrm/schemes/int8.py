@@ -52,6 +52,10 @@ class Rowwise:
     def to(self, device: torch.device) -> Rowwise:
         return Rowwise(self.values_OI.to(device), self.scale_O.to(device))
 
+    def reordered(self, order_O: torch.Tensor) -> Rowwise:
+        """Return the output channels in another order."""
+        return Rowwise(self.values_OI[order_O], self.scale_O[order_O])
+
     def rows(self, start: int, end: int) -> torch.Tensor:
         """Return output channels start .. end dequantized, float32 (end - start, I)."""
         return self.outputs(start, end).float()

@@ -208,6 +208,11 @@ class Tokens:
         ends = self.ending == "openrlhf" or (template is not None and template.cut == "response end")
         return "response end" if ends else "prompt start"
 
+    def side(self, template: AnyTemplate) -> Cut:
+        """Return where the text of a conversation is cut."""
+        closes = not isinstance(template, (Template, PairTemplate)) and self.ending_of(template) == "openrlhf"
+        return "response end" if closes else template.cut
+
     def text(self, template: AnyTemplate, turns: Sequence[Turn], response: str) -> str:
         """Return the text of one conversation with its answer before any cut. Raises TemplateError."""
         if isinstance(template, Template):

@@ -44,10 +44,16 @@ def launch(kernel: Loop, *arguments: Any) -> None:
         kernel.by_many(*lent)
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None, block: int = 1) -> Rows:
+def norm_quantize(
+    x_TD: torch.Tensor,
+    eps: float,
+    weight_D: torch.Tensor | None = None,
+    shift_D: torch.Tensor | None = None,
+    block: int = 1,
+) -> Rows:
     values, scale_T = empty(*x_TD.shape, dtype=torch.int8), x_TD.new_empty(len(x_TD))
-    shift_D = NOTHING if shift_D is None else shift_D
-    launch(row_loops.norm_quantize_rows, x_TD, np.float32(eps), shift_D, block, values, scale_T)
+    vectors = (NOTHING if vector is None else vector for vector in (weight_D, shift_D))
+    launch(row_loops.norm_quantize_rows, x_TD, np.float32(eps), *vectors, block, values, scale_T)
     return Rows(values, scale_T)
 
 
@@ -90,13 +96,18 @@ def add_normed(x_TD: torch.Tensor, sums: Sums, weight_D: torch.Tensor, eps: floa
 
 
 def add_norm_quantize(
-    x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None, block: int = 1
+    x_TD: torch.Tensor,
+    sums: Sums,
+    eps: float,
+    weight_D: torch.Tensor | None = None,
+    shift_D: torch.Tensor | None = None,
+    block: int = 1,
 ) -> Rows:
     if sums.row_scale_T is None:
-        return integer.add_norm_quantize(x_TD, sums, eps, shift_D, block)
+        return integer.add_norm_quantize(x_TD, sums, eps, weight_D, shift_D, block)
     values, scale_T = empty(*x_TD.shape, dtype=torch.int8), x_TD.new_empty(len(x_TD))
-    shift_D = NOTHING if shift_D is None else shift_D
-    launch(row_loops.add_norm_quantize_rows, x_TD, *scaled(sums), np.float32(eps), shift_D, block, values, scale_T)
+    vectors = (NOTHING if vector is None else vector for vector in (weight_D, shift_D))
+    launch(row_loops.add_norm_quantize_rows, x_TD, *scaled(sums), np.float32(eps), *vectors, block, values, scale_T)
     return Rows(values, scale_T)
 
 

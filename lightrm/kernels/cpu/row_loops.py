@@ -143,16 +143,24 @@ def hadamard(x, block):
 
 
 @njit(**PLAIN)
-def norm_quantize_row(x_D, eps, shift_D, block, values_D):
-    """shift_D: subtracted from the normed row; of width 0 if there is none, in which case the norm goes into the
-    scale. block: of the Hadamard transform, 1 for none."""
+def weigh(x, weight):
+    for k in range(x.shape[0]):
+        x[k] = x[k] * weight[k]
+
+
+@njit(**PLAIN)
+def norm_quantize_row(x_D, eps, weight_D, shift_D, block, values_D):
+    """weight_D: of the norm; of width 0 if there is none. shift_D: subtracted from the normed row; of width 0 if there
+    is none, in which case the norm goes into the scale. block: of the Hadamard transform, 1 for none."""
     root = root_mean_square(x_D, eps)
-    if shift_D.shape[0] == 0 and block == 1:
+    if weight_D.shape[0] == 0 and shift_D.shape[0] == 0 and block == 1:
         most = at_least_tiny(peak(x_D))
         round_to(values_D, x_D, LEVELS_F / most)
         return most / LEVELS_F / root
     spread = float32(1) / np.sqrt(float32(block))
     normed_D = x_D.copy()
+    if weight_D.shape[0] > 0:
+        weigh(normed_D, weight_D)
     if block > 1:
         hadamard(normed_D, block)
     if shift_D.shape[0] == 0:
@@ -166,9 +174,9 @@ def norm_quantize_row(x_D, eps, shift_D, block, values_D):
 
 
 @over_rows
-def norm_quantize_rows(x_TD, eps, shift_D, block, values_TD, scale_T):
+def norm_quantize_rows(x_TD, eps, weight_D, shift_D, block, values_TD, scale_T):
     for t in prange(x_TD.shape[0]):
-        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, block, values_TD[t])
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, weight_D, shift_D, block, values_TD[t])
 
 
 @over_rows
@@ -239,10 +247,12 @@ def add_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D):
 
 
 @over_rows
-def add_norm_quantize_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, shift_D, block, values_TD, scale_T):
+def add_norm_quantize_rows(
+    x_TD, acc_TD, row_scale_T, scale_D, bias_D, eps, weight_D, shift_D, block, values_TD, scale_T
+):
     for t in prange(x_TD.shape[0]):
         add_row(x_TD[t], acc_TD[t], row_scale_T[t], scale_D, bias_D)
-        scale_T[t] = norm_quantize_row(x_TD[t], eps, shift_D, block, values_TD[t])
+        scale_T[t] = norm_quantize_row(x_TD[t], eps, weight_D, shift_D, block, values_TD[t])
 
 
 @njit(**PLAIN)

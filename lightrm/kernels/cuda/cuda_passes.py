@@ -96,8 +96,14 @@ def norm_each(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> 
     return rms_norm(x_SD, weight_D, eps)
 
 
-def norm_quantize(x_TD: torch.Tensor, eps: float, shift_D: torch.Tensor | None = None, block: int = 1) -> Rows:
-    return Rows(*norm(x_TD, eps, shift_D=shift_D, transform=block, quantized=True))
+def norm_quantize(
+    x_TD: torch.Tensor,
+    eps: float,
+    weight_D: torch.Tensor | None = None,
+    shift_D: torch.Tensor | None = None,
+    block: int = 1,
+) -> Rows:
+    return Rows(*norm(x_TD, eps, weight_D=weight_D, shift_D=shift_D, transform=block, quantized=True))
 
 
 def quantize(x_TI: torch.Tensor) -> Rows:
@@ -109,10 +115,16 @@ def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:
 
 
 def add_norm_quantize(
-    x_TD: torch.Tensor, sums: Sums, eps: float, shift_D: torch.Tensor | None = None, block: int = 1
+    x_TD: torch.Tensor,
+    sums: Sums,
+    eps: float,
+    weight_D: torch.Tensor | None = None,
+    shift_D: torch.Tensor | None = None,
+    block: int = 1,
 ) -> Rows:
     """x += product in place, then as norm_quantize."""
-    return Rows(*norm(x_TD, eps, added=sums, shift_D=shift_D, transform=block, quantized=True))
+    pair = norm(x_TD, eps, weight_D=weight_D, added=sums, shift_D=shift_D, transform=block, quantized=True)
+    return Rows(*pair)
 
 
 def add_normed(x_TD: torch.Tensor, sums: Sums, weight_D: torch.Tensor, eps: float) -> None:

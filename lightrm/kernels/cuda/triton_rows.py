@@ -69,7 +69,7 @@ def norm_row(
     BLOCK: tl.constexpr,
 ):
     """x += product if ADDED, then RMSNorm if NORMED, then the Hadamard transform in blocks of 2^LEVEL, then int8 or
-    float. GATHERED: reads row rows[t] of x.
+    float. GATHERED: reads row rows[t] of x. WEIGHTED: the norm has a weight; a float result with one has no transform.
 
     SHIFTED: a vector is subtracted from the transformed row before it is rounded to int8. A row of D numbers is read as
     2^LEVEL rows of D / 2^LEVEL, padded to BLOCK: column by column, this is the transform of `schemes.hadamard`.
@@ -92,6 +92,8 @@ def norm_row(
     mean = tl.sum(tl.ravel(v * v), 0) / D if NORMED else 0.0
     # NaN where the squares overflow: the row would be scaled to zeros.
     shrink = 1 / tl.sqrt_rn(mean + eps) + (mean - mean) if NORMED else 1.0
+    if QUANTIZED and WEIGHTED:
+        v = v * tl.load(weight + d, mask=inside, other=0).to(tl.float32)
     for step in tl.static_range(LEVEL):
         v = butterflies(v, 2**step)
     shrink *= spread
