@@ -24,8 +24,8 @@ from benchmarks import (
     streaming,
     text_differential,
 )
-from benchmarks.clients import ray_data, trainers
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
+from benchmarks.clients import ray_data, trainers
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
