@@ -207,10 +207,9 @@ def sentence(result: dict[str, Any]) -> str:
     rows = result["rows"]
     names = ", ".join(f"{r['trainer']} {r['version']}" for r in rows)
     equal = "are lightrm's bit for bit" if all(r["equal"] for r in rows) else "are not all lightrm's"
-    slower = ", ".join(f"{r['at once, s'] / r['one call, s']:.2f}" for r in rows)
     return (
-        f"The rewards that the trainers' own code got for {rows[0]['answers']} answers of people ({names}) {equal}. "
-        f"All asked for at once took {slower} times as long as in one call of lightrm. {measured_on(result)}\n"
+        f"The rewards that the trainers' own code got for {rows[0]['answers']} answers of people, all asked for at once "
+        f"({names}), {equal}. {measured_on(result)}\n"
     )
 
 
