@@ -208,8 +208,8 @@ def sentence(result: dict[str, Any]) -> str:
     names = ", ".join(f"{r['trainer']} {r['version']}" for r in rows)
     equal = "are lightrm's bit for bit" if all(r["equal"] for r in rows) else "are not all lightrm's"
     return (
-        f"The rewards that the trainers' own code got for {rows[0]['answers']} answers of people, all asked for at once "
-        f"({names}), {equal}. {measured_on(result)}\n"
+        f"The rewards that the trainers' own code got for {rows[0]['answers']} answers of people, all asked for at "
+        f"once ({names}), {equal}. {measured_on(result)}\n"
     )
 
 
