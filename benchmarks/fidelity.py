@@ -20,7 +20,7 @@ import numpy as np
 
 import lightrm
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
-from lightrm.data.preferences import Question, questions_in, read_questions
+from lightrm.data.preferences import Question, calibration_pairs, read_questions
 from lightrm.display.sizes import size_text
 from lightrm.judge.fidelity import FidelityReport, Row
 from lightrm.measure.measurement import measure_fidelity
@@ -64,9 +64,9 @@ def models_of(reference: Path | None) -> dict[str, str]:
 def calibration_text(data: Path) -> list[tuple[Prompt, str]]:
     """The first training pairs, both answers of each, until there is text enough."""
     found: list[tuple[Prompt, str]] = []
-    for question in questions_in(data / "pairs_train.jsonl.gz"):
-        found += [(question.prompt, response) for response in question.responses]
-        if sum(len(str(prompt)) + len(response) for prompt, response in found) > CALIBRATION:
+    for prompt_and_response in calibration_pairs(data / "pairs_train.jsonl.gz"):
+        found.append(prompt_and_response)
+        if len(found) % 2 == 0 and sum(len(str(prompt)) + len(response) for prompt, response in found) > CALIBRATION:
             break
     return found
 

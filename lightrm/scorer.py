@@ -16,7 +16,7 @@ from lightrm.display.progress import token_progress
 from lightrm.display.sizes import size_text
 from lightrm.engine.engine import Engine
 from lightrm.engine.scoring_engine import ScoreHead, ScoringEngine
-from lightrm.engine.step_scores import StepScorer, steps_of
+from lightrm.engine.step_scores import StepScorer, steps_of, steps_of_each
 from lightrm.engine.token_ids import checked_ids
 from lightrm.errors import CopyError, InputError, SchemeError
 from lightrm.judge.bounds import CONFIDENCE, Bound, bound_for
@@ -27,6 +27,7 @@ from lightrm.loading.options import positive
 from lightrm.loading.placement import Loaded, LoadReport
 from lightrm.loading.text_side import TextSide
 from lightrm.model.head import ValueHead
+from lightrm.text.columns import items
 from lightrm.text.conversation import (
     Asked,
     Prompt,
@@ -34,7 +35,6 @@ from lightrm.text.conversation import (
     Responses,
     asked_often,
     asked_once,
-    items,
     responses_of,
     texts_of,
     turns_of,
@@ -156,8 +156,9 @@ class RewardModel:
         self, prompts: Iterable[Prompt], answers: Iterable[Iterable[str]], *, progress: bool = False
     ) -> list[np.ndarray]:
         """Score the steps of one answer to each of n prompts: a list of n arrays. Errors as in `score_steps`."""
-        asked = [turns_of(prompt) for prompt in items(prompts, "prompts must be a list")]
-        steps = [steps_of(answer)[0][0] for answer in items(answers, "answers must be a list of lists of steps")]
+        given = items(prompts, "prompts must be a list")
+        asked = [turns_of(prompt, None, f"prompt {k}") for k, prompt in enumerate(given)]
+        steps = steps_of_each(answers)
         if len(asked) != len(steps):
             raise InputError(f"prompts and answers must be of one length, found {len(asked)} and {len(steps)}")
         return self._process().score(list(zip(asked, steps, strict=True)), progress)

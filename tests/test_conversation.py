@@ -61,7 +61,7 @@ def test_lists_of_turns(given: Any) -> None:
     [
         ("a", r"write \[response\]"), ({"a": 1}, "found dict"), ({"a", "b"}, "found set"),
         (Frame(["a"]), "found Frame"),
-        (pa.table({"a": TEXTS}), "found Table"), (np.array("a"), "found"), (np.array([TEXTS]), "response 0 must be"),
+        (pa.table({"a": TEXTS}), "found Table"), (np.array("a"), "found"), (np.array([TEXTS]), "an array of 1 x 2"),
         ([TEXTS], "response 0 must be a string or one assistant turn"),
         (np.array([1, 2]), "response 0 must be a string"),
         (None, "found None"), (b"a", "write"), ([float("nan")], "response 0 must be a string, found float"),

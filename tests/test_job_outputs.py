@@ -208,7 +208,8 @@ def test_files_that_are_refused_or_partly_read(rm, tmp_path: Path) -> None:
 
     for name, content, says in (
         ("a.jsonl", "\ufeffprompt".encode("utf-16"), "text in UTF-16"),
-        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd...", "compressed by zstd"),
+        ("a.jsonl.zst", b"\x28\xb5\x2f\xfd...", "ends within a frame of zstd"),
+        ("a.jsonl.xz", b"\xfd7zXZ\0...", "compressed by xz"),
         ("a.csv", b"prompt,response,prompt\n1,2,3\n", "names 'prompt' twice"),
         ("a.json", b'[{"prompt": "x", "response": "y"}, {"prom', "item 2 is no JSON"),
         ("a.parquet", b"PAR1 and no more", "cut short or damaged"),
@@ -216,12 +217,12 @@ def test_files_that_are_refused_or_partly_read(rm, tmp_path: Path) -> None:
         with pytest.raises(lightrm.InputError, match=says):
             rows(name, content)
     assert rows("b.csv", b"prompt,response\nx,y\nx,y,z\n\xff,y\n") == [
-        "row 2: 3 cells under a header of 2",
-        "row 3: prompt holds a lone surrogate '\\udcff' at character 0: it is not valid text; decode the source with "
-        "errors='replace' or repair it",
+        "b.csv, row 2: 3 cells under a header of 2",
+        "b.csv, row 3: prompt holds a lone surrogate '\\udcff' at character 0: it is not valid text; decode the source "
+        "with errors='replace' or repair it",
     ]
     assert rows("b.json", b' [{"prompt": "x", "response": "y"}, 7, {"prompt": "x", "response": "y"}]') == [
-        "item 2: expected an object, found int 7"
+        "b.json, item 2: expected an object, found int 7"
     ]
     twice = pa.table([pa.array(["x"]), pa.array(["x"])], names=["prompt", "prompt"])
     pq.write_table(twice, tmp_path / "twice.parquet")

@@ -18,12 +18,11 @@ from click.testing import CliRunner, Result
 
 import lightrm
 from lightrm.cli import main
-from lightrm.data.record_files import read_rows
 from lightrm.engine.engine import Engine
 from lightrm.jobs import job
 from lightrm.jobs.identity import identity
 from lightrm.jobs.job_outputs import Output
-from lightrm.jobs.journal import journal_of
+from lightrm.jobs.journal import Journal, journal_of
 from lightrm.loading.text_side import TextSide
 from tests.test_scoring import write_model
 
@@ -325,14 +324,18 @@ def test_one_bad_record_never_ends_a_job(rm, tmp_path: Path, monkeypatch) -> Non
         with pytest.raises(Killed):
             job.score_file(rm, "tiny", source, target, told.append)
     expected = {
-        "line 4": "no memory", "line 18": "score is nan", "line 21": "TypeError: unsupported operand",
-        "line 32": "RecursionError", "line 41": "nested more than 100 deep",
+        "in.jsonl, line 4": "no memory", "in.jsonl, line 18": "score is nan",
+        "in.jsonl, line 21": "TypeError: unsupported operand", "in.jsonl, line 32": "RecursionError",
+        "in.jsonl, line 41": "nested more than 100 deep",
     }  # fmt: skip
     assert {line.split(":")[0] for line in told} == expected.keys()
     assert all(expected[line.split(":")[0]] in line for line in told)
     again: list[str] = []
     counts = job.score_file(rm, "tiny", source, target, again.append)
-    assert again == [f"{line} (an earlier run)" for line in sorted(told, key=lambda line: int(line.split(":")[0][5:]))]
+    assert again == [
+        f"{line} (an earlier run)"
+        for line in sorted(told, key=lambda line: int(line.split(":")[0][len("in.jsonl, line ") :]))
+    ]
     assert (counts.good, counts.bad, counts.resumed) == (36, 5, 41)
     assert [row["id"] for row in read(target)] == [k for k in range(40) if k not in (3, 17, 20, 31)]
 
@@ -361,16 +364,16 @@ def test_a_window_of_rows_is_in_memory_at_a_time(quick, tmp_path: Path, monkeypa
     source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"prompt": "x", "responses": [str(k)]}) + "\n" for k in range(300)))
     ahead = 0
-    real = read_rows
+    real = Journal.rest
 
-    def watched(path: Path):
+    def watched(self: Journal, *rest):
         nonlocal ahead
-        for row in real(path):
+        for row in real(self, *rest):
             journal = tmp_path / "out.jsonl.unfinished"
             ahead = max(ahead, row.number - len(journal.read_bytes().splitlines()))
             yield row
 
-    monkeypatch.setattr(job, "read_rows", watched)
+    monkeypatch.setattr(Journal, "rest", watched)
     monkeypatch.setattr(job, "MOST_ROWS", 7)
     assert score(quick, source, target).good == 300
     assert ahead <= 7

@@ -58,7 +58,7 @@ def test_the_command_prints_them(tmp_path: Path) -> None:
     data.write_text("\n".join(map(json.dumps, [*records, {"prompt": 1}])), encoding="utf-8")
     shown = CliRunner().invoke(main, ["evaluate", str(folder), "--data", str(data), "--json", "--quiet"])
     assert shown.exit_code == 0, shown.output
-    assert "record 3" in shown.stderr
+    assert "pairs.jsonl, line 3: " in shown.stderr
     fields = json.loads(shown.stdout)
     rm = lightrm.load(folder)
     chosen, rejected = (rm.score_batch(["x", "y"], [r[side] for r in records]) for side in ("chosen", "rejected"))

@@ -112,7 +112,7 @@ def test_bytes_that_are_no_text_are_reported(tmp_path: Path) -> None:
     )
     found = read_questions(path, told.append)
     assert [question.kind for question in found] == ["all", "\\udcff"]
-    assert [line.split(":")[0] for line in told] == ["record 1", "record 3"]
+    assert [line.split(":")[0] for line in told] == ["a.jsonl, line 1", "a.jsonl, line 3"]
     assert all("lone surrogate" in line for line in told)
 
 
@@ -190,8 +190,8 @@ def test_bad_records_are_numbered(tmp_path: Path) -> None:
     path.write_text('{"prompt": "x", "chosen": "a", "rejected": "b"}\nnot json\n{"prompt": 1}\n', encoding="utf-8")
     told: list[str] = []
     assert len(read_questions(path, told.append)) == 1
-    assert [line.split(":")[0] for line in told] == ["record 2", "record 3"]
-    with pytest.raises(InputError, match="record 2"):
+    assert [line.split(":")[0] for line in told] == ["some.jsonl, line 2", "some.jsonl, line 3"]
+    with pytest.raises(InputError, match=r"^some\.jsonl, line 2: not JSON"):
         read_questions(path)
     path.write_text("\n", encoding="utf-8")
     with pytest.raises(InputError, match="no record"):

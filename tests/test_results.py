@@ -26,9 +26,11 @@ from benchmarks import (
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
 from benchmarks.clients import ray_data, trainers
+from benchmarks.clients import browser, load, polars_columns
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
+    "browser": browser.sentence,
     "bundled_model": bundled_model.table,
     "exact": exact.table,
     "fidelity": fidelity.table,
@@ -39,9 +41,11 @@ TABLES = {
     "gemma_rotations": gemma.rotations_table,
     "gptq_files": gptq_files.sentence,
     "gptqmodel_files": gptqmodel_files.sentence,
+    "load": load.table,
     "loading": loading.table,
     "mixed": mixed.table,
     "ray_data": ray_data.sentence,
+    "polars_columns": polars_columns.sentence,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
     "sharing_cpu": sharing.table,
@@ -120,3 +124,7 @@ def test_trainers_and_ray_gave_the_same_scores() -> None:
     assert result["continued"]["failed"]
     assert result["continued"]["each once"]
     assert result["continued"]["equal"]
+def test_columns_of_polars_gave_what_lists_give() -> None:
+    held = read_result("polars_columns")["held"]
+    assert all(held.values())
+    assert len(held) == 13

@@ -37,18 +37,20 @@ SLOTS = 4  # two for the actors, two for what reads, writes and filters: without
 
 
 class Marked(Scorer):
-    """Says which process scored a row. breaks: the id at which the job fails, once the file `broken` says so."""
+    """Says which process scored a row. breaks: the id at which the job fails, once `watched` holds a file of rows."""
 
-    def __init__(self, *, breaks: int | None = None, **arguments: Any) -> None:
+    def __init__(self, *, breaks: int | None = None, watched: str = "", **arguments: Any) -> None:
         self.started = time.perf_counter()
         super().__init__("demo", OPTIONS, **arguments)
-        self.seconds, self.breaks = time.perf_counter() - self.started, breaks
+        self.seconds, self.breaks, self.watched = time.perf_counter() - self.started, breaks, watched
 
     def __call__(self, batch: Any) -> Any:
         import pyarrow
 
         if self.breaks is not None and self.breaks in batch["id"].to_pylist():
-            time.sleep(3)  # the other actor's blocks are written
+            end = time.monotonic() + 60
+            while not any(Path(self.watched).rglob("*.parquet")) and time.monotonic() < end:
+                time.sleep(0.1)
             raise RuntimeError("the machine is gone")
         found = super().__call__(batch)
         if isinstance(found, pyarrow.Table):
@@ -129,9 +131,9 @@ def continued(ray: Any, rows: list[dict[str, Any]], right: list[float]) -> dict[
         )
 
         def run(breaks: int | None) -> None:
-            ray.data.read_parquet(source).map_batches(
+            ray.data.read_parquet(source, override_num_blocks=8).map_batches(
                 Marked,
-                fn_constructor_kwargs={"prompt": "turns", "breaks": breaks},
+                fn_constructor_kwargs={"prompt": "turns", "breaks": breaks, "watched": target},
                 batch_size=BATCH,
                 batch_format="pyarrow",
                 compute=ray.data.ActorPoolStrategy(size=2),

@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 from lightrm.checkpoints.gguf_file import ENDING
+from lightrm.display.hub_errors import first_line, unreachable
 from lightrm.errors import CheckpointError, DownloadError
 from lightrm.text.tokenizer_files import MODEL, OTHERS
 
@@ -85,20 +86,6 @@ def fetch(repo_id: str, revision: str | None) -> Path:
         f"{repo_id}{at} is not a folder here, is not in the cache, and could not be fetched: "
         f"{first_line(reason)}; check the name and the network, or pass a folder"
     ) from reason
-
-
-def unreachable(error: Exception) -> bool:
-    """Whether an error says that a repository cannot be had from the hub now, for whatever reason."""
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-
-    known = (OfflineModeIsEnabled, LocalEntryNotFoundError, OSError, HfHubHTTPError, HFValidationError)
-    # The HTTP client's own errors change between versions of the library.
-    return isinstance(error, known) or type(error).__module__.startswith(("httpx", "requests", "httpcore"))
-
-
-def first_line(error: Exception) -> str:
-    said = str(error).strip().splitlines() or ["no details"]
-    return f"{type(error).__name__}: {said[0]}"
 
 
 def wanted(files: list[str]) -> list[str]:

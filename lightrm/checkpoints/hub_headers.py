@@ -21,10 +21,11 @@ import huggingface_hub
 from lightrm.checkpoints.adapter import is_adapter
 from lightrm.checkpoints.adapter_config import CONFIG
 from lightrm.checkpoints.config import read_config
-from lightrm.checkpoints.hub import DEMO, HUB_ID, SMALL, first_line, local, resolve, unreachable, wanted
+from lightrm.checkpoints.hub import DEMO, HUB_ID, SMALL, local, resolve, wanted
 from lightrm.checkpoints.outline_files import CURE, write_outline
 from lightrm.checkpoints.source import INDEXES, PICKLES, weight_map
 from lightrm.checkpoints.stored import MANIFEST
+from lightrm.display.hub_errors import first_line, unreachable
 from lightrm.errors import CheckpointError, DownloadError
 
 TIMEOUT = 20  # seconds of a request

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import lightrm
-from lightrm.cli import judging, looking, making, scoring
+from lightrm.cli import judging, looking, making, scoring, serve_command
 from lightrm.errors import LightRMError
 
 
@@ -43,6 +43,6 @@ def main() -> None:
 
 for command in (
     scoring.score, scoring.demo, looking.inspect, looking.plan, looking.doctor, making.quantize, judging.fidelity,
-    judging.evaluate, judging.verify_card,
+    judging.evaluate, judging.verify_card, serve_command.serve,
 ):  # fmt: skip
     main.add_command(command)

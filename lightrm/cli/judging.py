@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from lightrm.cli.shared_options import FILE, calibrate, calibration_tokens, load_options, quiet, tell
+from lightrm.cli.data_options import SPREAD, DataPath, check_output, data_options
+from lightrm.cli.shared_options import (
+    DATA_HELP,
+    FILE,
+    calibrate,
+    calibration_tokens,
+    load_options,
+    quiet,
+    tell,
+)
 from lightrm.display.progress import on_terminal
 from lightrm.display.tables import Column, Sheet, terminal
 from lightrm.loading.options import LoadOptions
 
+if TYPE_CHECKING:
+    from lightrm.data.data_source import DataSource
+
+SINK = click.Path(dir_okay=False, writable=True, path_type=Path)
 SCHEMES_HELP = (
     "Separated by commas; w4a8+cal: calibrated. hf:fp32, hf:bf16, hf:nf4, hf:int8: as transformers' own class scores; "
     "hf:gptq: the same of a GPTQ folder."
@@ -20,7 +34,8 @@ SCHEMES_HELP = (
 
 @click.command()
 @click.argument("model")
-@click.option("--data", required=True, type=FILE, help="Prompts with answers, in any form `lightrm evaluate` reads.")
+@click.option("--data", "file", type=DataPath(), help=f"Prompts with answers. {DATA_HELP}")
+@data_options("file", SPREAD)
 @click.option("--schemes", default="w8a8,w4a8", show_default=True, help=SCHEMES_HELP)
 @click.option("--reference", default="fp32", show_default=True, help="What to measure against: fp32, bf16 or fp16.")
 @click.option("--reference-model", help="The full-precision model that MODEL was quantized from.")
@@ -28,18 +43,17 @@ SCHEMES_HELP = (
 @calibrate
 @calibration_tokens
 @click.option("--layers", is_flag=True, help="Also measure how far each layer alone moves the scores.")
-@click.option("--limit", type=click.IntRange(1), help="Number of prompts to use, spread evenly over the data.")
 @click.option("--fail-under", type=float, help="Exit with 1 if Kendall's tau-b of a scheme is lower than this.")
 @load_options("engine", "device", "memory", "template", "system", "max_length", "layout", "label")
 @quiet
 def fidelity(
     model: str,
-    data: Path,
+    data: DataSource,
     schemes: str,
     reference: str,
     reference_model: str | None,
     output: Path | None,
-    calibrate: Path | None,
+    calibrate: str | None,
     tokens: int,
     layers: bool,
     limit: int | None,
@@ -86,25 +100,45 @@ def fidelity(
 
 @click.command()
 @click.argument("model")
-@click.option("--data", required=True, type=FILE, help="Labelled data: JSONL (also gzipped), Parquet or CSV.")
-@load_options("scheme", "engine", "device", "memory", "template", "system", "layout", "label")
+@click.option("--data", "file", type=DataPath(), help=f"Labelled data. {DATA_HELP}")
+@data_options("file", SPREAD)
+@click.option("-o", "--output", type=SINK, help="File for the records with their scores, as `lightrm score` writes it.")
+@load_options(
+    "scheme", "engine", "device", "memory", "template", "system", "max_length", "strict", "parse_specials", "layout",
+    "label", "revision", "base", "token_budget",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
 @quiet
-def evaluate(model: str, data: Path, options: LoadOptions, as_json: bool, quiet: bool) -> None:
+def evaluate(
+    model: str,
+    data: DataSource,
+    limit: int | None,
+    output: Path | None,
+    options: LoadOptions,
+    as_json: bool,
+    quiet: bool,
+) -> None:
     """Measure how often MODEL agrees with the labels of --data, and compare with a coin and with the longer answer.
 
-    Reads chosen and rejected answers (plain, as turns, as hh-rlhf's dialogues, RewardBench's columns) and lists with
-    scores or ranks. Prints the fields that trainers print, with 95 % intervals and a breakdown.
+    Reads chosen and rejected answers (plain, as turns, as hh-rlhf's dialogues, RewardBench's columns), pairs with a
+    preference (HelpSteer3, Chatbot Arena, PPE) and lists with scores or ranks. Records whose labels call the answers
+    equally good are left out and counted. Prints the fields that trainers print, with 95 % intervals and a breakdown.
     """
-    from lightrm.data.preferences import read_questions
+    from lightrm.data.preferences import numbered_questions
+    from lightrm.jobs.judged_rows import JudgedRows
     from lightrm.measure import measurement
     from lightrm.opening import open_model
 
-    questions = read_questions(data, tell)
+    if output is not None:
+        check_output(output)
+    asked = measurement.spread(numbered_questions(data, tell), limit)
+    rows = None if output is None else JudgedRows.of(data, output, tell)
     rm = open_model(model, options, progress=on_terminal(quiet))
-    found = measurement.evaluate(rm, questions, model=model, data=data.name, progress=not quiet)
+    found, scores = measurement.evaluated(rm, [one for _, one in asked], model, data.name, progress=not quiet)
+    if rows is not None:
+        rows.write(rm, model, dict(zip((place for place, _ in asked), scores, strict=True)))
     if as_json:
-        click.echo(json.dumps(found.fields))
+        click.echo(json.dumps(found.fields | {"ties": found.ties, "unlabelled": found.unlabelled}))
     else:
         terminal().print(found)
 
@@ -112,12 +146,12 @@ def evaluate(model: str, data: Path, options: LoadOptions, as_json: bool, quiet:
 @click.command()
 @click.argument("model")
 @click.option("--card", type=FILE, help="Model card; default: README.md or MODEL_CARD.md beside the weights.")
-@click.option("--data", type=FILE, help="Labelled data of your own, to stand beside the card's evaluation.")
+@click.option("--data", type=DataPath(), help="Labelled data of your own, to stand beside the card's evaluation.")
 @load_options("scheme", "engine", "device", "memory", "template", "system", "layout", "label")
 @click.option("--tolerance", default=0.05, show_default=True, help="How far a score may be from the published one.")
 @quiet
 def verify_card(
-    model: str, card: Path | None, data: Path | None, options: LoadOptions, tolerance: float, quiet: bool
+    model: str, card: Path | None, data: str | None, options: LoadOptions, tolerance: float, quiet: bool
 ) -> None:
     """Compare MODEL with the numbers of its own card: published scores, one by one, and published evaluations.
 
@@ -125,6 +159,7 @@ def verify_card(
     itself moves by about 0.01. A quantized scheme moves them further. Exits with 1 if a score is outside the tolerance.
     """
     from lightrm.checkpoints.hub import resolve
+    from lightrm.data.data_source import source_of
     from lightrm.data.preferences import read_questions
     from lightrm.measure import measurement
     from lightrm.measure.model_card import find_card, read_card
@@ -152,9 +187,10 @@ def verify_card(
     if published.results:
         sides = dict(published.results)
         if data is not None:
-            questions = read_questions(data, tell)
-            mine = measurement.evaluate(rm, questions, model=model, data=data.name, progress=on_terminal(quiet))
-            sides[data.name] = mine.fields
+            source = source_of(data)
+            questions = read_questions(source, tell)
+            mine = measurement.evaluate(rm, questions, model=model, data=source.name, progress=on_terminal(quiet))
+            sides[source.name] = mine.fields
         names = dict.fromkeys(name for fields in published.results.values() for name in fields)
         rows = ((name, *(f"{f[name]:.4f}" if name in f else "-" for f in sides.values())) for name in names)
         names_of = (Column("", words=True), *(Column(side) for side in sides))

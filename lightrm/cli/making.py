@@ -30,7 +30,7 @@ def quantize(
     destination: Path,
     scheme: str | None,
     form: str,
-    calibrate: Path | None,
+    calibrate: str | None,
     tokens: int,
     options: LoadOptions,
     quiet: bool,

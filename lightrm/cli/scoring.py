@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,23 +13,42 @@ from rich.table import Table
 from rich.text import Text
 
 import lightrm
+from lightrm.cli.data_options import FIRST, DataPath, check_output, data_options
 from lightrm.cli.shared_options import load_options, quiet, tell
 from lightrm.loading.options import LoadOptions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lightrm.data.data_source import DataSource
+    from lightrm.data.records import Row
     from lightrm.display.progress import AdvanceRows
 
 SINK = click.Path(dir_okay=False, writable=True, allow_dash=True)
 
 
+def needed(ctx: click.Context, param: click.Parameter, model: str | None) -> str:
+    """Raise UsageError if no model is named: a score of the bundled one is of use to nobody but its tests."""
+    if model is None and not ctx.resilient_parsing:
+        raise click.UsageError(
+            "pass -m MODEL, a folder or a hub id of a reward model; `lightrm demo` shows what the bundled one does"
+        )
+    return model or ""
+
+
 @click.command()
-@click.argument("source", default="-", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@click.option("-m", "--model", default="demo", show_default=True, help="Folder, hub id, or 'demo'.")
+@click.argument("source", required=False, type=DataPath(allow_dash=True))
+@data_options("source", FIRST)
+@click.option("-m", "--model", callback=needed, help="Folder or hub id of the reward model. Needed.")
 @click.option("-o", "--output", default="-", show_default=True, type=SINK, help="File to write.")
-@load_options("scheme", "engine", "device", "memory", "template", "system", "strict", "layout", "label", "reduce")
+@load_options(
+    "scheme", "engine", "device", "memory", "template", "system", "max_length", "strict", "parse_specials", "layout",
+    "label", "reduce", "revision", "base", "token_budget",
+)  # fmt: skip
 @quiet
-def score(source: str, model: str, output: str, options: LoadOptions, quiet: bool) -> None:
-    """Score records from SOURCE: JSONL, a JSON array or CSV (all also gzipped), or Parquet; '-' is standard input.
+def score(data: DataSource, model: str, output: str, options: LoadOptions, quiet: bool) -> None:
+    """Score records from SOURCE: JSONL, a JSON array, CSV or TSV (all also by gzip or zstd), Parquet, or a file on the
+    hub, hf://datasets/OWNER/NAME/FILE; '-' is standard input. --dataset OWNER/NAME reads a split of a data set.
 
     A record is {"prompt": ..., "responses": [...]}, or has another of the forms that `lightrm evaluate` reads. A prompt
     is a string or a list of {"role", "content"} turns. Each record is written with two more fields: "scores", one for
@@ -42,32 +62,33 @@ def score(source: str, model: str, output: str, options: LoadOptions, quiet: boo
     Records that cannot be scored are reported by number and left out. The exit status is 1 if there were any or if the
     run failed, and 0 if all records were scored.
     """
-    from lightrm.data import record_files
+    from lightrm.data.record_files import stream_rows
     from lightrm.display.progress import on_terminal, row_progress
     from lightrm.files import UNFINISHED
-    from lightrm.jobs import job, job_outputs
+    from lightrm.jobs import job
     from lightrm.opening import open_model
 
     def make_bar(rows: int | None) -> AbstractContextManager[AdvanceRows]:
         return row_progress(rows, not quiet)
 
     if output != "-":
-        if not Path(output).parent.is_dir():
-            raise click.BadParameter(f"the folder {Path(output).parent} does not exist", param_hint="--output")
-        job_outputs.ending_of(Path(output))
+        check_output(Path(output))
     rm = open_model(model, options, progress=on_terminal(quiet))
     if output != "-":
         try:
-            counts = job.score_file(rm, model, source, Path(output), tell, make_bar)
+            counts = job.score_file(rm, model, data, Path(output), tell, make_bar)
         except KeyboardInterrupt:
             tell(f"stopped; the same command goes on from {output}{UNFINISHED}")
             raise
     else:
-        piped = source == "-"
-        rows = record_files.line_rows(click.open_file("-", "rb")) if piped else record_files.read_rows(Path(source))
-        total = None if piped or quiet else sum(1 for _ in record_files.read_rows(Path(source)))
+        if data.piped:
+            every = stream_rows(click.open_file("-", "rb"), data.name, data.columns.names)
+            rows: Iterator[Row] = islice(data.checked(every, data.name), data.limit)
+        else:
+            rows = data.rows()
+        total = None if data.piped or quiet else sum(1 for _ in data.rows())
         with make_bar(total) as advance_rows, click.open_file("-", "w", encoding="utf-8") as sink:
-            counts = job.score_stream(rm, model, rows, sink, tell, advance_rows)
+            counts = job.score_stream(rm, model, rows, sink, tell, advance_rows, data.columns)
     if counts.resumed:
         tell(f"{counts.resumed} records were scored by an earlier run")
     if counts.cut:

@@ -9,10 +9,12 @@ from typing import Any, get_args
 
 import click
 
+from lightrm.cli.data_options import DataPath
 from lightrm.loading.options import EngineName, LoadOptions
 
 Command = Callable[..., Any]
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+DATA_HELP = "JSONL, JSON, CSV or TSV, also by gzip or zstd, or Parquet; or hf://datasets/OWNER/NAME/FILE."
 
 LOADING = {
     "scheme": click.option(
@@ -34,10 +36,21 @@ LOADING = {
     "reduce": click.option(
         "--reduce", help="min, product, last or mean of the scores of an answer's steps; default: all are written."
     ),
+    "base": click.option("--base", help="Base model of a LoRA adapter, if it is not where its config says."),
+    "token_budget": click.option(
+        "--token-budget", type=click.IntRange(1), help="Tokens computed at once; default: as many as pay and fit."
+    ),
+    "parse_specials": click.option(
+        "--parse-specials", is_flag=True, help="Let special tokens in the texts act, to compare with other tools."
+    ),
     "strict": click.option("--strict", is_flag=True, help="Refuse texts that are too long instead of cutting them."),
 }  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="Show no progress bars.")
-calibrate = click.option("--calibrate", type=FILE, help="File of prompts with answers, on which rounding is corrected.")
+calibrate = click.option(
+    "--calibrate",
+    type=DataPath(),
+    help="Prompts with answers, on which rounding is corrected: a file or hf://datasets/...",
+)
 calibration_tokens = click.option(
     "--tokens", type=click.IntRange(1), default=16384, show_default=True, help="Calibration tokens to use at most."
 )

@@ -8,13 +8,15 @@
     hh-rlhf                {"chosen", "rejected"}: dialogues as "\\n\\nHuman: ...\\n\\nAssistant: ..."
     HelpSteer2 and 3       {"prompt" or "context", "response_1", "response_2"}, a preference from -3 (the first) to 3
     PPE                    {"prompt", "response_1", ..., "response_n"}, "winner", "label" or "scores"
-    Chatbot Arena          {"prompt", "response_a", "response_b"} or {"conversation_a", "conversation_b"}, "winner"
+    Chatbot Arena          {"prompt", "response_a", "response_b"} or {"conversation_a", "conversation_b"}, "winner";
+                           each model saw its own earlier answers, so a last answer may have a prompt of its own
 
 A prompt is a string or turns; turns may be called "context" or "messages" too.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,7 +24,8 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from lightrm.errors import InputError
-from lightrm.text.conversation import Prompt, items, kind, response_of, responses_of, text_of, turn_of, turns_of
+from lightrm.text.columns import items, kind
+from lightrm.text.conversation import Prompt, response_of, responses_of, text_of, turn_of, turns_of
 from lightrm.text.templates import Turn
 
 SPEAKER = re.compile(r"(?:^|\n\n)(System|Human|Assistant):")
@@ -30,6 +33,7 @@ ROLE = {"System": "system", "Human": "user", "Assistant": "assistant"}
 OPEN_TURN = "\n\nAssistant:"
 OPENS = ("system", "developer", "user")  # roles of a conversation's first turn
 PAIR = ("user", "assistant")
+ANSWERS = ("assistant", "tool")  # roles of what a user does not write
 NUMBERED, LETTERED = ("response_1", "response1"), ("response_a", "response_b")
 CONVERSATIONS = ("conversation_a", "conversation_b")
 FIELDS = frozenset(
@@ -54,19 +58,30 @@ MARKS = ("winner_model_a", "winner_model_b")
 LABELS = frozenset((*NUMBERS, *PREFERENCES, *VERDICTS, *MARKS))
 FIRST = ("model_a", "model_1", "a", "response_a", "response_1", "response1", "a>b", "a>>b")
 SECOND = ("model_b", "model_2", "b", "response_b", "response_2", "response2", "b>a", "b>>a")
-TIE = ("tie", "tie (bothbad)", "both_bad", "bothbad", "a=b")
+TIE = ("tie", "tie (bothbad)", "tie (both bad)", "both_bad", "both bad", "bothbad", "a=b")
 ONE, OTHER, EQUAL = (1.0, 0.0), (0.0, 1.0), (0.0, 0.0)
 Worth = tuple[float, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """A record, read. worth: of each response; higher is better, and ties count as no preference; None if the record
-    does not say."""
+    """A record, read.
+
+    worth: of each response; higher is better, and ties count as no preference; None if the record does not say.
+    prompts: of each response, where two conversations went different ways before their last answers; else empty.
+    """
 
     prompt: Prompt
     responses: tuple[str, ...]
     worth: Worth
+    prompts: tuple[Prompt, ...] = ()
+
+    @property
+    def asked(self) -> list[tuple[Prompt, tuple[str, ...]]]:
+        """Each prompt with its responses, in order."""
+        if not self.prompts:
+            return [(self.prompt, self.responses)]
+        return [(prompt, (text,)) for prompt, text in zip(self.prompts, self.responses, strict=True)]
 
 
 def answers_of(record: Any, labels: bool = True) -> Answers:
@@ -161,10 +176,7 @@ def compared(record: Mapping[str, Any]) -> Answers:
 def sided(one: Any, other: Any, prompt: Prompt | None, worth: Worth) -> Answers:
     """Return the answers of two conversations, or ends of conversations after a prompt, that differ only in the last
     turn."""
-    before, after = (
-        [turn_of(turn, f"turn {k}") for k, turn in enumerate(items(side, "expected turns")[:-1])]
-        for side in (one, other)
-    )
+    before, after = map(turns_before, (one, other))
     if before != after:
         raise InputError("the two conversations differ before their last turn: each answer has a prompt of its own")
     answers = tuple(split(side, "the answer")[1] for side in (one, other))
@@ -176,9 +188,25 @@ def sided(one: Any, other: Any, prompt: Prompt | None, worth: Worth) -> Answers:
     return Answers(turns_of(before), answers, worth)
 
 
+def turns_before(side: Any) -> list[Turn]:
+    return [turn_of(turn, f"turn {k}") for k, turn in enumerate(items(side, "expected turns")[:-1])]
+
+
 def conversations(record: Mapping[str, Any]) -> Answers:
     one, other = (record[name] for name in CONVERSATIONS)
-    return sided(one, other, None, verdict(record))
+    return held_with_both(one, other, verdict(record))
+
+
+def held_with_both(one: Any, other: Any, worth: Worth) -> Answers:
+    """Return the last answers of two conversations in which one user wrote the same to two models. Each model saw its
+    own earlier answers, so each last answer may have a prompt of its own."""
+    before, after = map(turns_before, (one, other))
+    said_to = [[turn["content"] for turn in turns if turn["role"] not in ANSWERS] for turns in (before, after)]
+    if before == after or said_to[0] != said_to[1]:
+        return sided(one, other, None, worth)
+    answers = tuple(split(side, "the answer")[1] for side in (one, other))
+    prompts = turns_of(before), turns_of(after)
+    return Answers(prompts[0], answers, worth, prompts)
 
 
 def split_dialogue(chosen: str, rejected: str) -> Answers:
@@ -228,14 +256,23 @@ def numbered(record: Mapping[str, Any]) -> Answers:
 def lettered(record: Mapping[str, Any]) -> Answers:
     """Return response_a and response_b: texts or, in Arena's files of several turns, lists of texts beside a list of
     prompts."""
-    sides = [record[name] for name in LETTERED]
-    prompt: Any = record.get("prompt")
+    prompt, *sides = map(unpacked, (record.get("prompt"), *(record[name] for name in LETTERED)))
     if is_texts(prompt) and all(is_texts(side) and len(side) == len(prompt) for side in sides):
         one, other = (
             [turn for said in zip(prompt, side, strict=True) for turn in map(turn_from, PAIR, said)] for side in sides
         )
-        return sided(one, other, None, verdict(record))
-    return Answers(prompt_of(record), tuple(responses_of(sides)), verdict(record))
+        return held_with_both(one, other, verdict(record))
+    return Answers(prompt_of(record), tuple(responses_of([record[name] for name in LETTERED])), verdict(record))
+
+
+def unpacked(value: Any) -> Any:
+    """Return the texts of a JSON list, as Arena's 55k comparisons write the turns of each side into one text."""
+    if not (isinstance(value, str) and value.startswith('["') and value.endswith('"]')):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        return value
 
 
 def turn_from(role: str, content: str) -> Turn:

@@ -12,15 +12,16 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from io import TextIOWrapper
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
+from lightrm.data.zstd_files import ZSTD, DamagedError, unzstd
 from lightrm.errors import InputError
 
 GZIP, BOM = b"\x1f\x8b", codecs.BOM_UTF8
 FOREIGN = {
-    b"\x28\xb5\x2f\xfd": "compressed by zstd", b"BZh": "compressed by bzip2", b"\xfd7zXZ": "compressed by xz",
+    b"BZh": "compressed by bzip2", b"\xfd7zXZ": "compressed by xz",
     b"PK\x03\x04": "a zip file", codecs.BOM_UTF16_LE: "text in UTF-16", codecs.BOM_UTF16_BE: "text in UTF-16",
 }  # fmt: skip
 MOST_DEEP = 100  # lists and objects inside each other; what people publish has some five
@@ -30,17 +31,23 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """number: of its line, row or item, from 1. raw: bytes that identify it. record: None if `error` says why."""
+    """number: of its line, row or item, from 1. raw: bytes that identify it. record: None if `error` says why. file:
+    the name of its file, as far as a message needs one."""
 
     number: int
     raw: bytes
     record: Any
     error: str = ""
     unit: str = "line"
+    file: str = ""
+
+    @property
+    def place(self) -> str:
+        return f"{self.unit} {self.number}"
 
     @property
     def name(self) -> str:
-        return f"{self.unit} {self.number}"
+        return f"{self.file}, {self.place}" if self.file else self.place
 
     @property
     def checksum(self) -> int:
@@ -53,18 +60,31 @@ class Row:
 
 @contextmanager
 def unzipped(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file for its unzipped bytes. Raises InputError on a known form that is not supported, and on a damaged
-    file."""
-    with path.open("rb") as file:
-        start = file.read(8)
-    for mark, what in FOREIGN.items():
+    """Open a file for its bytes, unzipped if gzip or zstd compressed them. Errors as `plain_bytes`."""
+    with path.open("rb") as file, plain_bytes(file, str(path)) as plain:
+        yield plain
+
+
+@contextmanager
+def plain_bytes(file: IO[bytes], what: str) -> Iterator[IO[bytes]]:
+    """Unzip a stream if gzip or zstd compressed it. what: its name.
+
+    Raises InputError on a known form that is not supported, and on a damaged stream.
+    """
+    peeked = file if isinstance(file, BufferedReader) else BufferedReader(file)  # type: ignore[type-var]
+    start = peeked.peek(8)
+    for mark, form in FOREIGN.items():
         if start.startswith(mark):
-            raise InputError(f"{path} is {what}: expected JSONL, JSON or CSV in UTF-8, also gzipped, or Parquet")
-    with gzip.open(path) if start.startswith(GZIP) else path.open("rb") as file:
-        try:
-            yield file  # type: ignore[misc]
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path} is cut short or damaged: {error}") from error
+            raise InputError(
+                f"{what} is {form}: expected JSONL, JSON or CSV in UTF-8, also by gzip or zstd, or Parquet"
+            )
+    try:
+        if start.startswith(GZIP):
+            yield gzip.GzipFile(fileobj=peeked)  # type: ignore[misc]
+        else:
+            yield unzstd(peeked, what) if start.startswith(ZSTD) else peeked
+    except (EOFError, gzip.BadGzipFile, zlib.error, DamagedError) as error:
+        raise InputError(f"{what} is cut short or damaged: {error}") from error
 
 
 def lines_of(path: Path) -> Iterator[bytes]:

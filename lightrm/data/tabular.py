@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,12 @@ BATCH = 256  # rows of Parquet in memory at once
 MOST_FIELD = 2**24  # characters of one CSV cell
 
 
-def delimiter_of(line: bytes) -> str | None:
-    """Return the delimiter of a table's first line; None if the line names no field that records have."""
+def delimiter_of(line: bytes, names: Collection[str] = ()) -> str | None:
+    """Return the delimiter of a table's first line; None if the line names no field that records have. names: of fields
+    that these records have."""
     text = line.decode("utf-8", "replace").strip()
     for delimiter in () if text.startswith(("{", "[")) else (",", "\t"):
-        if FIELDS & {name.strip().strip('"') for name in text.split(delimiter)}:
+        if FIELDS.union(names) & {name.strip().strip('"') for name in text.split(delimiter)}:
             return delimiter
     return None
 

@@ -14,7 +14,8 @@ import numpy as np
 from lightrm.display.progress import token_progress
 from lightrm.engine.engine import Engine
 from lightrm.errors import InputError
-from lightrm.text.conversation import items, kind, text_of
+from lightrm.text.columns import items, kind
+from lightrm.text.conversation import text_of
 from lightrm.text.steps import StepTexts
 from lightrm.text.templates import Turn
 
@@ -77,7 +78,13 @@ def steps_of(steps: object) -> tuple[list[list[str]], bool]:
         return [[text_of(step, f"step {k}") for k, step in enumerate(given)]], False
     if any(isinstance(answer, str) for answer in given):
         raise InputError(f"{EXPECTED}, found both in {kind(steps)}")
-    answers = [items(answer, f"answer {k} must be a list of steps") for k, answer in enumerate(given)]
+    return steps_of_each(given), True
+
+
+def steps_of_each(answers: object) -> list[list[str]]:
+    """Return the steps of one answer to each of several prompts. Raises InputError, which names the answer."""
+    given = items(answers, "answers must be a list of lists of steps")
+    listed = [items(answer, f"answer {k} must be a list of steps") for k, answer in enumerate(given)]
     return [
-        [text_of(step, f"step {i} of answer {k}") for i, step in enumerate(answer)] for k, answer in enumerate(answers)
-    ], True
+        [text_of(step, f"step {i} of answer {k}") for i, step in enumerate(answer)] for k, answer in enumerate(listed)
+    ]

@@ -9,13 +9,14 @@ import torch
 
 from lightrm.engine.scoring_engine import Shape
 from lightrm.errors import InputError
-from lightrm.text.conversation import kind
+from lightrm.text.columns import items, kind
 
 
 def checked_ids(sequences: Sequence[Sequence[int]], a: Shape) -> list[list[int]]:
     """Return sequences of ids as lists. Each may be a list, an array or a tensor. Raises InputError on an empty one, an
     id outside the vocabulary, or more tokens than positions."""
-    return [checked(ids, k, a) for k, ids in enumerate(sequences)]
+    given = items(sequences, "sequences must be a list of lists of whole numbers")
+    return [checked(ids, k, a) for k, ids in enumerate(given)]
 
 
 def checked(ids: Sequence[int], k: int, a: Shape) -> list[int]:

@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightrm.data.record_forms import answers_of
-from lightrm.data.records import Row
+from lightrm.data.data_source import DataSource
 from lightrm.errors import InputError
 
 EXACT = 2**53  # a float holds every whole number up to here
@@ -106,24 +105,24 @@ class Survey:
     fields: dict[str, Field] = field(default_factory=dict)
 
 
-def survey_of(rows: Iterator[Row], closely: bool) -> Survey:
+def survey_of(source: DataSource, closely: bool) -> Survey:
     """Look at all rows. closely: also record the types of fields."""
-    found = Survey()
-    for row in rows:
+    found, several = Survey(), len(source.files) > 1
+    for row in source.rows():
         found.rows += 1
         found.digest = row.after(found.digest)
-        if row.error or not usable(row.record):
+        if row.error or not usable(row.record, source):
             continue
         for name, value in row.record.items():
             seen = found.fields.setdefault(name, Field())
             if closely:
-                seen.see(value, row.name)
+                seen.see(value, row.name if several else row.place)
     return found
 
 
-def usable(record: Any) -> bool:
+def usable(record: Any, source: DataSource) -> bool:
     try:
-        answers_of(record, labels=False)
+        source.answers(record, labels=False)
     except InputError:
         return False
     return True

@@ -11,29 +11,30 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, zip_longest
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import click
 import torch
 
-from lightrm.data.record_files import read_rows
-from lightrm.data.record_forms import answers_of
+from lightrm.data.data_source import ALL, DataSource, source_of
+from lightrm.data.record_columns import Columns
+from lightrm.data.record_forms import Answers
 from lightrm.data.records import Row, to_line
 from lightrm.display.progress import AdvanceRows, rows_ignored
 from lightrm.errors import InputError, LightRMError, MemoryLimitError, NumericsError
 from lightrm.files import to_disk
 from lightrm.jobs.answer_numbers import Answer, AnswerNumbers
 from lightrm.jobs.identity import identity, summary
-from lightrm.jobs.job_outputs import Entry, Number, Tell, ending_of, names_aside, output_for, renamed
+from lightrm.jobs.job_outputs import Entry, Number, Output, Tell, ending_of, names_aside, output_for, renamed
 from lightrm.jobs.journal import Journal, journal_of
 from lightrm.scorer import RewardModel
 from lightrm.text.conversation import turns_of
 
 MOST_ROWS = 1024  # in memory at once
-STDIN, INPUT, PART = "-", ".input", ".part"  # the endings of what lies beside an output
+INPUT, PART = ".input", ".part"  # the endings of what lies beside an output
 OF_ONE_RECORD = (MemoryLimitError, NumericsError, torch.OutOfMemoryError, MemoryError)
 
 
@@ -68,28 +69,39 @@ class EncodedRow:
         return sum(len(sequences[-1]) for sequences in self.answers)
 
 
+@dataclass(frozen=True, slots=True)
+class Scorer:
+    """A model that scores rows. read: returns a record's prompt and answers."""
+
+    numbers: AnswerNumbers
+    read: Callable[[Any], Answers]
+
+
 def score_rows(
-    numbers: AnswerNumbers, rows: Iterator[Row], counts: Counts, report: Tell, advance_rows: AdvanceRows
+    scorer: Scorer, rows: Iterator[Row], counts: Counts, report: Tell, advance_rows: AdvanceRows
 ) -> Iterator[list[tuple[Row, Entry]]]:
     """Yield rows with their scores, in order, a window of rows at a time."""
     window: list[EncodedRow] = []
     tokens = 0
     for row in rows:
-        window.append(encoded(numbers, row, counts))
+        window.append(encoded(scorer, row, counts))
         tokens += window[-1].tokens
-        if tokens >= numbers.rm.engine.window or len(window) == MOST_ROWS:
-            yield score_window(numbers, window, counts, report, advance_rows)
+        if tokens >= scorer.numbers.rm.engine.window or len(window) == MOST_ROWS:
+            yield score_window(scorer.numbers, window, counts, report, advance_rows)
             window, tokens = [], 0
     if window:
-        yield score_window(numbers, window, counts, report, advance_rows)
+        yield score_window(scorer.numbers, window, counts, report, advance_rows)
 
 
-def encoded(numbers: AnswerNumbers, row: Row, counts: Counts) -> EncodedRow:
+def encoded(scorer: Scorer, row: Row, counts: Counts) -> EncodedRow:
     if row.error:
         return EncodedRow(row, [], row.error)
     try:
-        answers = answers_of(row.record, labels=False)
-        found, cut = numbers.encode(turns_of(answers.prompt), answers.responses)
+        found: list[Answer] = []
+        cut = 0
+        for prompt, responses in scorer.read(row.record).asked:
+            made, too_long = scorer.numbers.encode(turns_of(prompt), responses)
+            found, cut = [*found, *made], cut + too_long
     except LightRMError as error:
         return EncodedRow(row, [], str(error))
     except Exception as error:  # raised by a stranger's template or tokenizer: any kind, and only of this record
@@ -150,12 +162,15 @@ def score_stream(
     sink: IO[str],
     report: Tell,
     advance_rows: AdvanceRows = rows_ignored,
+    columns: Columns = ALL,
 ) -> Counts:
-    """Write rows to a stream as they are scored. Such a run cannot be resumed."""
+    """Write rows to a stream as they are scored. Such a run cannot be resumed. columns: those with prompt and
+    answers."""
     numbers = AnswerNumbers(rm)
+    scorer = Scorer(numbers, lambda record: columns.answers(record, labels=False))
     counts, by = Counts(), summary(identity(rm, model))
     said: set[str] = set()
-    for window in score_rows(numbers, rows, counts, report, advance_rows):
+    for window in score_rows(scorer, rows, counts, report, advance_rows):
         for row, (_, scores, _) in window:
             if scores is not None:
                 aside = names_aside(list(row.record), numbers.added)
@@ -170,28 +185,30 @@ def score_stream(
 def score_file(
     rm: RewardModel,
     model: str,
-    source: str | Path,
+    source: str | Path | DataSource,
     target: Path,
     report: Tell,
     make_bar: MakesBar = no_bar,
 ) -> Counts:
-    """Score a file, or "-" for standard input, to a file; or go on where a run stopped.
+    """Score a file, "-" for standard input, or another source of data, to a file; or go on where a run stopped.
 
     make_bar: number of rows -> a progress bar. Raises InputError if the output exists already, cannot hold the fields
-    of the source, or was begun with another model or source.
+    of the source, or was begun with another model or source, or with other options.
     """
-    numbers = AnswerNumbers(rm)
+    numbers, data = AnswerNumbers(rm), source_of(source)
     ending_of(target)
     by = identity(rm, model)
+    begun = by | data.identity
     with journal_of(target) as journal:
         finished = target.exists()
         if finished and not journal.foretells(target):
             raise exists(target)
-        with as_file(source, target, journal) as path:
+        with as_file(data, target, journal) as held:
             counts = Counts()
-            same = recount(journal, path, by, counts, report) if finished else True
+            same = recount(journal, held, begun, counts, report) if finished else True
             if not finished:
-                work(numbers, journal, path, target, by, counts, report, make_bar)
+                journal.check(begun)
+                work(numbers, journal, held, target, begun, summary(by), counts, report, make_bar)
         beside(target, PART).unlink(missing_ok=True)
         journal.done = True
     to_disk(target.parent)
@@ -209,17 +226,17 @@ def beside(target: Path, ending: str) -> Path:
 
 
 @contextmanager
-def as_file(source: str | Path, target: Path, journal: Journal) -> Iterator[Path]:
+def as_file(source: DataSource, target: Path, journal: Journal) -> Iterator[DataSource]:
     """Yield a source that can be read twice: standard input is kept beside the output until the job is done.
 
     Raises InputError if standard input had another text when the job was begun.
     """
-    if source != STDIN:
-        yield Path(source)
+    if not source.piped:
+        yield source
         return
     kept, draft = beside(target, INPUT), beside(target, INPUT + PART)
     with draft.open("wb") as file:
-        shutil.copyfileobj(click.open_file(STDIN, "rb"), file)
+        shutil.copyfileobj(click.open_file("-", "rb"), file)
     if kept.exists() and journal.header is not None and not target.exists() and not begins(draft, kept):
         draft.unlink()
         raise InputError(
@@ -228,7 +245,7 @@ def as_file(source: str | Path, target: Path, journal: Journal) -> Iterator[Path
         )
     to_disk(draft)
     os.replace(draft, kept)
-    yield kept
+    yield replace(source, files=(kept,))
     kept.unlink()
 
 
@@ -241,11 +258,11 @@ def begins(path: Path, other: Path) -> bool:
     return True
 
 
-def recount(journal: Journal, path: Path, by: dict[str, str], counts: Counts, report: Tell) -> bool:
+def recount(journal: Journal, source: DataSource, by: dict[str, str], counts: Counts, report: Tell) -> bool:
     """Count the rows of a job whose output is written already. Returns False if that was another job."""
     if journal.header != by:
         return False
-    for row, entry in zip_longest(read_rows(path), journal.entries()):
+    for row, entry in zip_longest(source.rows(), journal.entries()):
         if row is None or entry is None or row.checksum != entry[0]:
             return False
         had(row, entry, counts, report)
@@ -264,28 +281,41 @@ def had(row: Row, entry: Entry, counts: Counts, report: Tell) -> None:
 def work(
     numbers: AnswerNumbers,
     journal: Journal,
-    path: Path,
+    source: DataSource,
     target: Path,
+    begun: dict[str, str],
     by: dict[str, str],
     counts: Counts,
     report: Tell,
     make_bar: MakesBar,
 ) -> None:
-    """Score the rows that are not in the journal, and write the output."""
-    output = output_for(path, target, report, numbers.added)
-    journal.begin(by)
+    """Score the rows that are not in the journal, and write the output. begun: with what. by: what each row stores."""
+    output = output_for(source, target, report, numbers.added)
+    scorer = Scorer(numbers, lambda record: source.answers(record, labels=False))
+    journal.begin(begun)
     with make_bar(output.survey.rows) as advance_rows:
-        rest = journal.rest(read_rows(path), path, lambda row, entry: had(row, entry, counts, report), report)
+        rest = journal.rest(source.rows(), source, lambda row, entry: had(row, entry, counts, report), report)
         first = list(islice(rest, 1))
         advance_rows(counts.resumed, 0)
-        for window in score_rows(numbers, chain(first, rest), counts, report, advance_rows):
+        for window in score_rows(scorer, chain(first, rest), counts, report, advance_rows):
             journal.write(entry for _, entry in window)
+    write_output(output, target, journal.entries(), by, journal.foretell)
+
+
+def write_output(
+    output: Output,
+    target: Path,
+    entries: Iterator[Entry],
+    by: dict[str, str],
+    before: Callable[[Path], None] = lambda draft: None,
+) -> None:
+    """Write an output whole or not at all. before: called with the draft that is about to be named."""
     draft = beside(target, PART)
     try:
         with draft.open("wb") as made:
-            output.write(made, journal.entries(), summary(by))
+            output.write(made, entries, by)
         to_disk(draft)
-        journal.foretell(draft)
+        before(draft)
         os.replace(draft, target)
     except BaseException:
         draft.unlink(missing_ok=True)

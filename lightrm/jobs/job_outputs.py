@@ -18,9 +18,9 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from lightrm.data.record_files import is_parquet, read_rows
+from lightrm.data.data_source import DataSource
 from lightrm.data.records import Record, Row, to_line
-from lightrm.data.tabular import BATCH, parquet_batches, parquet_file, pyarrow
+from lightrm.data.tabular import BATCH, pyarrow
 from lightrm.errors import InputError
 from lightrm.jobs.field_survey import Field, Survey, survey_of
 
@@ -54,7 +54,7 @@ class Output:
     """aside: new names of the source's fields that have the name of an added one. schema: of a Parquet file that is
     made from another kind of file. added: the field with the scores."""
 
-    source: Path
+    source: DataSource
     ending: str
     survey: Survey
     aside: dict[str, str]
@@ -73,7 +73,7 @@ class Output:
                 write(bare, self.completed(entries, by))
 
     def completed(self, entries: Iterator[Entry], by: dict[str, str]) -> Iterator[Record]:
-        for row, scores in self.paired(read_rows(self.source), entries):
+        for row, scores in self.paired(self.source.rows(), entries):
             if scores is not None:
                 yield renamed(row.record, self.aside) | {self.added.name: scores, "scored_by": by}
 
@@ -115,8 +115,8 @@ class Output:
     def write_columns(self, file: IO[bytes], entries: Iterator[Entry], by: dict[str, str]) -> None:
         """Write Parquet from Parquet: the columns keep their types."""
         arrow = pyarrow()
-        rows_of = parquet_batches(self.source)
-        schema = parquet_file(self.source).schema_arrow
+        rows_of = self.source.batches()
+        schema = self.source.schema
         names = [self.aside.get(name, name) for name in schema.names]
         fields = [part.with_name(name) for part, name in zip(schema, names, strict=True)]
         schema = arrow.schema([*fields, *added_fields(arrow, self.added)], schema.metadata)
@@ -141,15 +141,16 @@ class Output:
                 writer.write_table(arrow.Table.from_arrays([*kept.columns, *added], schema=schema))
 
 
-def output_for(source: Path, target: Path, tell: Tell, added: Added = SCORES) -> Output:
+def output_for(source: DataSource, target: Path, tell: Tell, added: Added = SCORES) -> Output:
     """Return how a source is written to a target. Raises InputError, which names the fields, if the target cannot hold
     them."""
     ending = ending_of(target)
     arrow = pyarrow() if ending == ".parquet" else None
-    columns = is_parquet(source)
-    survey = survey_of(read_rows(source), closely=not columns and not ending.startswith(".jsonl"))
+    columns = source.parquet
+    closely = not columns and not ending.startswith(".jsonl")
+    survey = survey_of(source, closely)
     if columns:
-        schema = parquet_file(source).schema_arrow
+        schema = source.schema
         survey.fields = {name: Field() for name in schema.names}
         held = [f'"{part.name}" ({part.type})' for part in schema if "binary" in str(part.type)]
         if held and arrow is None:

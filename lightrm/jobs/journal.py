@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lightrm.checksums import file_sum
+from lightrm.data.data_source import DataSource
 from lightrm.data.records import Row
 from lightrm.errors import InputError
 from lightrm.files import UNFINISHED, to_disk
@@ -128,12 +129,16 @@ class Journal:
         os.fsync(self.file.fileno())
 
     def begin(self, by: dict[str, str]) -> None:
-        """Write the header, or check it. Raises InputError that names what differs."""
+        """Write the header, or check it."""
+        self.check(by)
         if self.header is None:
             self.write([{HEADER: FORMAT, "by": by}])
             to_disk(self.path.parent)
             self.header, self.rows_at = by, self.place()
-        elif self.header != by:
+
+    def check(self, by: dict[str, str]) -> None:
+        """Raise InputError, which names what differs, if the job was begun with something else."""
+        if self.header is not None and self.header != by:
             names, had = dict.fromkeys((*by, *self.header)), self.header
             other = [f"{n} {had.get(n)!r}, now {by.get(n)!r}" for n in names if had.get(n) != by.get(n)]
             raise InputError(f"{self.path} was begun with {'; '.join(other)}: remove it, or go on with the same")
@@ -159,7 +164,9 @@ class Journal:
         """Append the last line: the checksum of the output that is about to be named."""
         self.write([{OUTPUT: file_sum(draft)}])
 
-    def rest(self, rows: Iterator[Row], source: Path, had: Callable[[Row, Entry], None], tell: Tell) -> Iterator[Row]:
+    def rest(
+        self, rows: Iterator[Row], source: DataSource, had: Callable[[Row, Entry], None], tell: Tell
+    ) -> Iterator[Row]:
         """Yield the rows that are not in the journal yet, and call `had` with the others. Cuts off an incomplete end.
 
         Raises InputError if a row in the journal is not the source's.
@@ -172,7 +179,7 @@ class Journal:
                 yield row
                 break
             if entry[0] != row.checksum:
-                raise InputError(f"{row.name} of {source} is not what it was when {self.path} was begun")
+                raise InputError(f"{row.place} of {row.file or source} is not what it was when {self.path} was begun")
             had(row, entry)
         else:
             if next(entries, None) is not None:

@@ -9,7 +9,8 @@ numpy on scores, of any model. The pairs are all pairs of a prompt's answers to 
     eval_steps_per_second    the same in steps of eight pairs, as LLaMA-Efficient-Tuning's cards count
 
 Intervals: Wilson's for accuracies. They count all pairs as independent, and so are slightly narrow if a prompt has many
-pairs. For the loss, percentiles of a bootstrap over prompts.
+pairs. For the loss, percentiles of a bootstrap over prompts. A record whose labels call all answers equally good is a
+tie: it is left out, and counted.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """longer: accuracy of preferring the answer with more characters; ties count half.
+    """longer: accuracy of preferring the answer with more characters; equal lengths count half. ties: records whose
+    labels prefer no answer. unlabelled: records without labels, or with one answer. Both are left out.
 
     A coin is right in half of the pairs. A model whose accuracy is not clearly above 50 % and above `longer` has
     learned nothing about this data.
@@ -59,6 +61,14 @@ class Evaluation:
     prompts: int
     longer: Estimate
     parts: tuple[Part, ...]
+    ties: int = 0
+    unlabelled: int = 0
+
+    @property
+    def left_out(self) -> list[tuple[str, str]]:
+        """What the labels say nothing about, as lines of the table."""
+        found = (("ties in the labels", self.ties), ("without a preference", self.unlabelled))
+        return [(name, f"{count} records, left out") for name, count in found if count]
 
     @property
     def fields(self) -> dict[str, float]:
@@ -79,6 +89,7 @@ class Evaluation:
             *((name, f"{self.fields[name]}") for name in list(self.fields)[2:]),
             ("a coin", "0.5000, loss 0.6931"),
             ("the longer answer", self.longer.text(4)),
+            *self.left_out,
         ]
         whole = Sheet((Column("", words=True), Column("", words=True)), tuple(lines), title)
         headings = (
@@ -115,11 +126,15 @@ def evaluate_scores(
     wanted = np.sign(np.nan_to_num(margins(worth, prompts)))
     pairs, sign = prompts.pairs[wanted != 0], wanted[wanted != 0]
     if not len(pairs):
-        raise InputError(f'{data} prefers no answer to another: evaluation needs "chosen" and "rejected", or scores')
+        raise InputError(
+            f'{data} prefers no answer to another in {len(questions)} records: evaluation needs "chosen" and '
+            '"rejected", or scores, or another form of lightrm.data.record_forms'
+        )
     margin = sign * (scores[pairs[:, 0]].astype(np.float64) - scores[pairs[:, 1]])
     right = margin > 0
     longer = (1 + np.sign(sign * (length[pairs[:, 0]] - length[pairs[:, 1]]))) / 2
     of = prompt[pairs[:, 0]]
+    labelled = [q.worth is not None and len(q.responses) > 1 for q in questions]
     parts = []
     for by in ("lang", "kind", "source"):
         labels = np.asarray([getattr(q, by) for q in questions])[of]
@@ -138,6 +153,8 @@ def evaluate_scores(
         prompts=len(np.unique(of)),
         longer=wilson(longer.sum(), len(longer)),
         parts=tuple(parts),
+        ties=sum(labelled) - len(np.unique(of)),
+        unlabelled=len(questions) - sum(labelled),
     )
 
 

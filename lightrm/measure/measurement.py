@@ -14,13 +14,14 @@ from dataclasses import dataclass, field, replace
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 
 from lightrm.checkpoints.contents import parts
 from lightrm.checkpoints.hub import resolve
+from lightrm.data.data_source import DataSource
 from lightrm.data.preferences import Question, questions_of
 from lightrm.engine.class_memory import NAMES as CLASS_SCHEMES
 from lightrm.engine.devices import choose_device
@@ -39,12 +40,13 @@ from lightrm.schemes.grammar import PACKED, parse_scheme
 from lightrm.scorer import RewardModel
 
 SCHEMES = ("w8a8", "w4a8")
+Some = TypeVar("Some")
 CALIBRATED = "+cal"
 
 
 def measure_fidelity(
     model: str | os.PathLike[str],
-    data: str | os.PathLike[str] | Sequence[Question],
+    data: str | os.PathLike[str] | DataSource | Sequence[Question],
     *,
     name: str | None = None,
     schemes: Sequence[str] = SCHEMES,
@@ -71,8 +73,8 @@ def measure_fidelity(
     so can one be that another tool quantized.
     schemes: as for `load`; with "+cal", calibrated. "hf:fp32", "hf:bf16", "hf:nf4", "hf:int8": the scores that
     transformers' own class gives for the full-precision weights; "hf:gptq": those for a GPTQ folder.
-    data: a file in one of the forms of `lightrm.data.record_forms`, what `read_questions` returned, or such records;
-    name: what the report calls it.
+    data: a file in one of the forms of `lightrm.data.record_forms`, the address of one on the hub (hf://datasets/...),
+    what `read_questions` returned, or such records, also as a table; name: what the report calls it.
     reference: the scheme that the others are compared with. Its layers are streamed if they do not fit into memory.
     engine, device, template, system, max_length, memory, layout, label: as for `load`.
     calibration, calibration_tokens: as for `load`; for schemes whose name ends in "+cal".
@@ -229,7 +231,7 @@ class Run:
 
 def ids_of_all(rm: RewardModel, questions: Sequence[Question]) -> list[list[int]]:
     """Return the ids of every answer of every question, in order."""
-    return rm.encode([q.prompt for q in questions for _ in q.responses], [r for q in questions for r in q.responses])
+    return rm.encode([p for q in questions for p in q.each_prompt], [r for q in questions for r in q.responses])
 
 
 def floor_of(reference: str, device: torch.device) -> str:
@@ -250,8 +252,8 @@ def measured(rm: RewardModel, scheme: str, ids: Sequence[list[int]], tell: Tell 
     return Measured(scheme, scores.astype(np.float64), rm.report.bytes, tokens / seconds, dict(rm.report.sqnr_db))
 
 
-def spread(questions: Sequence[Question], count: int | None) -> list[Question]:
-    """Return `count` of the questions, spread evenly; all of them if there are no more, or if count is None."""
+def spread(questions: Sequence[Some], count: int | None) -> list[Some]:
+    """Return `count` of some questions, spread evenly; all of them if there are no more, or if count is None."""
     taken = min(count or len(questions), len(questions))
     return [questions[k * len(questions) // taken] for k in range(taken)]
 
@@ -281,12 +283,14 @@ def about(device: torch.device, others: str = "") -> dict[str, str]:
 
 def name_of(data: object) -> str:
     """Return what a report calls some data: the name of its file, if it is one."""
+    if isinstance(data, DataSource):
+        return data.name
     return Path(data).name if isinstance(data, str | os.PathLike) else "the data"
 
 
 def evaluate(
     rm: RewardModel,
-    questions: str | os.PathLike[str] | Iterable[Question | Mapping[str, Any]],
+    questions: str | os.PathLike[str] | DataSource | Iterable[Question | Mapping[str, Any]],
     *,
     model: str = "",
     data: str = "",
@@ -294,13 +298,19 @@ def evaluate(
 ) -> Evaluation:
     """Measure how often a model agrees with labels.
 
-    questions: a file, what `read_questions` returned, or records in the forms of `lightrm.data.record_forms`. model,
-    data: what the result calls them.
+    questions: a file, the address of one on the hub (hf://datasets/...), what `read_questions` returned, or records in
+    the forms of `lightrm.data.record_forms`, also as a table. model, data: what the result calls them.
 
     Raises InputError for text that cannot be scored, or if the labels prefer no answer to another.
     """
-    data = data or name_of(questions)
     asked = questions_of(questions)
+    return evaluated(rm, asked, model, data or name_of(questions), progress)[0]
+
+
+def evaluated(
+    rm: RewardModel, asked: Sequence[Question], model: str, data: str, progress: bool
+) -> tuple[Evaluation, list[list[float]]]:
+    """As `evaluate`, also with the scores of each question."""
     started = time.perf_counter()
     ids = ids_of_all(rm, asked)
     seconds = time.perf_counter() - started
@@ -309,4 +319,6 @@ def evaluate(
     scores = rm.score_ids(ids, progress=progress)
     seconds += time.perf_counter() - started
     model = model or rm.checkpoint.folder.name
-    return evaluate_scores(asked, scores, seconds, model, data, rm.report.scheme.name)
+    ends = np.cumsum([len(one.responses) for one in asked])
+    each = [part.tolist() for part in np.split(scores, ends[:-1])]
+    return evaluate_scores(asked, scores, seconds, model, data, rm.report.scheme.name), each

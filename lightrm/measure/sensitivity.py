@@ -88,7 +88,7 @@ def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tup
     ids: list[list[int]] = []
     prompt: list[int] = []
     for k, question in enumerate(questions):
-        ids += rm.encode([question.prompt] * len(question.responses), question.responses)
+        ids += rm.encode(question.each_prompt, question.responses)
         prompt += [k] * len(question.responses)
         if sum(map(len, ids)) >= tokens:
             break

@@ -1,15 +1,12 @@
-"""The caller's prompts and responses, checked. Texts may be strings or turns; lists may be of any kind.
-
-A list may be a tuple, a generator, a numpy array, or a column of pandas, polars or pyarrow: anything that yields its
-items in order. None of those libraries is imported.
-"""
+"""The caller's prompts and responses, checked. Texts may be strings or turns; lists may be of any kind (`columns`)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightrm.errors import InputError
+from lightrm.text.columns import bare, items, kind, plain, single_column
 from lightrm.text.templates import READ_ELSEWHERE, Turn, said
 
 ROLES = ("system", "user", "assistant", "tool", "developer")
@@ -34,8 +31,8 @@ def asked_once(prompts: Iterable[Prompt], responses: Responses, system: str | No
         found = "one string" if isinstance(asked, str) else f"{len(asked)} prompts"
         raise InputError(f"prompts and responses must be lists of one length, found {found} and {len(texts)} responses")
     grouped: Asked = []
-    for prompt, text in zip(asked, texts, strict=True):
-        turns = turns_of(prompt, system)
+    for k, (prompt, text) in enumerate(zip(asked, texts, strict=True)):
+        turns = turns_of(prompt, system, f"prompt {k}")
         if grouped and grouped[-1][0] == turns:
             grouped[-1][1].append(text)
         else:
@@ -45,33 +42,38 @@ def asked_once(prompts: Iterable[Prompt], responses: Responses, system: str | No
 
 def asked_often(prompts: Iterable[Prompt], responses: Iterable[Responses], system: str | None = None) -> Asked:
     """Return each prompt with its several responses. Raises InputError unless there is a list of them for each."""
-    asked = [turns_of(prompt, system) for prompt in items(prompts, FOR_EACH)]
-    texts = [responses_of(some) for some in items(responses, FOR_EACH)]
-    if len(asked) != len(texts):
-        raise InputError(f"expected a list of responses for each of {len(asked)} prompts, found {len(texts)}")
-    return list(zip(asked, texts, strict=True))
+    given, lists = items(prompts, FOR_EACH), items(responses, FOR_EACH)
+    if len(given) != len(lists):
+        raise InputError(f"expected a list of responses for each of {len(given)} prompts, found {len(lists)}")
+    if len(given) == 1:
+        return [(turns_of(given[0], system), responses_of(lists[0]))]
+    return [
+        (turns_of(prompt, system, f"prompt {k}"), responses_of(some, f"prompt {k}: "))
+        for k, (prompt, some) in enumerate(zip(given, lists, strict=True))
+    ]
 
 
-def turns_of(prompt: Prompt, system: str | None = None) -> list[Turn]:
+def turns_of(prompt: Prompt, system: str | None = None, what: str = "prompt") -> list[Turn]:
     """Return a prompt as turns. A string is one user turn. The "content" of a turn may be a list of text parts. Such
     lists, and other keys that are not None, are kept for the checkpoint's own chat template.
 
-    system: a text to put before the prompt as a system turn. Raises InputError unless an answer can follow the
-    conversation, and if the prompt has a system turn besides `system`.
+    system: a text to put before the prompt as a system turn. what: the prompt's name in messages. Raises InputError
+    unless an answer can follow the conversation, and if the prompt has a system turn besides `system`.
     """
     if system is not None:
-        turns = turns_of(prompt)
+        turns = turns_of(prompt, None, what)
         if opens_itself(turns):
-            raise InputError("the prompt begins with a system turn of its own: leave out system=, or that turn")
+            raise InputError(f"{what} begins with a system turn of its own: leave out system=, or that turn")
         return [system_turn(system), *turns]
-    if isinstance(prompt, str):
-        return [{"role": "user", "content": text_of(prompt, "prompt")}]
-    given = items(prompt, "prompt must be a string or a non-empty list of turns")
-    if not given:
-        raise InputError(f"prompt must be a string or a non-empty list of turns, found {kind(prompt)}")
-    turns = [turn_of(turn, f"prompt turn {k}") for k, turn in enumerate(given)]
+    given: Any = bare(prompt)
+    if isinstance(given, str):
+        return [{"role": "user", "content": text_of(given, what)}]
+    listed = items(given, f"{what} must be a string or a non-empty list of turns")
+    if not listed:
+        raise InputError(f"{what} must be a string or a non-empty list of turns, found {kind(prompt)}")
+    turns = [turn_of(turn, f"{what} turn {k}") for k, turn in enumerate(listed)]
     if turns[-1]["role"] not in ASKS:
-        raise InputError(f"the prompt must end in a user turn, its last turn is {turns[-1]['role']!r}")
+        raise InputError(f"{what} must end in a user turn, its last turn is {turns[-1]['role']!r}")
     return turns
 
 
@@ -115,19 +117,19 @@ def content_of(content: Any, what: str) -> str | list[dict[str, Any]]:
     return parts
 
 
-def responses_of(responses: Responses) -> list[str]:
+def responses_of(responses: Responses, where: str = "") -> list[str]:
     """Return responses as strings. A response is a string, an assistant turn, or a list of one such turn. The parts of
     its content are joined.
 
-    Raises InputError on anything else.
+    where: begins messages. Raises InputError on anything else.
     """
-    if isinstance(responses, str | bytes):
-        raise InputError("responses must be a list of strings, found one string: write [response]")
-    given = items(responses, "responses must be a list of strings")
-    return [response_of(response, f"response {k}") for k, response in enumerate(given)]
+    expected = f"{where}responses must be a list of strings"
+    given = single_column(responses, items(responses, expected, "write [response]"), expected)
+    return [response_of(response, f"{where}response {k}") for k, response in enumerate(given)]
 
 
 def response_of(response: Response, what: str) -> str:
+    response = bare(response)
     if isinstance(response, str) or not isinstance(response, Iterable):
         return text_of(response, what)
     turns = [response] if isinstance(response, Mapping) else items(response, f"{what} must be a string")
@@ -145,41 +147,18 @@ def response_of(response: Response, what: str) -> str:
 
 def texts_of(texts: Iterable[str]) -> list[str]:
     """Return texts that are ready to be tokenized. Raises InputError on anything that is not text, or empty."""
-    if isinstance(texts, str | bytes):
-        raise InputError("texts must be a list of strings, found one string: write [text]")
-    found = [text_of(text, f"text {k}") for k, text in enumerate(items(texts, "texts must be a list of strings"))]
+    expected = "texts must be a list of strings"
+    given = single_column(texts, items(texts, expected, "write [text]"), expected)
+    found = [text_of(text, f"text {k}") for k, text in enumerate(given)]
     if "" in found:
         raise InputError(f"text {found.index('')} is empty: there is nothing to score")
     return found
 
 
-def items(value: Any, expected: str) -> list[Any]:
-    """Return the items of anything that yields them in order.
-
-    Raises InputError, whose message begins with `expected`, for a single text, a mapping, a set or a table.
-    """
-    table = hasattr(value, "columns") or hasattr(value, "column_names")
-    if isinstance(value, str | bytes | Mapping | Set) or table or getattr(value, "ndim", 1) == 0:
-        raise InputError(f"{expected}, found {kind(value)}")
-    if hasattr(value, "to_pylist"):  # pyarrow, whose own items are not strings
-        value = value.to_pylist()
-    if not isinstance(value, Iterable):
-        raise InputError(f"{expected}, found {kind(value)}")
-    return list(value)
-
-
-def plain(value: Any) -> Any:
-    """Return what a turn holds beside its text as the lists and dictionaries that a template expects."""
-    if isinstance(value, Mapping):
-        return {key: plain(inner) for key, inner in value.items()}
-    if hasattr(value, "tolist"):  # numpy
-        value = value.tolist()
-    return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
 def text_of(value: object, what: str) -> str:
     """Return a string. Raises InputError on anything else, and on lone surrogates, which no text encoding can
     express."""
+    value = bare(value)
     if not isinstance(value, str):
         raise InputError(f"{what} must be a string, found {kind(value)}")
     try:
@@ -190,7 +169,3 @@ def text_of(value: object, what: str) -> str:
             "decode the source with errors='replace' or repair it"
         ) from error
     return str(value)
-
-
-def kind(value: object) -> str:
-    return "None" if value is None else f"{type(value).__name__} {value!r:.60}"

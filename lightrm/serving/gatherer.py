@@ -1,0 +1,175 @@
+"""What waits, from all requests, goes through the model together: one call shares prompts and fills its packs.
+
+The event loop puts requests in; one thread takes all that wait, runs the model, and gives the scores back. While it
+computes, the next requests gather by themselves. A request whose text lightrm refuses is found by halving: refusals
+come before anything is computed, so its neighbours are computed once and lose nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from lightrm.scorer import RewardModel
+from lightrm.serving.refusals import RefusedError
+from lightrm.text.templates import Turn
+
+AT_ONCE = 1024  # texts that go through the model in one call
+PAUSE = 0.005  # seconds without a new request, after which no more are waited for
+LONGEST_PAUSE = 0.05
+Outcome = list[float] | Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers to score. pairs: each prompt's turns, with one response."""
+
+    pairs: Sequence[tuple[list[Turn], str]]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Texts to score that a chat template made."""
+
+    texts: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclass(eq=False, slots=True)
+class Waiting:
+    """A request that waits. outcome: where its scores go. It is cancelled when the client hangs up."""
+
+    work: Answers | Texts
+    outcome: asyncio.Future[list[float]]
+
+
+@dataclass(eq=False)
+class Gatherer:
+    """most: texts that may wait. computed: called with the number of texts of each call of the model."""
+
+    rm: RewardModel
+    most: int
+    computed: Callable[[int], None]
+    waiting: deque[Waiting] = field(default_factory=deque)
+    texts: int = 0  # that wait
+    closed: bool = False
+    changed: threading.Condition = field(default_factory=threading.Condition)
+
+    def start(self) -> None:
+        self.thread = threading.Thread(target=self.run, name="lightrm-scores", daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        """Finish what waits, and end the thread."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        self.thread.join()
+
+    async def scores(self, work: Answers | Texts) -> list[float]:
+        """Return the scores of one request. Raises RefusedError if too much waits already, or what the model raises."""
+        if not len(work):
+            return []
+        one = Waiting(work, asyncio.get_running_loop().create_future())
+        with self.changed:
+            if self.texts + len(work) > self.most:
+                raise RefusedError(
+                    429, "Busy", f"{self.texts} texts wait already, of at most {self.most}: ask again", 1
+                )
+            self.waiting.append(one)
+            self.texts += len(work)
+            self.changed.notify()
+        return await one.outcome
+
+    def run(self) -> None:
+        while group := self.taken():
+            done = [
+                *self.outcomes([one for one in group if isinstance(one.work, Answers)]),
+                *self.outcomes([one for one in group if isinstance(one.work, Texts)]),
+            ]
+            loop = group[0].outcome.get_loop()
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(deliver, done)
+
+    def taken(self) -> list[Waiting]:
+        """Wait for requests, and return as many as go through the model at once; none when the gatherer is closed."""
+        with self.changed:
+            while True:
+                self.changed.wait_for(lambda: self.waiting or self.closed)
+                if not self.waiting:
+                    return []
+                self.gather()
+                group: list[Waiting] = []
+                count = 0
+                while self.waiting and (not group or count + len(self.waiting[0].work) <= AT_ONCE):
+                    one = self.waiting.popleft()
+                    self.texts -= len(one.work)
+                    if not one.outcome.cancelled():
+                        group.append(one)
+                        count += len(one.work)
+                if group:
+                    return group
+
+    def gather(self) -> None:
+        """Wait as long as further requests keep coming in."""
+        for _ in range(int(LONGEST_PAUSE / PAUSE)):
+            known = len(self.waiting)
+            if self.closed or self.texts >= AT_ONCE:
+                return
+            self.changed.wait(PAUSE)
+            if len(self.waiting) == known:
+                return
+
+    def outcomes(self, group: Sequence[Waiting]) -> Iterator[tuple[Waiting, Outcome]]:
+        """Yield what each request gets: all from one call, or each half by itself if the model refuses a text."""
+        if not group:
+            return
+        try:
+            found = self.call([one.work for one in group])
+        except Exception as error:
+            if len(group) == 1:
+                yield group[0], error
+                return
+            half = len(group) // 2
+            yield from self.outcomes(group[:half])
+            yield from self.outcomes(group[half:])
+            return
+        for one in group:
+            yield one, found[: len(one.work)]
+            del found[: len(one.work)]
+
+    def call(self, works: Sequence[Answers | Texts]) -> list[float]:
+        """Run the model over several requests of one kind."""
+        self.computed(sum(map(len, works)))
+        if isinstance(works[0], Texts):
+            texts = [text for work in works if isinstance(work, Texts) for text in work.texts]
+            return [float(score) for score in self.rm.score_text(texts)]
+        pairs = [pair for work in works if isinstance(work, Answers) for pair in work.pairs]
+        first: dict[str, int] = {}  # equal prompts side by side, so that each is tokenized once
+        places = [first.setdefault(json.dumps(turns), len(first)) for turns, _ in pairs]
+        order = sorted(range(len(pairs)), key=places.__getitem__)
+        found = self.rm.score_batch([pairs[k][0] for k in order], [pairs[k][1] for k in order])
+        scores = [0.0] * len(pairs)
+        for k, score in zip(order, found, strict=True):
+            scores[k] = float(score)
+        return scores
+
+
+def deliver(done: Sequence[tuple[Waiting, Outcome]]) -> None:
+    """In the event loop: hand over what came out. A client that hung up meanwhile gets nothing."""
+    for one, outcome in done:
+        if one.outcome.cancelled():
+            continue
+        if isinstance(outcome, Exception):
+            one.outcome.set_exception(outcome)
+        else:
+            one.outcome.set_result(outcome)

@@ -1,0 +1,93 @@
+"""A server that listens: uvicorn with a clock for headers, and a model that has scored once before others may ask."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from lightrm.errors import LightRMError, TemplateError, TokenizerError
+from lightrm.scorer import RewardModel
+
+SWITCH = 0.0005  # seconds: the thread that scores lets the one that listens in more often than Python does by itself
+WAITING_CONNECTIONS = 2048  # that the system holds until they are taken
+
+
+class TimedProtocol(H11Protocol):
+    """Closes a connection whose headers do not arrive in time: uvicorn itself waits for them without end."""
+
+    def __init__(self, *args: Any, seconds: float, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.seconds, self.clock = seconds, None
+
+    clock: asyncio.TimerHandle | None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.arm()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self.arm()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self.stop()
+
+    def arm(self) -> None:
+        """Start the clock when headers are awaited, and stop it once they are there. More of them does not restart
+        it."""
+        if self.conn.their_state is not h11.IDLE:
+            self.stop()
+        elif self.clock is None:
+            self.clock = self.loop.call_later(self.seconds, self.late)
+
+    def stop(self) -> None:
+        if self.clock is not None:
+            self.clock.cancel()
+            self.clock = None
+
+    def late(self) -> None:
+        self.clock = None
+        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+            self.transport.close()
+
+
+def run(app: Starlette, host: str, port: int, seconds: float, listening: Callable[[int], None]) -> None:
+    """Listen until SIGTERM or SIGINT; then take no more connections, and answer what was accepted.
+
+    port: 0 for any that is free. seconds: for a request's headers to arrive. listening: called with the port.
+    """
+    config = config_of(app, host, port, seconds)
+    with config.bind_socket() as socket:
+        socket.listen(WAITING_CONNECTIONS)
+        sys.setswitchinterval(SWITCH)
+        listening(socket.getsockname()[1])
+        uvicorn.Server(config).run(sockets=[socket])
+
+
+def config_of(app: Starlette, host: str, port: int, seconds: float) -> uvicorn.Config:
+    protocol: Any = partial(TimedProtocol, seconds=seconds)
+    return uvicorn.Config(
+        app, host=host, port=port, http=protocol, ws="none", access_log=False, log_config=None, server_header=False,
+        date_header=False, backlog=WAITING_CONNECTIONS, lifespan="on",
+    )  # fmt: skip
+
+
+def warm_up(rm: RewardModel) -> None:
+    """Score once, so that kernels are compiled before anyone waits. Raises what a model says that gives no score: one
+    with several attributes, or a process reward model, that was loaded without label or reduce."""
+    try:
+        rm.score("Hello", ["Hello!"])
+    except (TemplateError, TokenizerError) as error:
+        try:  # a model without a prompt template scores texts that are templated
+            rm.score_text(["Hello"])
+        except LightRMError:
+            raise error from None
