@@ -25,8 +25,7 @@ from benchmarks import (
     text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
-from benchmarks.clients import ray_data, trainers
-from benchmarks.clients import browser, load, polars_columns
+from benchmarks.clients import browser, load, polars_columns, ray_data, trainers
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
@@ -123,7 +122,10 @@ def test_trainers_and_ray_gave_the_same_scores() -> None:
     assert all(job["equal"] and job["columns kept"] and job["actors"] == 2 for job in result["jobs"])
     assert result["continued"]["failed"]
     assert result["continued"]["each once"]
+    assert result["continued"]["rows before"] > 0
     assert result["continued"]["equal"]
+
+
 def test_columns_of_polars_gave_what_lists_give() -> None:
     held = read_result("polars_columns")["held"]
     assert all(held.values())
