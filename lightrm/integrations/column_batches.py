@@ -11,7 +11,7 @@ import numpy as np
 
 from lightrm.data.tabular import pyarrow
 from lightrm.errors import InputError
-from lightrm.text.conversation import kind
+from lightrm.text.columns import kind
 
 Numbers = Sequence[float | None] | Sequence[list[float] | None]
 

@@ -11,7 +11,7 @@ from typing import Any
 from lightrm.errors import InputError
 from lightrm.opening import load
 from lightrm.scorer import RewardModel
-from lightrm.text.conversation import kind
+from lightrm.text.columns import kind
 
 OBJECTS = ("path_or_id", "beside", "calibration", "progress")  # the model itself, and what cannot be written down
 Options = Mapping[str, Any]

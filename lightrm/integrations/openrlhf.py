@@ -17,7 +17,8 @@ import torch
 
 from lightrm.errors import InputError
 from lightrm.integrations.configured import Asked, Configured, from_environment
-from lightrm.text.conversation import items, text_of
+from lightrm.text.columns import items
+from lightrm.text.conversation import text_of
 
 
 def reward_func(

@@ -17,7 +17,8 @@ from lightrm.errors import InputError, LightRMError
 from lightrm.integrations.column_batches import column, names_of, with_numbers, with_texts
 from lightrm.integrations.load_arguments import Options, load_with
 from lightrm.integrations.reward_choice import RewardChoice
-from lightrm.text.conversation import items, response_of, turns_of
+from lightrm.text.columns import items
+from lightrm.text.conversation import response_of, turns_of
 from lightrm.text.templates import Turn
 
 Batch = TypeVar("Batch")

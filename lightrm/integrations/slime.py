@@ -18,7 +18,8 @@ from typing import Any, Protocol
 
 from lightrm.errors import InputError
 from lightrm.integrations.configured import Asked, Configured, from_environment
-from lightrm.text.conversation import kind, text_of
+from lightrm.text.columns import kind
+from lightrm.text.conversation import text_of
 
 
 class Sample(Protocol):

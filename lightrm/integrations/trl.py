@@ -19,7 +19,8 @@ from lightrm.errors import InputError
 from lightrm.integrations.reward_choice import RewardChoice
 from lightrm.opening import load
 from lightrm.scorer import RewardModel
-from lightrm.text.conversation import CALLS, content_of, items, kind, text_of, turn_of, turns_of
+from lightrm.text.columns import items, kind
+from lightrm.text.conversation import CALLS, content_of, text_of, turn_of, turns_of
 from lightrm.text.templates import Turn, said
 
 Text = str | Iterable[Mapping[str, Any]]  # a prompt or a completion, as TRL hands it over

@@ -17,7 +17,7 @@ from typing import Any
 from lightrm.errors import InputError
 from lightrm.integrations.configured import Configured, from_environment
 from lightrm.integrations.load_arguments import checked
-from lightrm.text.conversation import kind
+from lightrm.text.columns import kind
 
 PROMPTS = ("raw_prompt", "prompt")  # keys of extra_info
 
