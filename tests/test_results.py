@@ -122,7 +122,6 @@ def test_trainers_and_ray_gave_the_same_scores() -> None:
     assert all(job["equal"] and job["columns kept"] and job["actors"] == 2 for job in result["jobs"])
     assert result["continued"]["failed"]
     assert result["continued"]["each once"]
-    assert result["continued"]["rows before"] > 0
     assert result["continued"]["equal"]
 
 
