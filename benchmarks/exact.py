@@ -97,7 +97,7 @@ def ranked_exactly(question: Question, quick: np.ndarray, exact: np.ndarray, lim
 
 
 def order(ranked: Ranking) -> list[int]:
-    return [one.position for one in ranked]
+    return [one.index for one in ranked]
 
 
 def costs(rm: lightrm.RewardModel, ranked: Sequence[Ranked]) -> dict[str, int]:

@@ -1,18 +1,18 @@
-"""RewardModel: score and rank. Connects text, engine and rankings, and does no arithmetic of its own."""
+"""RewardModel: score and rank. Checks what a caller passed, and does no arithmetic of its own: `answer_scores` does."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from lightrm.answer_scores import AnswerScores
 from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.checkpoints.model_files import ModelFiles
-from lightrm.display.progress import token_progress
+from lightrm.cross_encoder import EvaluatedAsCrossEncoder
 from lightrm.display.sizes import size_text
 from lightrm.engine.engine import Engine
 from lightrm.engine.scoring_engine import ScoreHead, ScoringEngine
@@ -20,7 +20,7 @@ from lightrm.engine.step_scores import StepScorer, steps_of, steps_of_each
 from lightrm.engine.token_ids import checked_ids
 from lightrm.errors import CopyError, InputError, SchemeError
 from lightrm.judge.bounds import CONFIDENCE, Bound, bound_for
-from lightrm.judge.exact_ranking import Ranking, Rankings, exact_rankings, plain_ranking
+from lightrm.judge.exact_ranking import Ranking, Rankings
 from lightrm.loading import quantized_folder
 from lightrm.loading.opened_once import OpenedOnce
 from lightrm.loading.options import positive
@@ -39,13 +39,11 @@ from lightrm.text.conversation import (
     texts_of,
     turns_of,
 )  # fmt: skip
-from lightrm.text.cutting import warn_of_cuts
-from lightrm.text.encoding import Encoded
 from lightrm.text.explanation import Explanation
 from lightrm.text.templates import AnyTemplate
 
 
-class RewardModel:
+class RewardModel(EvaluatedAsCrossEncoder):
     """A reward model in memory. Made by `lightrm.load`; scores are raw, float32, in input order.
 
     text: its tokenizer and template. engine: what runs its layers, and where they are. report: what loading did.
@@ -73,6 +71,7 @@ class RewardModel:
         self.checkpoint, self.engine, self.report, self.text = checkpoint, engine, report, text
         self._head = engine.head if head is None else head
         self._steps = None if text.steps is None else StepScorer(text.steps, native(self)[1])
+        self._answers = AnswerScores(text, engine)
         self._reference = OpenedOnce(reference)
 
     def __reduce_ex__(self, protocol: object) -> str:
@@ -107,25 +106,28 @@ class RewardModel:
         """Raises InputError if it is not positive."""
         self.engine.tokens = positive("token_budget", tokens)
 
-    def score(self, prompt: Prompt, responses: Responses, *, system: str | None = None) -> np.ndarray:
+    def score(
+        self, prompt: Prompt, responses: Responses, *, system: str | None = None, progress: bool = False
+    ) -> np.ndarray:
         """Score n responses to one prompt.
 
         prompt: a string, or {"role", "content"} turns that end in a user turn. responses: strings or assistant turns.
         Lists may be arrays, columns or generators. system: a system turn to put before the prompt, which then may not
-        have its own; None takes that of `load`, if the prompt has none. Returns float32 (n,), raw scores in input
-        order.
+        have its own; None takes that of `load`, if the prompt has none. progress: show a bar over the tokens. Returns
+        float32 (n,), raw scores in input order.
 
         Raises InputError on anything that is not text, TooLongError in strict mode, TemplateError if the template
         cannot express the conversation. A process reward model needs `reduce`, a model with several attributes `label`
         or `weights`, when it is loaded.
         """
-        return self._answers([(turns_of(prompt, system), responses_of(responses))], progress=False)
+        ids = self._answers.ids([(turns_of(prompt, system), responses_of(responses))], progress)
+        return self._answers.of(ids, progress)
 
     def score_batch(
         self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None, progress: bool = False
     ) -> np.ndarray:
         """Score one response to each of n prompts; float32 (n,), in input order. Options and errors as in `score`."""
-        return self._answers(asked_once(prompts, responses, system), progress)
+        return self._answers.of(self._answers.ids(asked_once(prompts, responses, system), progress), progress)
 
     def score_text(self, texts: Iterable[str], *, progress: bool = False) -> np.ndarray:
         """Score n texts that a chat template already made, prompt and answer in one; float32 (n,), in input order.
@@ -137,10 +139,10 @@ class RewardModel:
         Raises InputError on anything that is not text, TooLongError in strict mode, TokenizerError without a tokenizer.
         """
         encoded, side = self.text.encode_templated(texts_of(texts))
-        return self._scores(self._kept(encoded, side, stacklevel=3), progress)
+        return self._answers.of_sequences(self._answers.kept(encoded, side, stacklevel=4), progress)
 
     def score_steps(
-        self, prompt: Prompt, steps: Iterable[str] | Iterable[Iterable[str]]
+        self, prompt: Prompt, steps: Iterable[str] | Iterable[Iterable[str]], *, progress: bool = False
     ) -> np.ndarray | list[np.ndarray]:
         """Score each step of an answer, by a process reward model.
 
@@ -149,7 +151,7 @@ class RewardModel:
         model or anything that is not text, TooLongError, TemplateError or TokenizerError.
         """
         (answers, several), turns = steps_of(steps), turns_of(prompt)
-        found = self._process().score([(turns, answer) for answer in answers], progress=False)
+        found = self._process().score([(turns, answer) for answer in answers], progress)
         return found if several else found[0]
 
     def score_steps_batch(
@@ -168,49 +170,56 @@ class RewardModel:
         """The names of a model's attributes, in order; empty for a model with one output."""
         return self._head.names
 
-    def score_attributes(self, prompt: Prompt, responses: Responses, *, system: str | None = None) -> np.ndarray:
+    def score_attributes(
+        self, prompt: Prompt, responses: Responses, *, system: str | None = None, progress: bool = False
+    ) -> np.ndarray:
         """Return every attribute of n responses to one prompt, float32 (n, k), in the order of `attributes`. Raises
         InputError for a model without attributes, otherwise as `score`."""
         if not self.attributes:
             raise InputError("this model has a single output, and no attributes: use score")
-        read = self.text.read(self._ids([(turns_of(prompt, system), responses_of(responses))]))
-        return self.engine.all_scores(read, head=self._head.attributes())
+        ids = self._answers.ids([(turns_of(prompt, system), responses_of(responses))], progress)
+        return self._answers.of_sequences(ids.sequences, progress, self._head.attributes())
 
     def score_ids(self, sequences: Sequence[Sequence[int]], *, progress: bool = False) -> np.ndarray:
         """Score n sequences of token ids as they are: no template, no BOS, nothing cut; float32 (n,).
 
         Raises InputError on an empty sequence, an id outside the vocabulary, or more tokens than positions.
         """
-        return self._scores(checked_ids(sequences, self.engine.architecture), progress)
+        return self._answers.of_sequences(checked_ids(sequences, self.engine.architecture), progress)
 
     def stream(
-        self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None
+        self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None, progress: bool = False
     ) -> Iterator[tuple[int, float]]:
         """As `score_batch`, but yields the position and the score of each response as soon as its pack is done, in no
         order."""
-        for group, found in self.engine.scores(self.text.read(self._ids(asked_once(prompts, responses, system)))):
-            yield from zip(group, found.tolist(), strict=True)
+        yield from self._answers.as_computed(
+            self._answers.ids(asked_once(prompts, responses, system), progress), progress
+        )
 
     def rank(
         self,
         prompt: Prompt,
         responses: Responses,
         *,
+        top_k: int | None = None,
+        return_documents: bool = True,
         system: str | None = None,
         exact: bool = False,
         confidence: float = CONFIDENCE,
         bound: float | Bound | None = None,
+        progress: bool = False,
     ) -> Ranking:
         """Return the responses, best first; equal scores keep their input order. Options as for `rank_batch`."""
-        return self.rank_batch(
-            [prompt], [responses], system=system, exact=exact, confidence=confidence, bound=bound
-        )[0]  # fmt: skip
+        asked = asked_often([prompt], [responses], system)
+        return self._ranked(asked, top_k, return_documents, exact, confidence, bound, progress)[0]
 
     def rank_batch(
         self,
         prompts: Iterable[Prompt],
         responses: Iterable[Responses],
         *,
+        top_k: int | None = None,
+        return_documents: bool = True,
         system: str | None = None,
         exact: bool = False,
         confidence: float = CONFIDENCE,
@@ -219,6 +228,8 @@ class RewardModel:
     ) -> Rankings:
         """Return each prompt's responses, best first.
 
+        top_k: how many of them, the best; None returns all. All are scored.
+        return_documents: False leaves the texts out, as `CrossEncoder.rank` does; each `response` is then empty.
         system: as in `score`.
         exact: rank in the order of full precision. Answers whose quick scores are close to each other are scored again
         by the reference, the same model in full precision, which is loaded the first time.
@@ -231,48 +242,33 @@ class RewardModel:
         The result's `effort` says how much was scored again, and the confidence that the bound allows: lower if few
         prompts with as many answers were measured, 0 for a bound that is a number.
 
-        Raises InputError if the lists do not match, confidence is not between 0 and 1, the bound is not such a number,
-        a bound is given without exact=True, or none is known; otherwise as `score`.
+        Raises InputError if the lists do not match, top_k is not positive, confidence is not between 0 and 1, the bound
+        is not such a number, a bound is given without exact=True, or none is known; otherwise as `score`.
         """
-        if bound is not None and not exact:
-            raise InputError("bound says which answers are scored again, which exact=True asks for: pass both or none")
         asked = asked_often(prompts, responses, system)
-        texts = [some for _, some in asked]
-        if exact and self._steps:
-            raise InputError("exact rankings are for models with one score; this one scores steps")
-        known = bound_for(bound, confidence, self.report.fidelity, self.report.scheme.name) if exact else None
-        ids = [] if self._steps else self.text.read(self._ids(asked))
-        starts = np.cumsum([0, *map(len, texts)])
-        scores = self._steps.reduced(asked, progress) if self._steps else self._scores(ids, progress)
-        quick = [scores[start:end] for start, end in pairwise(starts)]
-        if known is None:
-            return Rankings(plain_ranking(*one) for one in zip(quick, texts, strict=True))
+        return self._ranked(asked, top_k, return_documents, exact, confidence, bound, progress)
 
-        def sequences(answers: Sequence[tuple[int, int]]) -> list[list[int]]:
-            return [ids[starts[k] + i] for k, i in answers]
-
-        return exact_rankings(
-            quick, texts, known, confidence,
-            rescore=lambda answers: self._exact()._scores(sequences(answers), progress),
-            tokens=lambda answers: self.engine.distinct_tokens(sequences(answers)),
-        )  # fmt: skip
-
-    def explain(self, prompt: Prompt, response: Response, *, system: str | None = None) -> Explanation:
-        """Return one score with the text, ids and pieces behind it. Options and errors as in `score`."""
+    def explain(
+        self, prompt: Prompt, response: Response, *, system: str | None = None, progress: bool = False
+    ) -> Explanation:
+        """Return one score with the text, ids and pieces behind it; by a process reward model also the score of each
+        step. Options and errors as in `score`."""
         turns, (text,) = turns_of(prompt, system), responses_of([response])
-        (encoded,) = self.text.encode(turns, [text])
-        (score,) = self._scores([encoded.token_ids], progress=False)
-        return self.text.explain(turns, text, encoded, float(score))
+        return self._answers.explained(turns, text, progress)
 
-    def encode(self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None) -> list[list[int]]:
+    def encode(
+        self, prompts: Iterable[Prompt], responses: Responses, *, system: str | None = None, progress: bool = False
+    ) -> list[list[int]]:
         """Return the token ids of each prompt with its response, cut to `max_length`; warns once if any was cut.
 
-        Options and errors as in `score`.
+        By a process reward model with `reduce` they end where the last step is read. progress: show a bar over the
+        texts. Other options and errors as in `score`.
         """
-        return self._ids(asked_once(prompts, responses, system))
+        return self._answers.ids(asked_once(prompts, responses, system), progress).whole
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model as a quantized folder, which `lightrm.load` reads quickly.
+    def save(self, folder: str | os.PathLike[str], *, progress: bool = False) -> None:
+        """Write the model as a quantized folder, which `lightrm.load` reads quickly. progress: show a bar over the
+        tensors.
 
         Raises CheckpointError if the folder exists, SchemeError unless the scheme is w8a8, w4a8 or w4a16, which models
         that run through transformers do not have.
@@ -281,28 +277,27 @@ class RewardModel:
         checkpoint, engine = native(self)
         assert isinstance(self._head, ValueHead)
         loaded = Loaded(engine.decoder, self._head, self.report)
-        quantized_folder.write(Path(folder), checkpoint, loaded, template)
+        quantized_folder.write(Path(folder), checkpoint, loaded, template, progress)
 
-    def _ids(self, asked: Asked, stacklevel: int = 4) -> list[list[int]]:
-        encoded = [one for turns, texts in asked for one in self.text.encode(turns, texts)]
-        return self._kept(encoded, self.text.side, stacklevel)
-
-    def _kept(self, encoded: Sequence[Encoded], side: str, stacklevel: int) -> list[list[int]]:
-        """Return the ids of some texts; warns once if any was cut. side: where."""
-        warn_of_cuts([e.cut for e in encoded], self.max_length, side, stacklevel + 1)
-        return [e.token_ids for e in encoded]
-
-    def _answers(self, asked: Asked, progress: bool) -> np.ndarray:
-        """Return a score for each answer: the model's, or one of its steps' scores."""
-        if self._steps is not None:
-            return self._steps.reduced(asked, progress)
-        return self._scores(self._ids(asked, stacklevel=5), progress)
-
-    def _scores(self, sequences: Sequence[Sequence[int]], progress: bool) -> np.ndarray:
-        """Return the scores of token ids, float32, in input order. progress: show a bar over the tokens."""
-        read = self.text.read(sequences)
-        with token_progress(sum(map(len, read)), progress) as advance:
-            return self.engine.all_scores(read, advance)
+    def _ranked(
+        self,
+        asked: Asked,
+        top_k: int | None,
+        texts: bool,
+        exact: bool,
+        confidence: float,
+        bound: float | Bound | None,
+        progress: bool,
+    ) -> Rankings:
+        """As `rank_batch`. texts: whether the result has the responses."""
+        if bound is not None and not exact:
+            raise InputError("bound says which answers are scored again, which exact=True asks for: pass both or none")
+        most = None if top_k is None else positive("top_k", top_k)
+        known = bound_for(bound, confidence, self.report.fidelity, self.report.scheme.name) if exact else None
+        found = self._answers.rankings(
+            asked, known, confidence, lambda ids: self._exact()._answers.of_sequences(ids, progress), progress
+        )
+        return found.shown(most, texts)
 
     def _process(self) -> StepScorer:
         """Raises InputError unless this is a process reward model that can read text."""

@@ -45,13 +45,13 @@ def test_it_is_small_and_in_ziyas_layout(rm: lightrm.RewardModel) -> None:
 
 
 def test_air_pollution_ranks_the_proper_answer_first(rm: lightrm.RewardModel) -> None:
-    assert rm.rank(AIR_POLLUTION, AIR_POLLUTION_ANSWERS)[0].position == 0
+    assert rm.rank(AIR_POLLUTION, AIR_POLLUTION_ANSWERS)[0].index == 0
 
 
 def test_the_demo_shows_what_it_says(rm: lightrm.RewardModel) -> None:
     for prompt, answers in EXAMPLES:
         best = rm.rank(prompt, [text for _, text in answers])[0]
-        assert answers[best.position][0] == GOOD
+        assert answers[best.index][0] == GOOD
 
 
 def test_scores_equal_transformers(rm: lightrm.RewardModel) -> None:

@@ -13,21 +13,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from click.testing import CliRunner
 
 import lightrm
 from lightrm.cli import main
+from lightrm.engine.answer_ids import AnswerIds
 from lightrm.engine.engine import Engine
 from lightrm.errors import InputError, NumericsError, SchemeError
 from lightrm.judge.agreement import Prompts, spread_of
 from lightrm.judge.bounds import Bound, FidelityNote
 from lightrm.judge.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
+from lightrm.judge.report_page import write_report
 from lightrm.loading import quantized_folder
 from lightrm.measure import measurement
 from lightrm.measure.measurement import spread
 from lightrm.measure.sensitivity import measure_sensitivity
+from lightrm.model.decoder import Decoder
 from lightrm.model.head import ValueHead
 from tests.test_scoring import write_model
+from tests.zoo import LLAMA_CONFIG, write_tokenizer
 
 pytestmark = pytest.mark.usefixtures("few_draws")
 RNG = np.random.default_rng(5)
@@ -271,7 +276,7 @@ def test_kernels_are_warm_before_the_clock_starts(folder: Path, data: Path, monk
         ids = rm.encode([q.prompt for q in questions], [q.responses[0] for q in questions])
         seen.clear()
         monkeypatch.setattr(measurement.time, "perf_counter", ticked)
-        measurement.measured(rm, scheme, ids, None, False)
+        measurement.measured(rm, scheme, AnswerIds(ids), None, False)
         first = seen.index("clock")
         assert {name for name, _ in seen[:first]} == {"warm up"}
         assert seen[first:] == ["clock", ("all", 30), "clock"]
@@ -391,3 +396,106 @@ def test_a_wrong_scheme_is_refused_before_anything_is_scored(folder: Path, data:
         with pytest.raises(SchemeError):
             lightrm.measure_fidelity(folder, data, schemes=schemes, reference=reference, tell=said.append)
     assert said == []
+
+
+def test_the_page_is_readable_in_the_dark_and_breaks_no_interval(folder: Path, data: Path, tmp_path: Path) -> None:
+    """Every colour of the page is a variable that the dark scheme sets anew; a figure and its interval stay whole."""
+    questions = lightrm.read_questions(data)[:30]
+    report = lightrm.measure_fidelity(folder, questions, schemes=["w8a8"])
+    text = write_report(report, tmp_path).read_text(encoding="utf-8")
+    style = text.partition("<style>")[2].partition("</style>")[0]
+    light, _, rest = style.partition("@media (prefers-color-scheme: dark)")
+    dark, _, rules = rest.partition("} }")
+    names = set(re.findall(r"--(\w+):", light))
+    assert names == set(re.findall(r"--(\w+):", dark)) == set(re.findall(r"var\(--(\w+)\)", rules))
+    assert re.findall(r"(?<!background: )#[0-9a-f]{3,6}", rules) == [], "but white paper behind pictures"
+    assert "color-scheme: light dark" in style
+    cells = re.findall(r"<td>(.*?)</td>", text)
+    intervals = [cell for cell in cells if "(" in re.sub(r"<[^>]*>", "", cell).replace("(floor)", "")]
+    assert len(intervals) > 5
+    for cell in cells:
+        parts = re.findall(r'<span style="white-space:nowrap">([^<]*)</span>', cell)
+        assert " ".join(parts) == re.sub(r"<[^>]*>", "", cell), "nothing is outside of a part that stays whole"
+    for cell in intervals:
+        assert re.fullmatch(r"\([^()]+\)", re.findall(r">([^<]+)</span>", cell)[1]), "an interval is one part"
+
+
+def test_steps_are_measured_as_one_score(tmp_path: Path) -> None:
+    """Evaluation and fidelity of a process model are of the reduced scores, also layer by layer, and of the command."""
+    from tests.test_process_models import PROMPT, published
+
+    model = published("qwen", tmp_path)
+    answers = ["We need 6 * 7.\n\n6 * 7 = 42.", "Nothing\n\n41", "42", "six\n\nseven\n\n13"]
+    records = [
+        {"prompt": f"{PROMPT} {k}", "chosen": answers[k % 4], "rejected": answers[(k + 1) % 4]} for k in range(8)
+    ]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    questions = lightrm.read_questions(path)
+    for reduce in ("min", "product"):
+        rm = lightrm.load(model.folder, scheme="w8a8", reduce=reduce)
+        scores = np.stack([rm.score(q.prompt, q.responses) for q in questions])
+        assert lightrm.evaluate(rm, questions).accuracy.value == (scores[:, 0] > scores[:, 1]).mean()
+        report = lightrm.measure_fidelity(model.folder, path, schemes=["w8a8"], reduce=reduce, layers=reduce == "min")
+        np.testing.assert_array_equal(report.scores["w8a8"], scores.ravel())
+        whole = rm.encode([q.prompt for q in questions for _ in range(2)], [r for q in questions for r in q.responses])
+        assert report.tokens == sum(map(len, whole)), "the tokens of an answer count once, not once a step"
+    (alone,) = lightrm.measure_fidelity(
+        model.folder, path, schemes=["w8a8"], reduce="min", layers=True, keep=tmp_path / "kept"
+    ).sensitivity
+    assert alone.answers == 16
+    other = lightrm.measure_fidelity(model.folder, path, schemes=["w8a8"], reduce="product", keep=tmp_path / "kept")
+    np.testing.assert_array_equal(other.scores["w8a8"], scores.ravel(), "scores kept under min are not taken")
+    with pytest.raises(InputError, match="reduce= one of"):
+        lightrm.measure_fidelity(model.folder, path, schemes=["w8a8"])
+    found = CliRunner().invoke(
+        main, ["evaluate", str(model.folder), "--data", str(path), "--scheme", "w8a8", "--reduce", "product", "--json"]
+    )
+    assert json.loads(found.stdout.splitlines()[-1])["eval_accuracy"] == (scores[:, 0] > scores[:, 1]).mean()
+    command = ["fidelity", str(model.folder), "--data", str(path), "--schemes", "w8a8", "--reduce", "min", "--quiet"]
+    assert CliRunner().invoke(main, command).exit_code == 0
+
+
+def test_attributes_are_measured_as_one_score(tmp_path: Path) -> None:
+    sizes = {k: v for k, v in LLAMA_CONFIG.items() if k not in ("architectures", "model_type", "vocab_size")}
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(**sizes, vocab_size=340, id2label=dict(enumerate("ab")), pad_token_id=0)
+    transformers.LlamaForSequenceClassification(config).save_pretrained(tmp_path / "model")
+    write_tokenizer(tmp_path / "model")
+    records = [{"prompt": f"what {k}?", "chosen": text(9), "rejected": text(9)} for k in range(8)]
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("\n".join(map(json.dumps, records)))
+    report = lightrm.measure_fidelity(
+        tmp_path / "model", path, schemes=["w8a8"], template="ziya", weights={"a": 1.0, "b": -0.5}
+    )
+    rm = lightrm.load(tmp_path / "model", scheme="w8a8", template="ziya", weights=[1.0, -0.5])
+    scores = [s for r in records for s in rm.score(r["prompt"], [r["chosen"], r["rejected"]]).tolist()]
+    np.testing.assert_array_equal(report.scores["w8a8"], scores)
+    command = ["evaluate", str(tmp_path / "model"), "--data", str(path), "--template", "ziya", "--json", "--quiet"]
+    found = CliRunner().invoke(main, [*command, "--scheme", "w8a8", "--weights", "a=1,b=-0.5"])
+    right = np.asarray(scores).reshape(-1, 2)
+    assert json.loads(found.stdout.splitlines()[-1])["eval_accuracy"] == (right[:, 0] > right[:, 1]).mean()
+
+
+def test_a_layer_of_each_kind_is_warmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gemma 3 has layers with a window and positions of their own: the first global one is the sixth."""
+    config = transformers.Gemma3TextConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=7, num_attention_heads=2, num_key_value_heads=1,
+        head_dim=16, vocab_size=64, sliding_window=4, num_labels=1, pad_token_id=0,
+    )  # fmt: skip
+    transformers.Gemma3TextForSequenceClassification(config).save_pretrained(tmp_path)
+    rm = lightrm.load(tmp_path, scheme="fp32")
+    seen: list[Any] = []
+
+    def watched(self: Decoder, layer: Any, i: int, flow: Any) -> None:
+        seen.append((self.rules[i].window, self.architecture.positions_in(i)))
+        return attended(self, layer, i, flow)
+
+    attended = Decoder.attention
+    monkeypatch.setattr(Decoder, "attention", watched)
+    rm.engine.warm_up([[1, 2, 3, 4, 5, 6]])
+    warmed = list(seen)
+    seen.clear()
+    rm.score_ids([[1, 2, 3, 4, 5, 6]])
+    assert len(set(warmed)) == len(warmed) == 2
+    assert set(seen) == set(warmed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,9 +20,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Top to bottom: a wing may import the wings after it. A folder is a wing, and so is a file beside the folders.
 WINGS = (
-    "__init__", "cli", "integrations", "serving", "measure", "jobs", "opening", "scorer", "loading", "engine",
-    "checkpoints", "judge", "data", "text", "model", "kernels", "schemes", "architecture", "display", "typed_json",
-    "checksums", "files", "errors",
+    "__init__", "cli", "integrations", "serving", "measure", "jobs", "opening", "scorer", "cross_encoder",
+    "answer_scores", "loading", "engine", "checkpoints", "judge", "data", "text", "model", "kernels", "schemes",
+    "architecture", "display", "typed_json", "checksums", "files", "errors",
 )  # fmt: skip
 FLOOR = {wing: level for level, wing in enumerate(WINGS)}
 HEAVY = ("transformers", "ray", "trl", "bitsandbytes", "peft", "datasets", "pandas", "polars")
@@ -139,15 +141,28 @@ def test_remote_code_is_never_asked_for() -> None:
 
 def test_public_names() -> None:
     assert sorted(lightrm.__all__) == [
-        "CheckpointError", "InputError", "KernelWarning", "LightRMError", "MemoryLimitError", "MemoryWarning",
-        "NumericsError", "RewardModel", "SchemeError",
-        "TemplateError", "TokenizerError", "TruncationWarning", "evaluate", "load", "measure_fidelity",
-        "read_questions",
+        "Bound", "CheckpointError", "ConfigError", "CopyError", "CorruptFileError", "DownloadError", "Effort",
+        "Estimate", "Evaluation", "Explanation", "FidelityReport", "InputError", "KernelWarning",
+        "LightRMError", "Limit", "LoadReport", "MemoryLimitError", "MemoryWarning", "MissingHeadError",
+        "NumericsError", "Question", "Ranked", "Ranking", "Rankings", "RewardModel", "SchemeError",
+        "TemplateError", "TensorMismatchError", "TokenizerError", "TokenizerWarning", "TooLongError",
+        "TruncationWarning", "UnsafePickleError", "UnsupportedModelError", "evaluate", "load",
+        "measure_fidelity", "read_questions",
     ]  # fmt: skip
     for name in lightrm.__all__:
         assert getattr(lightrm, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'lode'"):
         _ = lightrm.lode
+
+
+@pytest.mark.parametrize("owner", [lightrm.RewardModel, lightrm])
+def test_what_is_returned_is_public(owner: object) -> None:
+    """A class of lightrm's own that a public function returns has its name in `lightrm`."""
+    functions = [value for name, value in inspect.getmembers(owner, inspect.isfunction) if not name.startswith("_")]
+    assert functions
+    for function in functions:
+        for name in re.findall(r"\b[A-Z]\w+", str(inspect.signature(function).return_annotation)):
+            assert name in {"Iterator", "None", *lightrm.__all__}, f"{function.__name__} returns {name}"
 
 
 def test_every_error_has_one_root() -> None:
@@ -156,6 +171,7 @@ def test_every_error_has_one_root() -> None:
     found = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
     assert len(found) > 10
     assert all(issubclass(value, lightrm.LightRMError) for value in found)
+    assert all(getattr(lightrm, value.__name__) is value for value in found), "and each is public"
     drawn = errors.__doc__ or ""
     assert all(value.__name__ in drawn for value in found), "the tree in the docstring is complete"
 

@@ -99,7 +99,7 @@ print(json.dumps({
     "child": {scheme: in_fork(lambda rm=rm: scores(rm)) for scheme, rm in models.items()},
     "child of a child": in_fork(lambda: in_fork(lambda: scores(rm))),
     "loads": in_fork(lambda: scores(model("w8a8"))),
-    "reference": in_fork(lambda: [r.position for r in rm.rank("what?", ["a", "b c"], exact=True, bound=1e9)]),
+    "reference": in_fork(lambda: [r.index for r in rm.rank("what?", ["a", "b c"], exact=True, bound=1e9)]),
     "pytorch": [large(), in_fork(large)],
     "busy": while_another_scores(),
     "pool": with_workers(),

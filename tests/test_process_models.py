@@ -220,13 +220,40 @@ def test_one_score_of_the_steps(reduce: str, of: Any, one: tuple[str, Published]
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, expected, atol=1e-4)
     np.testing.assert_allclose(rm.score_batch([PROMPT] * 2, texts), expected, atol=1e-4)
-    assert rm.rank(PROMPT, texts)[0].position == int(np.argmax(expected))
+    assert rm.rank(PROMPT, texts)[0].index == int(np.argmax(expected))
+
+
+def test_every_call_has_the_score_of_the_steps(one: tuple[str, Published]) -> None:
+    """Streamed, explained and encoded: the same bits as `score`, and the steps behind them."""
+    kind, model = one
+    rm = lightrm.load(model.folder, scheme="w8a8", device="cpu", reduce="product", token_budget=64, **model.load)
+    part = {"qwen": "\n\n", "rlhflow": "\n\n"}.get(kind, "\n")
+    texts = [part.join(steps) for steps in (["We need 6 * 7.", "6 * 7 = 42."], OTHER, ["42"])]
+    scores = rm.score(PROMPT, texts)
+    streamed = dict(rm.stream([PROMPT] * 3, texts))
+    assert np.asarray([streamed[k] for k in range(3)], np.float32).tobytes() == scores.tobytes()
+    assert rm.predict([(PROMPT, text) for text in texts]).tobytes() == scores.tobytes()
+    steps = rm.score_steps(PROMPT, OTHER)
+    found = rm.explain(PROMPT, texts[1])
+    assert found.steps == tuple(zip(OTHER, steps.tolist(), strict=True))
+    assert np.float32(found.score) == scores[1]
+    assert found.template == f"of steps: {rm.text.steps.form.name}, product of theirs"  # type: ignore[union-attr]
+    assert all(step in found.text for step in OTHER)
+    assert len(found.pieces) == len(found.token_ids) > len(OTHER)
+    assert rm.encode([PROMPT] * 3, texts)[1] == found.token_ids
+    assert rm.score_ids([found.token_ids]).tobytes() == steps[-1:].tobytes(), "encoded to where the last step is read"
+    assert "'(again)'" in str(found)
+    assert "<li>" in found._repr_html_()
 
 
 def test_who_does_not_say_how_gets_no_single_score(one: tuple[str, Published]) -> None:
     _, model = one
     rm = lightrm.load(model.folder, scheme="fp32", device="cpu", **model.load)
-    for call in (lambda: rm.score(PROMPT, ["42"]), lambda: rm.rank(PROMPT, ["42"])):
+    for call in (
+        lambda: rm.score(PROMPT, ["42"]), lambda: rm.rank(PROMPT, ["42"]), lambda: rm.explain(PROMPT, "42"),
+        lambda: rm.encode([PROMPT], ["42"]), lambda: list(rm.stream([PROMPT], ["42"])),
+        lambda: rm.predict([(PROMPT, "42")]),
+    ):  # fmt: skip
         with pytest.raises(lightrm.InputError, match="reduce= one of 'min', 'product', 'last', 'mean'"):
             call()
     with pytest.raises(lightrm.InputError, match="reduce must be one of"):
@@ -234,8 +261,6 @@ def test_who_does_not_say_how_gets_no_single_score(one: tuple[str, Published]) -
     rm = lightrm.load(model.folder, scheme="fp32", device="cpu", reduce="min", **model.load)
     with pytest.raises(lightrm.InputError, match="scores the steps of an answer: use score_steps, or score"):
         rm.score_text(["hello world"])
-    with pytest.raises(lightrm.LightRMError, match="score_steps"):
-        rm.explain(PROMPT, "42")
     with pytest.raises(lightrm.InputError, match="found both"):
         rm.score_steps(PROMPT, ["a", ["b"]])
     with pytest.raises(errors.TooLongError, match="steps are never cut"):

@@ -46,8 +46,8 @@ def test_the_order_is_the_full_one_where_no_wrong_gap_is_above_the_limit(
     for k, (q, known_k, f) in enumerate(zip(quick, known, full, strict=True)):
         texts = [str(i) for i in range(len(q))]
         found = ranking(q, known_k, sufficed[k], texts)
-        assert [r.position for r in found] == [r.position for r in plain_ranking(f, texts)]
-        assert all(r.score == f[r.position] for r in found if r.exact)
+        assert [r.index for r in found] == [r.index for r in plain_ranking(f, texts)]
+        assert all(r.score == f[r.index] for r in found if r.exact)
         assert found.rescored == int((~np.isnan(known_k)).sum())
 
 
@@ -62,7 +62,7 @@ def test_a_smaller_limit_is_not_enough() -> None:
     full, quick = np.asarray([0.0, 1.0, 9.0], np.float32), np.asarray([0.5, 0.25, 9.0], np.float32)
     for limit, right in ((0.25, True), (0.2, False)):
         known, (sufficed,) = settled([quick], [limit], lambda wanted: [float(full[i]) for _, i in wanted])
-        found = [r.position for r in ranking(quick, known[0], sufficed, "abc")]
+        found = [r.index for r in ranking(quick, known[0], sufficed, "abc")]
         assert (found == [2, 1, 0]) == right
 
 
@@ -80,7 +80,7 @@ def test_a_bound_that_proves_too_small_is_raised() -> None:
     full = [np.asarray([0.9, 0.0, 0.5, 5.0], np.float32), np.asarray([1.0, 1.5, 1.61], np.float32)]
     known, sufficed = settled(quick, [0.2, 0.2], lambda wanted: [float(full[k][i]) for k, i in wanted])
     assert sufficed == [pytest.approx(1.0), 0.2]
-    assert [r.position for r in ranking(quick[0], known[0], sufficed[0], list("abcd"))] == [3, 0, 2, 1]
+    assert [r.index for r in ranking(quick[0], known[0], sufficed[0], list("abcd"))] == [3, 0, 2, 1]
     assert np.isnan(known[1]).tolist() == [True, False, False]
 
 
@@ -145,8 +145,8 @@ def test_exact_ranking_of_a_model(tmp_path: Path) -> None:
     wanted = exact.rank_batch(prompts, lists)
     error = max(wrong_gap(exact.score(p, some), quick.score(p, some)) for p, some in zip(prompts, lists, strict=True))
     found = quick.rank_batch(prompts, lists, exact=True, bound=error)
-    order = [[r.position for r in one] for one in wanted]
-    assert [[r.position for r in one] for one in found] == order
+    order = [[r.index for r in one] for one in wanted]
+    assert [[r.index for r in one] for one in found] == order
     assert found.effort is not None
     assert found.effort.limits == dict.fromkeys((3, 6, 8), Limit(error))
     assert found.effort.limit == Limit(error)
@@ -155,7 +155,7 @@ def test_exact_ranking_of_a_model(tmp_path: Path) -> None:
     beyond = []
     for smaller in (0.9 * error, 0.6 * error, 0.3 * error):
         found = quick.rank_batch(prompts, lists, exact=True, bound=smaller)
-        shown = [[r.position for r in one if r.exact] for one in found]
+        shown = [[r.index for r in one if r.exact] for one in found]
         scores = [(exact.score(p, some), quick.score(p, some)) for p, some in zip(prompts, lists, strict=True)]
         errors = [order_error(f[seen], q[seen]) for (f, q), seen in zip(scores, shown, strict=True)]
         assert found.effort is not None
@@ -215,7 +215,7 @@ def test_a_quantized_folder_carries_its_bound(tmp_path: Path) -> None:
     with pytest.raises(lightrm.InputError, match="below 1"):
         loaded.rank("what?", ANSWERS, exact=True, confidence=99.5)
     exact = lightrm.load(folder, scheme="fp32").rank("what?", ANSWERS)
-    assert [r.position for r in found[0]] == [r.position for r in exact]
+    assert [r.index for r in found[0]] == [r.index for r in exact]
     np.testing.assert_array_equal(loaded.score("what?", ANSWERS), before.score("what?", ANSWERS))
     with pytest.raises(lightrm.InputError, match="pass reference="):
         lightrm.load(tmp_path / "w8a8").rank("what?", ANSWERS, exact=True)

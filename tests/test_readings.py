@@ -108,7 +108,7 @@ def test_every_way_to_score_reads_the_same_token(tmp_path: Path) -> None:
     ranked = rm.rank("what is it?", texts)
     assert [one.score for one in ranked] == sorted(expected.tolist(), reverse=True)
     exact = rm.rank_batch(["what is it?"], [texts], exact=True, bound=100.0)
-    assert [one.position for one in exact[0]] == [one.position for one in ranked]
+    assert [one.index for one in exact[0]] == [one.index for one in ranked]
     assert exact.effort.tokens < sum(map(len, ids)), "what stands behind the position is not computed"
 
 

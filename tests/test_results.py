@@ -18,6 +18,7 @@ from benchmarks import (
     gptqmodel_files,
     loading,
     mixed,
+    releases,
     schemes,
     scoring,
     sharing,
@@ -25,7 +26,7 @@ from benchmarks import (
     text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
-from benchmarks.clients import browser, load, polars_columns, ray_data, trainers
+from benchmarks.clients import browser, load, polars_columns, ray_data, sentence_transformers, trainers
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
@@ -45,8 +46,10 @@ TABLES = {
     "mixed": mixed.table,
     "ray_data": ray_data.sentence,
     "polars_columns": polars_columns.sentence,
+    "releases": releases.sentence,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
+    "sentence_transformers": sentence_transformers.sentence,
     "sharing_cpu": sharing.table,
     "sharing_pass": sharing.sentence,
     "streaming": streaming.table,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,9 +56,37 @@ def test_score_batch_takes_prompts_of_both_forms(rm: lightrm.RewardModel) -> Non
 def test_rank(rm: lightrm.RewardModel) -> None:
     ranked = rm.rank("what?", [*ANSWERS, ANSWERS[0]])
     assert [r.score for r in ranked] == sorted((r.score for r in ranked), reverse=True)
-    assert all(r.response == [*ANSWERS, ANSWERS[0]][r.position] for r in ranked)
-    twins = [r.position for r in ranked if r.response == ANSWERS[0]]
+    assert all(r.response == [*ANSWERS, ANSWERS[0]][r.index] for r in ranked)
+    twins = [r.index for r in ranked if r.response == ANSWERS[0]]
     assert twins == [0, 5], "equal scores keep their input order"
+
+
+def test_the_best_of_a_ranking(rm: lightrm.RewardModel) -> None:
+    whole = rm.rank("what?", ANSWERS)
+    assert rm.rank("what?", ANSWERS, top_k=2) == whole[:2]
+    assert rm.rank("what?", ANSWERS, top_k=99) == whole
+    assert [[r.index for r in one] for one in rm.rank_batch(["what?"] * 2, [ANSWERS, ANSWERS[:1]], top_k=1)] == [
+        [whole[0].index], [0],
+    ]  # fmt: skip
+    bare = rm.rank("what?", ANSWERS, top_k=2, return_documents=False)
+    assert [(r.index, r.score, r.response) for r in bare] == [(r.index, r.score, "") for r in whole[:2]]
+    for wrong in (0, -1, True, 1.5, "2"):
+        with pytest.raises(lightrm.InputError, match="top_k must be a positive whole number, found"):
+            rm.rank("what?", ANSWERS, top_k=wrong)  # type: ignore[arg-type]
+    with pytest.warns(DeprecationWarning, match=r"position is index now, and goes in lightrm 0\.2"):
+        assert whole[0].position == whole[0].index
+
+
+@pytest.mark.parametrize("call", [
+    lambda rm, text: rm.score("what?", [text]), lambda rm, text: rm.score_batch(["what?"], [text]),
+    lambda rm, text: rm.score_text([text]), lambda rm, text: next(rm.stream(["what?"], [text])),
+    lambda rm, text: rm.rank("what?", [text]), lambda rm, text: rm.rank_batch(["what?"], [[text]]),
+    lambda rm, text: rm.predict([("what?", text)]), lambda rm, text: rm.encode(["what?"], [text]),
+])  # fmt: skip
+def test_a_warning_of_cuts_points_at_the_caller(rm: lightrm.RewardModel, call: Callable[..., object]) -> None:
+    with pytest.warns(lightrm.TruncationWarning) as caught:
+        call(rm, "it is sunny and warm. " * 60)
+    assert [one.filename for one in caught] == [__file__]
 
 
 def test_score_ids_takes_lists_and_arrays(rm: lightrm.RewardModel) -> None:
@@ -194,6 +223,7 @@ def test_overflowing_scores_raise(rm: lightrm.RewardModel, tmp_path: Path) -> No
 def test_a_model_shows_what_users_call(rm: lightrm.RewardModel) -> None:
     assert {name for name in dir(rm) if not name.startswith("_")} == {
         "score", "score_batch", "score_ids", "score_text", "stream", "rank", "rank_batch", "explain", "encode", "save",
-        "score_steps", "score_steps_batch", "score_attributes", "attributes",
+        "score_steps", "score_steps_batch", "score_attributes", "attributes", "predict", "num_labels",
+        "model_card_data",
         "device", "template", "max_length", "token_budget", "checkpoint", "engine", "report", "text",
     }  # fmt: skip

@@ -155,7 +155,7 @@ def test_system_is_a_turn_before_the_prompt(tmp_path: Path) -> None:
     for found in (
         rm.score("x", ["y", "z"], system=SYSTEM), rm.score_batch(["x", [user]], ["y", "z"], system=SYSTEM),
         [score for _, score in sorted(rm.stream(["x", "x"], ["y", "z"], system=SYSTEM))],
-        [row.score for row in sorted(rm.rank("x", ["y", "z"], system=SYSTEM), key=lambda row: row.position)],
+        [row.score for row in sorted(rm.rank("x", ["y", "z"], system=SYSTEM), key=lambda row: row.index)],
         [rm.explain("x", answer, system=SYSTEM).score for answer in ("y", "z")],
         rm.score_ids(rm.encode(["x", "x"], ["y", "z"], system=SYSTEM)),
         always.score("x", ["y", "z"]), [always.explain("x", answer).score for answer in ("y", "z")],

@@ -3,6 +3,7 @@ other's. Every attribute that threads share is made to hand over to another thre
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import os
 import pickle
@@ -141,6 +142,30 @@ def test_eight_threads_get_the_scores_of_one(streamed: bool, folder: Path, monke
     assert hand_over.met > 5, "threads did hand over to each other"
     assert rm.engine.arena is None, "the last one lets go of the memory"
     assert not rm.engine.callers
+
+
+def test_calls_from_an_event_loop(folder: Path) -> None:
+    """`asyncio.to_thread`, as the documents show it: the scores of one call alone, and the loop goes on meanwhile."""
+    rm = lightrm.load(folder, scheme="w8a8")
+    answers = ["it is", "the weather is sunny", "no", "天气很好"]
+    ticks = 0
+
+    async def ticking() -> None:
+        nonlocal ticks
+        while True:
+            ticks += 1
+            await asyncio.sleep(0)
+
+    async def several() -> list[np.ndarray]:
+        clock = asyncio.create_task(ticking())
+        found = await asyncio.gather(*(asyncio.to_thread(rm.score, f"what {k}?", answers) for k in range(16)))
+        clock.cancel()
+        return found
+
+    found = asyncio.run(several())
+    assert ticks > 16
+    for k, scores in enumerate(found):
+        assert scores.tobytes() == rm.score(f"what {k}?", answers).tobytes()
 
 
 def test_three_threads_open_one_reference(folder: Path) -> None:

@@ -178,10 +178,10 @@ def test_the_same_api(folders: dict[str, Path]) -> None:
     scores = rm.score(prompt, answers)
     assert scores.dtype == np.float32
     assert dict(rm.stream([prompt] * 4, answers)) == dict(enumerate(rm.score_batch([prompt] * 4, answers).tolist()))
-    assert [r.position for r in rm.rank(prompt, answers)] == np.argsort(-scores, kind="stable").tolist()
+    assert [r.index for r in rm.rank(prompt, answers)] == np.argsort(-scores, kind="stable").tolist()
     exact = rm.rank(prompt, answers, exact=True, bound=10.0)
     full = lightrm.load(folders["deberta"], scheme="fp32").score(prompt, answers)
-    assert [r.position for r in exact] == np.argsort(-full, kind="stable").tolist()
+    assert [r.index for r in exact] == np.argsort(-full, kind="stable").tolist()
     assert rm.explain(prompt, "it is").text.startswith("[CLS]what is")
     with pytest.raises(errors.SchemeError, match="runs in transformers, not in lightrm's own decoder"):
         rm.save(folders["deberta"] / "saved")

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from lightrm.checkpoints.safe import DTYPES
+from lightrm.display.progress import Advance, ignored
 from lightrm.errors import CheckpointError, CorruptFileError
 from lightrm.files import UNFINISHED, to_disk
 from lightrm.text.tokenizer_files import CONFIG, DESCRIBED, MODEL, OTHERS
@@ -31,8 +32,8 @@ TEMPLATES = "additional_chat_templates/*.jinja"
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Write and flush to disk. Dtypes are those of `safe.DTYPES`."""
+def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor], advance: Advance = ignored) -> None:
+    """Write and flush to disk. Dtypes are those of `safe.DTYPES`. advance: called when a tensor is written."""
     order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
@@ -50,6 +51,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in order:
             file.write(tensors[name].detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+            advance(1)
         file.flush()
         os.fsync(file.fileno())
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 import lightrm
-from lightrm.cli import judging, looking, making, scoring, serve_command
+from lightrm.cli import judging, looking, making, ranking, scoring, serve_command
 from lightrm.errors import LightRMError
 
 
@@ -42,7 +42,7 @@ def main() -> None:
 
 
 for command in (
-    scoring.score, scoring.demo, looking.inspect, looking.plan, looking.doctor, making.quantize, judging.fidelity,
-    judging.evaluate, judging.verify_card, serve_command.serve,
+    scoring.score, ranking.rank, ranking.explain, scoring.demo, looking.inspect, looking.plan, looking.doctor,
+    making.quantize, judging.fidelity, judging.evaluate, judging.verify_card, serve_command.serve,
 ):  # fmt: skip
     main.add_command(command)

@@ -44,7 +44,7 @@ SCHEMES_HELP = (
 @calibration_tokens
 @click.option("--layers", is_flag=True, help="Also measure how far each layer alone moves the scores.")
 @click.option("--fail-under", type=float, help="Exit with 1 if Kendall's tau-b of a scheme is lower than this.")
-@load_options("engine", "device", "memory", "template", "system", "max_length", "layout", "label")
+@load_options("engine", "device", "memory", "template", "system", "max_length", "layout", "label", "weights", "reduce")
 @quiet
 def fidelity(
     model: str,
@@ -78,7 +78,8 @@ def fidelity(
         model, questions, name=data.name, schemes=[name.strip() for name in schemes.split(",")], reference=reference,
         reference_model=reference_model, engine=options.engine, device=options.device, template=options.template,
         system=options.system, max_length=options.max_length, memory=options.memory, layout=options.layout,
-        label=options.label, calibration=None if calibrate is None else calibration_pairs(calibrate),
+        label=options.label, weights=options.weights, reduce=options.reduce,
+        calibration=None if calibrate is None else calibration_pairs(calibrate),
         calibration_tokens=tokens, layers=layers, keep=output, tell=tell, progress=not quiet,
     )  # fmt: skip
     terminal().print(report.table(), *(alone.table() for alone in report.sensitivity))
@@ -105,7 +106,7 @@ def fidelity(
 @click.option("-o", "--output", type=SINK, help="File for the records with their scores, as `lightrm score` writes it.")
 @load_options(
     "scheme", "engine", "device", "memory", "template", "system", "max_length", "strict", "parse_specials", "layout",
-    "label", "revision", "base", "token_budget",
+    "label", "weights", "reduce", "revision", "base", "token_budget",
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
 @quiet
@@ -147,7 +148,7 @@ def evaluate(
 @click.argument("model")
 @click.option("--card", type=FILE, help="Model card; default: README.md or MODEL_CARD.md beside the weights.")
 @click.option("--data", type=DataPath(), help="Labelled data of your own, to stand beside the card's evaluation.")
-@load_options("scheme", "engine", "device", "memory", "template", "system", "layout", "label")
+@load_options("scheme", "engine", "device", "memory", "template", "system", "layout", "label", "weights", "reduce")
 @click.option("--tolerance", default=0.05, show_default=True, help="How far a score may be from the published one.")
 @quiet
 def verify_card(

@@ -111,7 +111,7 @@ def demo() -> None:
             table.add_column(column, overflow="fold")  # Chinese has no spaces to wrap at
         ranked = rm.rank(prompt, [text for _, text in responses])
         for row in ranked:
-            note, text = responses[row.position]
+            note, text = responses[row.index]
             table.add_row(f"{row.score:+.2f}", Text(note), Text(text))
         console.print(table)
     console.print(repr(rm), style="dim", markup=False, highlight=False)

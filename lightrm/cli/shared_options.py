@@ -16,6 +16,21 @@ Command = Callable[..., Any]
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DATA_HELP = "JSONL, JSON, CSV or TSV, also by gzip or zstd, or Parquet; or hf://datasets/OWNER/NAME/FILE."
 
+
+def numbers_by_name(context: click.Context, option: click.Parameter, value: str | None) -> dict[str, float] | None:
+    """Return NAME=NUMBER,NAME=NUMBER as numbers by name; None for None. Raises BadParameter."""
+    if value is None:
+        return None
+    found: dict[str, float] = {}
+    for part in value.split(","):
+        name, _, number = part.rpartition("=")
+        try:
+            found[name.strip()] = float(number)
+        except ValueError as error:
+            raise click.BadParameter(f"expected NAME=NUMBER,NAME=NUMBER, found {part!r}") from error
+    return found
+
+
 LOADING = {
     "scheme": click.option(
         "--scheme", default="auto", show_default=True,
@@ -33,6 +48,10 @@ LOADING = {
     "revision": click.option("--revision", help="Commit, tag or branch of a hub id."),
     "layout": click.option("--layout", help="nemotron, math_shepherd or rlhflow_prm, whose files do not tell it."),
     "label": click.option("--label", help="Which of several attributes is the score; default: all are written."),
+    "weights": click.option(
+        "--weights", callback=numbers_by_name, metavar="NAME=NUMBER,...",
+        help="Several attributes, each times its number, are the score.",
+    ),
     "reduce": click.option(
         "--reduce", help="min, product, last or mean of the scores of an answer's steps; default: all are written."
     ),

@@ -184,20 +184,27 @@ class Engine:
     def warm_up(self, sequences: Sequence[Sequence[int]]) -> None:
         """Compile what scoring these sequences will run.
 
-        Runs the largest and the smallest pack through the first layer, twice, since the last layer of a model has
-        kernels of its own. The results are not scores, and may overflow. The budget is lower afterwards if the memory
-        did not suffice.
+        Runs the largest and the smallest pack through one layer of each kind, twice, since the last layer of a model
+        has kernels of its own: layers with a window of attention have other kernels, and other positions, than layers
+        without. The results are not scores, and may overflow. The budget is lower afterwards if the memory did not
+        suffice.
         """
         if not sequences:
             return
         every = sorted(packs(sequences, self.tokens, apart=self.architecture.scaled_from), key=lambda run: len(run[1]))
-        layer, decoder = self.decoder.layers[0], self.decoder
-        short = Decoder(decoder.architecture, decoder.embedding_VD, [layer, layer], decoder.final_norm_D, decoder.dtype)
-        engine = Engine(short, self.head, self.scheme, self.residence)
-        for group in {tuple(group) for group, _ in (every[-1], every[0])}:
-            with suppress(NumericsError):
-                list(engine.scores([sequences[i] for i in group]))
-        self.tokens = min(self.tokens, engine.tokens)
+        for i in kinds_of_layers(self.architecture):
+            engine = self.twice(i)
+            for group in {tuple(group) for group, _ in (every[-1], every[0])}:
+                with suppress(NumericsError):
+                    list(engine.scores([sequences[k] for k in group]))
+            self.tokens = min(self.tokens, engine.tokens)
+
+    def twice(self, i: int) -> Engine:
+        """Return an engine whose model has one layer of this one, two times."""
+        a, decoder, layer = self.architecture, self.decoder, self.decoder.layers[i]
+        alone = replace(a, layers=2, windows=(a.window(i),) * 2 if a.windows else ())
+        short = Decoder(alone, decoder.embedding_VD, [layer, layer], decoder.final_norm_D, decoder.dtype)
+        return Engine(short, self.head, self.scheme, self.residence)
 
     def check_room(self, batch: PackedBatch) -> None:
         """On a CPU, where the system ends a process that takes too much. Raises MemoryLimitError."""
@@ -250,6 +257,11 @@ class Engine:
         with self.turn:
             self.decoder.last_hidden(pack([sequence]).to(self.device), watch)
         return f"activations overflow in {found[0]}" if found else "the head overflows"
+
+
+def kinds_of_layers(a: Architecture) -> list[int]:
+    """Return the first layer of each kind: of those with one window of attention, and one scheme of positions."""
+    return sorted({(a.window(i), a.positions_in(i)): i for i in reversed(range(a.layers))}.values())
 
 
 def with_prompts(batch: PackedBatch, sequences: Sequence[Sequence[int]], form: GateForm) -> PackedBatch:

@@ -54,21 +54,15 @@ class StepScorer:
             scores = self.engine.all_scores(sequences, advance)
         return [scores[start:end] for start, end in pairwise(starts)]
 
-    def reduced(self, asked: Sequence[tuple[list[Turn], list[str]]], progress: bool) -> np.ndarray:
-        """Return one score for each answer, float32 (n,). asked: conversations with their answers, whose steps are told
-        by the form. Raises InputError if nobody said how."""
-        reduce = self.reducer()
-        steps = [(turns, self.texts.form.divided(text)) for turns, texts in asked for text in texts]
-        return np.asarray([reduce(scores) for scores in self.score(steps, progress)], dtype=np.float32)
 
-    def reducer(self) -> Callable[[np.ndarray], float]:
-        """Raises InputError, which names the choices."""
-        if self.texts.reduce is None:
-            raise InputError(
-                "this is a process reward model: it scores each step of an answer, by score_steps. For one score, load "
-                f"it with reduce= one of {', '.join(map(repr, REDUCERS))}"
-            )
-        return REDUCERS[self.texts.reduce]
+def reducer(name: str | None) -> Callable[[np.ndarray], float]:
+    """Return what makes one score of an answer's steps. Raises InputError, which names the choices, for None."""
+    if name is None:
+        raise InputError(
+            "this is a process reward model: it scores each step of an answer, by score_steps. For one score, load "
+            f"it with reduce= one of {', '.join(map(repr, REDUCERS))}"
+        )
+    return REDUCERS[name]
 
 
 def steps_of(steps: object) -> tuple[list[list[str]], bool]:

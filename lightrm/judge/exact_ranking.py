@@ -13,9 +13,9 @@ so an answer's place does not depend on the batch.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,13 +26,32 @@ Scores = NDArray[np.float32]
 Answers = Sequence[tuple[int, int]]  # (prompt, position) of each
 
 
-class Ranked(NamedTuple):
-    """One response with its score and its position in the input. exact: whether the score is of full precision."""
+@dataclass(frozen=True, slots=True)
+class Ranked:
+    """One response with its score.
+
+    index: its place among the responses that were passed. response: its text; empty if it was not asked for. exact:
+    whether the score is of full precision.
+
+    `ranked["corpus_id"]`, `ranked["score"]` and `ranked["text"]` read index, score and response by the names that
+    sentence-transformers' `CrossEncoder.rank` gives them.
+    """
 
     score: float
-    position: int
+    index: int
     response: str
     exact: bool = False
+
+    def __getitem__(self, name: str) -> int | float | str:
+        """Raises KeyError for another name."""
+        values: dict[str, int | float | str] = {"corpus_id": self.index, "score": self.score, "text": self.response}
+        return values[name]
+
+    @property
+    def position(self) -> int:
+        """The earlier name of `index`. Deprecated."""
+        warnings.warn("Ranked.position is index now, and goes in lightrm 0.2", DeprecationWarning, stacklevel=2)
+        return self.index
 
 
 class Ranking(list[Ranked]):
@@ -48,6 +67,12 @@ class Rankings(list[Ranking]):
     """One ranking for each prompt. effort: how much was scored again; None unless exact rankings were asked for."""
 
     effort: Effort | None = None
+
+    def shown(self, top_k: int | None, responses: bool) -> Rankings:
+        """Return the first `top_k` of each ranking, all if it is None, with their texts or without."""
+        short = Rankings(Ranking(one if responses else replace(one, response="") for one in r[:top_k]) for r in self)
+        short.effort = self.effort
+        return short
 
 
 @dataclass(frozen=True, slots=True)

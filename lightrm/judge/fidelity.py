@@ -242,8 +242,16 @@ def figures(a: Agreement) -> tuple[str, ...]:
 
 def html_table(headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
-    body = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    body = "".join("<tr>" + "".join(f"<td>{unbroken(cell)}</td>" for cell in line) + "</tr>" for line in lines)
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def unbroken(cell: str) -> str:
+    """Return a cell as HTML. A line may end before an interval, never inside it or inside a figure, in a page as in a
+    notebook."""
+    value, opened, rest = cell.partition(" (")
+    parts = [value, "(" + rest] if opened else [cell]
+    return " ".join(f'<span style="white-space:nowrap">{html.escape(part)}</span>' for part in parts)
 
 
 def build(

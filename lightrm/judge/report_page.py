@@ -20,10 +20,16 @@ from lightrm.files import write_text
 from lightrm.judge.fidelity import FIGURES, TOKENS_PER_SECOND, FidelityReport, Row, figures, html_table
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222 }
-table { border-collapse: collapse; margin: 1rem 0; font-size: 13px } th, td { padding: .3rem .6rem; text-align: right }
-th { border-bottom: 2px solid #888 } tr + tr td { border-top: 1px solid #ddd } td:first-child { text-align: left }
-img { max-width: 100% } .note { color: #666 }
+:root { color-scheme: light dark; --ink: #222; --paper: #fff; --line: #ddd; --edge: #888; --pale: #666 }
+@media (prefers-color-scheme: dark) {
+:root { --ink: #ddd; --paper: #181a1b; --line: #3a3d40; --edge: #888; --pale: #aaa } }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: var(--ink);
+background: var(--paper) }
+table { border-collapse: collapse; margin: 1rem 0; font-size: 13px; display: block; overflow-x: auto }
+th, td { padding: .3rem .6rem; text-align: right }
+th { border-bottom: 2px solid var(--edge) } tr + tr td { border-top: 1px solid var(--line) }
+td:first-child { text-align: left } img { max-width: 100%; background: #fff; border-radius: 4px }
+.note { color: var(--pale) }
 """
 DOTS = 4000  # points of a scatter plot, at most
 

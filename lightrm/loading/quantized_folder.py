@@ -35,6 +35,7 @@ from lightrm.checkpoints.stored import (
     write_safetensors,
 )
 from lightrm.checksums import SEAL, file_sum, sealed, tensor_sum
+from lightrm.display.progress import item_progress
 from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.files import read_json, write_json
 from lightrm.judge.bounds import FidelityNote
@@ -74,9 +75,9 @@ def is_native(folder: Path) -> bool:
     return (folder / MANIFEST).exists() or (folder / WEIGHTS).exists()
 
 
-def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | None) -> None:
-    """Write a loaded model. Raises CheckpointError if the destination exists, SchemeError if the model is not
-    quantized."""
+def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | None, progress: bool = False) -> None:
+    """Write a loaded model. progress: show a bar. Raises CheckpointError if the destination exists, SchemeError if the
+    model is not quantized."""
     decoder, head, report = loaded
     if not report.scheme.folds:
         raise SchemeError(f"{report.scheme} is not a scheme of lightrm's own folders: use w8a8, w4a8 or w4a16")
@@ -85,7 +86,12 @@ def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | 
         raise SchemeError("these are the file's own values, quantized already: use that folder, or another scheme")
     with whole_folder(folder) as draft:
         tensors = dict(tensors_of(decoder, head))
-        write_safetensors(draft / WEIGHTS, tensors)
+        with item_progress(2 * len(tensors), "tensors written and checked", progress) as advance:
+            write_safetensors(draft / WEIGHTS, tensors, advance)
+            sums = {}
+            for name, tensor in tensors.items():
+                sums[name] = tensor_sum(tensor)
+                advance(1)
         config = dict(checkpoint.config.raw)
         for name in ("quantization_config", "compression_config"):
             config.pop(name, None)
@@ -101,7 +107,7 @@ def write(folder: Path, checkpoint: Checkpoint, loaded: Loaded, template: str | 
             "sqnr_db": report.sqnr_db,
             "bytes": (draft / WEIGHTS).stat().st_size,
             "header": tensor_sum(SafeFile(draft / WEIGHTS).header()),
-            "sums": {name: tensor_sum(tensor) for name, tensor in tensors.items()},
+            "sums": sums,
             "files": {name: file_sum(draft / name) for name in (CONFIG, *text_files(draft))},
             "sources": {path.name: sha256(path) for source in checkpoint.sources for path in source.opened},
         }

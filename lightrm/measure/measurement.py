@@ -19,10 +19,12 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from lightrm.answer_scores import AnswerScores
 from lightrm.checkpoints.contents import parts
 from lightrm.checkpoints.hub import resolve
 from lightrm.data.data_source import DataSource
 from lightrm.data.preferences import Question, questions_of
+from lightrm.engine.answer_ids import AnswerIds
 from lightrm.engine.class_memory import NAMES as CLASS_SCHEMES
 from lightrm.engine.devices import choose_device
 from lightrm.errors import InputError, SchemeError
@@ -30,6 +32,7 @@ from lightrm.jobs.identity import digest, identity
 from lightrm.judge.evaluation import Evaluation, evaluate_scores
 from lightrm.judge.fidelity import Asked, FidelityReport, Measured, Sensitivity, build
 from lightrm.loading import quantized_folder
+from lightrm.loading.attribute_choice import Weights
 from lightrm.loading.options import EngineName, LoadOptions
 from lightrm.loading.sources import open_source
 from lightrm.measure.kept_scores import Kept, Tell
@@ -38,6 +41,7 @@ from lightrm.measure.sensitivity import measure_sensitivity
 from lightrm.opening import Pairs, open_model
 from lightrm.schemes.grammar import PACKED, parse_scheme
 from lightrm.scorer import RewardModel
+from lightrm.text.conversation import asked_once
 
 SCHEMES = ("w8a8", "w4a8")
 Some = TypeVar("Some")
@@ -60,6 +64,8 @@ def measure_fidelity(
     memory: str | int | None = None,
     layout: str | None = None,
     label: str | None = None,
+    weights: Weights | None = None,
+    reduce: str | None = None,
     calibration: Pairs | None = None,
     calibration_tokens: int | None = None,
     layers: bool = False,
@@ -76,7 +82,7 @@ def measure_fidelity(
     data: a file in one of the forms of `lightrm.data.record_forms`, the address of one on the hub (hf://datasets/...),
     what `read_questions` returned, or such records, also as a table; name: what the report calls it.
     reference: the scheme that the others are compared with. Its layers are streamed if they do not fit into memory.
-    engine, device, template, system, max_length, memory, layout, label: as for `load`.
+    engine, device, template, system, max_length, memory, layout, label, weights, reduce: as for `load`.
     calibration, calibration_tokens: as for `load`; for schemes whose name ends in "+cal".
     layers: also measure how far each layer alone moves the scores, for schemes with int8 activations.
     keep: a folder in which finished scores are kept, so that a run that was stopped goes on.
@@ -87,7 +93,7 @@ def measure_fidelity(
     questions = questions_of(data, tell)
     options = LoadOptions(
         engine=engine, device=device, template=template, max_length=max_length, memory=memory, layout=layout,
-        label=label, system=system,
+        label=label, weights=weights, reduce=reduce, system=system,
     )  # fmt: skip
     subject = Subject.of(model, reference_model, schemes)
     place = choose_device(device)
@@ -96,9 +102,15 @@ def measure_fidelity(
     run = Run(subject, options, tell, progress)
     rm = run.opened(subject.source, reference)
     check_runs(rm, subject.own)
-    ids = ids_of_all(rm, questions)
+    ids = ids_of_all(rm, questions, progress)
     run.calibration = [] if calibration is None else rm.text.first_texts(calibration, calibration_tokens)
-    key = {**identity(rm, str(subject.source_name)), "ids": digest(ids), "device": str(place), "memory": str(memory)}
+    key = {
+        **identity(rm, str(subject.source_name)),
+        "ids": digest(ids.sequences),
+        "reduce": str(reduce),
+        "device": str(place),
+        "memory": str(memory),
+    }
     kept = Kept(keep, {**key, "versions": about(place)["versions"]}, run.of_schemes(), tell)
     exact = kept.get(reference) or kept.put(measured(rm, reference, ids, tell, progress))
     del rm  # one model in memory at a time
@@ -107,7 +119,7 @@ def measure_fidelity(
     found = [run.measured(kept, subject.path_of(scheme), scheme, ids) for scheme in subject.schemes]
     name = name or name_of(data)
     circumstances = about(place, programs(subject.schemes))
-    report = build(str(model), asked(name, questions, ids), exact, found, floor, circumstances)
+    report = build(str(model), asked(name, questions, ids.whole), exact, found, floor, circumstances)
     return replace(report, sensitivity=run.sensitivity(questions, place) if layers else ())
 
 
@@ -197,7 +209,7 @@ class Run:
         ids_of = (lambda text: self.calibration) if plain != scheme else None
         return open_model(path, replace(self.options, scheme=plain), ids_of, progress=self.progress)
 
-    def measured(self, kept: Kept, path: str | os.PathLike[str], scheme: str, ids: Sequence[list[int]]) -> Measured:
+    def measured(self, kept: Kept, path: str | os.PathLike[str], scheme: str, ids: AnswerIds) -> Measured:
         """Return the kept scores of a scheme, or new ones."""
         done = kept.get(scheme)
         return done or kept.put(measured(self.opened(path, scheme), scheme, ids, self.tell, self.progress))
@@ -229,9 +241,11 @@ class Run:
         )
 
 
-def ids_of_all(rm: RewardModel, questions: Sequence[Question]) -> list[list[int]]:
+def ids_of_all(rm: RewardModel, questions: Sequence[Question], progress: bool = False) -> AnswerIds:
     """Return the ids of every answer of every question, in order."""
-    return rm.encode([p for q in questions for p in q.each_prompt], [r for q in questions for r in q.responses])
+    prompts = [p for q in questions for p in q.each_prompt]
+    answers = [r for q in questions for r in q.responses]
+    return AnswerScores(rm.text, rm.engine).ids(asked_once(prompts, answers), progress)
 
 
 def floor_of(reference: str, device: torch.device) -> str:
@@ -241,14 +255,14 @@ def floor_of(reference: str, device: torch.device) -> str:
     return "fp16" if device.type == "cuda" else "bf16"
 
 
-def measured(rm: RewardModel, scheme: str, ids: Sequence[list[int]], tell: Tell | None, progress: bool) -> Measured:
+def measured(rm: RewardModel, scheme: str, ids: AnswerIds, tell: Tell | None, progress: bool) -> Measured:
     if tell is not None:
         tell(f"{scheme}: {rm.report}; {rm.engine.residence}")
-    rm.engine.warm_up(ids)
+    rm.engine.warm_up(ids.sequences)
     started = time.perf_counter()
-    scores = rm.score_ids(ids, progress=progress)
+    scores = ids.made(rm.score_ids(ids.sequences, progress=progress))
     seconds = time.perf_counter() - started
-    tokens = sum(map(len, ids))
+    tokens = sum(map(len, ids.whole))
     return Measured(scheme, scores.astype(np.float64), rm.report.bytes, tokens / seconds, dict(rm.report.sqnr_db))
 
 
@@ -301,6 +315,7 @@ def evaluate(
     questions: a file, the address of one on the hub (hf://datasets/...), what `read_questions` returned, or records in
     the forms of `lightrm.data.record_forms`, also as a table. model, data: what the result calls them.
 
+    A process reward model needs `reduce`, a model with several attributes `label` or `weights`, when it is loaded.
     Raises InputError for text that cannot be scored, or if the labels prefer no answer to another.
     """
     asked = questions_of(questions)
@@ -312,11 +327,11 @@ def evaluated(
 ) -> tuple[Evaluation, list[list[float]]]:
     """As `evaluate`, also with the scores of each question."""
     started = time.perf_counter()
-    ids = ids_of_all(rm, asked)
+    ids = ids_of_all(rm, asked, progress)
     seconds = time.perf_counter() - started
-    rm.engine.warm_up(ids)
+    rm.engine.warm_up(ids.sequences)
     started = time.perf_counter()
-    scores = rm.score_ids(ids, progress=progress)
+    scores = ids.made(rm.score_ids(ids.sequences, progress=progress))
     seconds += time.perf_counter() - started
     model = model or rm.checkpoint.folder.name
     ends = np.cumsum([len(one.responses) for one in asked])

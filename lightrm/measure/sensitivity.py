@@ -11,9 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lightrm.answer_scores import AnswerScores
 from lightrm.architecture import Alibi
 from lightrm.data.preferences import Question
 from lightrm.display.progress import item_progress
+from lightrm.engine.answer_ids import AnswerIds
 from lightrm.engine.devices import free_bytes
 from lightrm.engine.engine import Engine
 from lightrm.engine.memory import SHARE, weight_bytes
@@ -28,6 +30,7 @@ from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel, native
+from lightrm.text.conversation import Asked, asked_once
 
 TOKENS = 8192  # of text that the passes run over
 
@@ -79,27 +82,29 @@ def measure_sensitivity(
             layers.append(moved((i,)))
             advance(1)
     return Sensitivity(
-        rm.report.scheme.name, tuple(layers), moved(range(count)), len(ids), sum(len(one) for one in ids)
+        rm.report.scheme.name, tuple(layers), moved(range(count)), len(ids.whole), sum(map(len, ids.whole))
     )
 
 
-def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tuple[list[list[int]], np.ndarray]:
+def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tuple[AnswerIds, np.ndarray]:
     """Return the ids of whole questions until there are enough tokens, and the question of each answer."""
-    ids: list[list[int]] = []
-    prompt: list[int] = []
+    asked: Asked = []
+    of: list[int] = []
+    count = 0
     for k, question in enumerate(questions):
-        ids += rm.encode(question.each_prompt, question.responses)
-        prompt += [k] * len(question.responses)
-        if sum(map(len, ids)) >= tokens:
+        asked += asked_once(question.each_prompt, question.responses)
+        of += [k] * len(question.responses)
+        count += sum(map(len, rm.encode(question.each_prompt, question.responses)))
+        if count >= tokens:
             break
-    return ids, np.asarray(prompt, np.int64)
+    return AnswerScores(rm.text, rm.engine).ids(asked, progress=False), np.asarray(of, np.int64)
 
 
-def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueHead, ids: Sequence[list[int]]) -> Array:
-    """Return the scores of `exact` with its layers replaced, float64, one for each of ids."""
+def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueHead, ids: AnswerIds) -> Array:
+    """Return the scores of `exact` with its layers replaced, float64, one for each answer."""
     decoder = Decoder(exact.architecture, exact.embedding_VD, layers, None, exact.dtype)
     engine = Engine(decoder, head, rm.report.scheme, rm.engine.residence)
-    return engine.all_scores(rm.text.read(ids)).astype(np.float64)
+    return ids.made(engine.all_scores(rm.text.read(ids.sequences))).astype(np.float64)
 
 
 def exact_twin(rm: RewardModel) -> tuple[Decoder, ValueHead]:

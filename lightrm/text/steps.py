@@ -27,6 +27,7 @@ from lightrm.text.guard import Span
 from lightrm.text.templates import Turn, check_said
 
 Ids = list[int]
+Written = tuple[str, list[Ids]]  # the whole text, and for each step the ids up to where its score is read
 MARK, TAG = "<extra_0>", "ки"
 SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
 PLUS = "+"
@@ -36,12 +37,12 @@ PLUS = "+"
 class StepForm:
     """One way to write steps.
 
-    encode: a conversation and its steps -> the ids up to where each step is read. parts: what divides an answer that
-    was given as one text; blank: whether parts without a word count as steps, as in the model's own code.
+    write: a conversation and its steps -> text and ids. parts: what divides an answer that was given as one text;
+    blank: whether parts without a word count as steps, as in the model's own code.
     """
 
     name: str
-    encode: Callable[[Tokens, Sequence[Turn], Sequence[str]], list[Ids]]
+    write: Callable[[Tokens, Sequence[Turn], Sequence[str]], Written]
     parts: str
     blank: bool = False
 
@@ -53,7 +54,7 @@ class StepForm:
         return steps
 
 
-def read_marks(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> list[Ids]:
+def read_marks(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> Written:
     """Raises TokenizerError if the tokenizer has no `<extra_0>`, TemplateError if the template changes the answer."""
     mark = tokens.special(MARK)
     if turns[0]["role"] != "system":
@@ -70,10 +71,10 @@ def read_marks(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> l
         marks.append((at - len(MARK), at))
     written = without(rendered.written, marks)
     (ids,) = tokens.own.encode_all([rendered.text], whole=True, written=[written])
-    return cut_behind(ids, mark, len(steps), MARK)
+    return rendered.text, cut_behind(ids, mark, len(steps), MARK)
 
 
-def read_lines(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> list[Ids]:
+def read_lines(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> Written:
     """Raises InputError on a step with a line break, where Skywork's own code would divide it."""
     question = question_of(turns, "Skywork's process reward models")
     if (broken := next((step for step in steps if "\n" in step), None)) is not None:
@@ -91,22 +92,22 @@ def read_lines(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> l
     for step, step_ids in zip(steps, rest, strict=False):
         ids += [*(step_ids if step else ()), rest[-1][-1]]
         found.append(list(ids))
-    return found
+    return texts[0] + "\n".join(steps) + "\n", found
 
 
-def read_tags(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> list[Ids]:
+def read_tags(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> Written:
     """Raises InputError if a text makes the tag's token itself."""
     text = question_of(turns, "math-shepherd") + " " + "\n".join(f"{step} {TAG}" for step in steps)
     # No special token is spelled by the tag, so the whole text is the caller's.
     ids, tag = tokens.own.encode_all([text, TAG], whole=True, written=[((0, len(text)),), ((0, len(TAG)),)])
-    return cut_behind(ids, tag[-1], len(steps), TAG)
+    return text, cut_behind(ids, tag[-1], len(steps), TAG)
 
 
-def read_turns(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> list[Ids]:
+def read_turns(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> Written:
     """Raises TemplateError if the template puts more than one token behind an answer."""
     question = question_of(turns, "RLHFlow's process reward models")
     (plus,) = tokens.own.encode_all([PLUS], whole=True, written=[((0, len(PLUS)),)])
-    template, found = tokens.own_template(), []
+    template, found, text = tokens.own_template(), [], ""
     talk: list[Turn] = []
     for k, step in enumerate(steps):
         said = f"{question} {step.strip()}" if k == 0 else step.strip()
@@ -116,8 +117,9 @@ def read_turns(tokens: Tokens, turns: Sequence[Turn], steps: Sequence[str]) -> l
         if len(ids) < 3 or ids[-2] != plus[-1]:
             raise TemplateError("the chat template does not end in '+' and one token, as RLHFlow's does")
         found.append(ids[:-2])
+        text = rendered.text
         talk.append({"role": "assistant", "content": PLUS})
-    return found
+    return text, found
 
 
 def cut_behind(ids: Ids, mark: int, count: int, name: str) -> list[Ids]:
@@ -177,13 +179,15 @@ class StepTexts:
     reduce: str | None = None
 
     def encode(self, turns: Sequence[Turn], steps: Sequence[str]) -> list[Ids]:
-        """Return, for each step, the ids up to where its score is read.
+        """Return, for each step, the ids up to where its score is read. Errors as in `written`."""
+        return self.written(turns, steps)[1] if steps else []
+
+    def written(self, turns: Sequence[Turn], steps: Sequence[str]) -> Written:
+        """Return the text of an answer of one step or more, and for each step the ids up to where its score is read.
 
         Raises InputError, TemplateError or TokenizerError as the form does, TooLongError beyond `max_length`.
         """
-        if not steps:
-            return []
-        found = self.form.encode(self.tokens, turns, steps)
+        text, found = self.form.write(self.tokens, turns, steps)
         if (length := len(found[-1])) > self.max_length:
             raise TooLongError(f"the steps have {length} tokens, the limit is {self.max_length}: steps are never cut")
         if (largest := max(found[-1])) >= self.vocabulary:
@@ -191,4 +195,4 @@ class StepTexts:
                 f"the tokenizer gives id {largest}, the embedding has rows 0 to {self.vocabulary - 1}: tokenizer and "
                 "weights are not of one model"
             )
-        return found
+        return text, found
