@@ -26,7 +26,7 @@ from benchmarks import (
     text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
-from benchmarks.clients import browser, load, polars_columns, ray_data, sentence_transformers, trainers
+from benchmarks.clients import browser, load, polars_columns, ray_data, sentence_transformers, trainers, trainers_http
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
@@ -55,6 +55,7 @@ TABLES = {
     "streaming": streaming.table,
     "text_differential": text_differential.sentence,
     "trainers": trainers.sentence,
+    "trainers_http": trainers_http.sentence,
 }
 RESULT_OF = {
     "fidelity_short": "fidelity",
