@@ -76,7 +76,7 @@ def test_what_is_not_understood(port: int, body: Any, said: str) -> None:
         (
             "/rerank",
             {"query": "q", "documents": [{"txt": "x"}]},
-            "document 0 must be a string, or an object with 'text'",
+            "documents.0.DocumentAsked.text: Field required",
         ),
         ("/rerank", {"query": "q", "documents": ["x"], "top_n": -1}, "top_n"),
         ("/classify", {"input": [1, 2]}, "input"),

@@ -63,9 +63,7 @@ async def rerank(asked: Asked) -> forms.RerankFound | list[forms.RankedText]:
             forms.RankedText(index=k, score=scores[k], text=form.texts[k] if form.return_text else None)
             for k in best_first(scores)
         ]
-    texts = [
-        document if isinstance(document, str) else text_in(document, k) for k, document in enumerate(form.documents)
-    ]
+    texts = [document if isinstance(document, str) else document.text for document in form.documents]
     scores = activated(await asked.scores(answers(form.query, texts)), form.use_activation)
     ranked = [
         forms.Ranked(
@@ -155,12 +153,6 @@ def answers(prompt: Any, responses: Sequence[Any], system: str | None = None) ->
 
 def templated(texts: str | list[str]) -> Texts:
     return Texts(texts_of([texts] if isinstance(texts, str) else texts))
-
-
-def text_in(document: dict[str, Any], k: int) -> str:
-    if not isinstance(document.get("text"), str):
-        raise InputError(f"document {k} must be a string, or an object with 'text'")
-    return str(document["text"])
 
 
 def best_first(scores: Sequence[float]) -> list[int]:

@@ -63,17 +63,23 @@ class Gatherer:
     texts: int = 0  # that wait
     closed: bool = False
     changed: threading.Condition = field(default_factory=threading.Condition)
+    thread: threading.Thread | None = None
 
     def start(self) -> None:
         self.thread = threading.Thread(target=self.run, name="lightrm-scores", daemon=True)
         self.thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self.thread is not None and self.thread.is_alive()
 
     def close(self) -> None:
         """Finish what waits, and end the thread."""
         with self.changed:
             self.closed = True
             self.changed.notify()
-        self.thread.join()
+        if self.thread is not None:
+            self.thread.join()
 
     async def scores(self, work: Answers | Texts) -> list[float]:
         """Return the scores of one request. Raises RefusedError if too much waits already, or what the model raises."""

@@ -78,6 +78,8 @@ def application(
         return answering(answer)
 
     async def health(request: Request) -> Response:
+        if not gatherer.alive:
+            raise RefusedError(503, "NotReady", "the thread that scores has ended: start the server again")
         return as_json(forms.Health())
 
     async def models(request: Request) -> Response:
@@ -95,7 +97,7 @@ def application(
         file, kind = PAGES[request.url.path]
         return Response((PAGE / file).read_bytes(), media_type=kind, headers=POLICY)
 
-    got = {"/health": health, "/v1/models": models, "/metrics": metrics, "/openapi.json": openapi}
+    got = {"/health": answering(health), "/v1/models": models, "/metrics": metrics, "/openapi.json": openapi}
     routes = [Route(path, posted(one), methods=["POST"]) for one in ENDPOINTS for path in one.paths]
     routes += [Route(path, handler) for path, handler in (got | dict.fromkeys(PAGES, page)).items()]
     paths = frozenset(route.path for route in routes)

@@ -39,11 +39,15 @@ class PairsAsked(Form):
     use_activation: bool | None = Field(None, description="true: the sigmoid of each score.")
 
 
+class DocumentAsked(Form):
+    text: str
+
+
 class RerankAsked(Form):
     """vLLM's, Jina's and Cohere's: answers to one prompt, best first."""
 
     query: str
-    documents: list[str | dict[str, Any]] = Field(description='Strings, or {"text": ...}.')
+    documents: list[str | DocumentAsked]
     top_n: int | None = Field(None, ge=0, description="How many to return; 0 or nothing: all.")
     return_documents: bool = True
     use_activation: bool | None = Field(None, description="true: the sigmoid of each score.")
