@@ -135,10 +135,9 @@ def test_columns_and_a_number_of_records(folder: Path, tmp_path: Path) -> None:
 
 def test_answers_that_end_conversations_of_their_own(folder: Path, tmp_path: Path) -> None:
     """They cannot be ranked against each other; each is explained behind its own conversation."""
-    sides = [
-        [{"role": "user", "content": said}, {"role": "assistant", "content": answer}]
-        for said, answer in (("what?", "it is"), ("x", "a b c"))
-    ]
+    asked, more = {"role": "user", "content": "what?"}, {"role": "user", "content": "x"}
+    talks = [[asked, {"role": "assistant", "content": said}, more] for said in ("it is", "a b c")]
+    sides = [[*turns, {"role": "assistant", "content": said}] for turns, said in zip(talks, "ab", strict=True)]
     path = tmp_path / "arena.jsonl"
     path.write_text(
         json.dumps({"conversation_a": sides[0], "conversation_b": sides[1], "winner": "model_a"}), encoding="utf-8"
@@ -151,7 +150,9 @@ def test_answers_that_end_conversations_of_their_own(folder: Path, tmp_path: Pat
     rm = lightrm.load(folder)
     found = [json.loads(line) for line in result.stdout.splitlines()]
     assert [row["index"] for row in found] == [0, 1]
-    assert [row["text"] for row in found] == [rm.explain("what?", "it is").text, rm.explain("x", "a b c").text]
+    assert [row["text"] for row in found] == [
+        rm.explain(turns, said).text for turns, said in zip(talks, "ab", strict=True)
+    ]
 
 
 def test_the_title_is_the_text_of_a_prompt_in_parts(folder: Path, tmp_path: Path) -> None:
