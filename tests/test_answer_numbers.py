@@ -24,7 +24,12 @@ TEXTS = ["We need 6 * 7.\n\nIt is 42.", "41"]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    steps, labels = (tmp_path_factory.mktemp(name) for name in ("steps", "labels"))
+    return several_numbers(tmp_path_factory.mktemp("models"))
+
+
+def several_numbers(folder: Path) -> dict[str, Path]:
+    """Write a model that scores steps, and one with two attributes."""
+    steps, labels = folder / "steps", folder / "labels"
     published("qwen", steps)
     torch.manual_seed(3)
     sizes = {k: v for k, v in LLAMA_CONFIG.items() if k not in ("architectures", "model_type", "vocab_size")}

@@ -53,6 +53,8 @@ NOT_RUN = {  # the only blocks that are not, and why
         "it writes to the shell's own files",
     ],
     "docs/kernels.md": ["it needs a card"],
+    "docs/ray.md": ["it needs Ray and files of one's own; benchmarks/clients/ray_data.py runs the same"] * 2,
+    "docs/trainers.md": ["it trains a language model; tests/test_trl.py does the same with a tiny one"],
 }
 PAIRS = [
     {"prompt": "How do I make tea?", "chosen": "Boil water and pour it over the leaves.", "rejected": "Boil water and"},

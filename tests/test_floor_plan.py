@@ -20,9 +20,9 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # Top to bottom: a wing may import the wings after it. A folder is a wing, and so is a file beside the folders.
 WINGS = (
-    "__init__", "cli", "serving", "measure", "jobs", "opening", "scorer", "cross_encoder", "answer_scores", "loading",
-    "engine", "checkpoints", "judge", "data", "text", "model", "kernels", "schemes", "architecture", "display",
-    "typed_json", "checksums", "files", "errors",
+    "__init__", "cli", "integrations", "serving", "measure", "jobs", "opening", "scorer", "cross_encoder",
+    "answer_scores", "loading", "engine", "checkpoints", "judge", "data", "text", "model", "kernels", "schemes",
+    "architecture", "display", "typed_json", "checksums", "files", "errors",
 )  # fmt: skip
 FLOOR = {wing: level for level, wing in enumerate(WINGS)}
 HEAVY = ("transformers", "ray", "trl", "bitsandbytes", "peft", "datasets", "pandas", "polars")

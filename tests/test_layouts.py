@@ -15,7 +15,7 @@ from lightrm.checkpoints import (
     deepspeed_chat,
     internlm2_reward,
     layout,
-    openrlhf,
+    openrlhf_reward,
     sequence_classification,
     value_head,
     ziya,
@@ -241,8 +241,8 @@ def test_renaming_on_strings() -> None:
     assert value_head.rename("v_head.summary.2.bias") == "head.1.bias"
     assert value_head.rename("default_head_weight") == layout.IGNORED
     named = Config({"model_type": "llama", "value_head_prefix": "reward_head"}, Path("config.json"))
-    assert openrlhf.LAYOUT.ours("reward_head.weight", named) == "head.0.weight"
-    assert openrlhf.LAYOUT.ours("score.weight", named) is None
+    assert openrlhf_reward.LAYOUT.ours("reward_head.weight", named) == "head.0.weight"
+    assert openrlhf_reward.LAYOUT.ours("score.weight", named) is None
     assert sequence_classification.rename("score.modules_to_save.default.weight") == "head.0.weight"
     assert sequence_classification.rename("score.original_module.weight") == layout.IGNORED
     assert beaver.rename("normalizer.count") == layout.IGNORED

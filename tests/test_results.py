@@ -26,7 +26,7 @@ from benchmarks import (
     text_differential,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
-from benchmarks.clients import browser, load, polars_columns, sentence_transformers
+from benchmarks.clients import browser, load, polars_columns, ray_data, sentence_transformers, trainers
 from benchmarks.record import RESULTS, documents, quote, quoting, read_result, with_table
 
 TABLES = {
@@ -44,6 +44,7 @@ TABLES = {
     "load": load.table,
     "loading": loading.table,
     "mixed": mixed.table,
+    "ray_data": ray_data.sentence,
     "polars_columns": polars_columns.sentence,
     "releases": releases.sentence,
     "schemes": schemes.table,
@@ -53,6 +54,7 @@ TABLES = {
     "sharing_pass": sharing.sentence,
     "streaming": streaming.table,
     "text_differential": text_differential.sentence,
+    "trainers": trainers.sentence,
 }
 RESULT_OF = {
     "fidelity_short": "fidelity",
@@ -115,6 +117,15 @@ def test_peers_compute_the_same_model() -> None:
     assert rows["transformers bf16"]["error"] < 0.03
     assert max(rows[name]["error"] for name in ("lightrm w8a8", "torch quantize_dynamic")) < 0.1
     assert all(row["error"] is None or row["error"] < 1 for row in rows.values()), "4 bits, of four random scores"
+
+
+def test_trainers_and_ray_gave_the_same_scores() -> None:
+    assert all(row["equal"] for row in read_result("trainers")["rows"])
+    result = read_result("ray_data")
+    assert all(job["equal"] and job["columns kept"] and job["actors"] == 2 for job in result["jobs"])
+    assert result["continued"]["failed"]
+    assert result["continued"]["each once"]
+    assert result["continued"]["equal"]
 
 
 def test_columns_of_polars_gave_what_lists_give() -> None:

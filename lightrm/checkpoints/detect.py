@@ -15,7 +15,7 @@ from lightrm.checkpoints import (
     deepspeed_chat,
     gated_heads,
     internlm2_reward,
-    openrlhf,
+    openrlhf_reward,
     output_layer_heads,
     process_heads,
     sequence_classification,
@@ -56,7 +56,7 @@ LAYOUTS: tuple[Layout, ...] = (
     *(
         module.LAYOUT
         for module in (
-            openrlhf, ziya, internlm2_reward, value_head, ultrarm, beaver, sequence_classification, athene,
+            openrlhf_reward, ziya, internlm2_reward, value_head, ultrarm, beaver, sequence_classification, athene,
             deepspeed_chat,
         )
     ),
