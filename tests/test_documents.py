@@ -34,6 +34,7 @@ from lightrm.cli import main
 from lightrm.engine.memory import weight_bytes
 from lightrm.measure.model_card import read_card
 from lightrm.schemes.grammar import parse_scheme
+from lightrm.serving import server
 from tests.test_exporting import CONFIG, HEAD, WIDTH, body
 from tests.zoo import Specimen, normal, write_tokenizer
 
@@ -54,6 +55,7 @@ NOT_RUN = {  # the only blocks that are not, and why
     ],
     "docs/kernels.md": ["it needs a card"],
     "docs/ray.md": ["it needs Ray and files of one's own; benchmarks/clients/ray_data.py runs the same"] * 2,
+    "docs/serving.md": ["it asks a running server", "it listens to others"],
     "docs/trainers.md": ["it trains a language model; tests/test_trl.py does the same with a tiny one"],
 }
 PAIRS = [
@@ -109,6 +111,7 @@ def run_commands(example: Example) -> None:
         (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
         with pytest.MonkeyPatch.context() as patched:
             patched.chdir(folder)
+            patched.setattr(server, "run", lambda app, host, port, seconds, listening: listening(port))  # and no more
             found = CliRunner().invoke(main, words[1:])
         assert found.exit_code == 0, f"{' '.join(words)}: {found.output} {found.exception!r}"
 
