@@ -116,3 +116,58 @@ def test_the_shell_completes() -> None:
     shell = BashComplete(main, {}, "lightrm", "_LIGHTRM_COMPLETE")
     assert {item.value for item in shell.get_completions([], "")} == set(main.commands)
     assert [item.value for item in shell.get_completions(["explain"], "--wei")] == ["--weights"]
+
+
+def test_columns_and_a_number_of_records(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("q,one,other\nwhat?,it is,a b c\nx,a,b\n", encoding="utf-8")
+    chosen = ("--prompt-column", "q", "--response-column", "other", "--response-column", "one")
+    result = run("rank", folder, "--data", path, *chosen, "--limit", 1, "-o", "-")
+    assert result.exit_code == 0, result.output
+    (row,) = map(json.loads, result.stdout.splitlines())
+    expected = lightrm.load(folder).rank("what?", ["a b c", "it is"])
+    assert (row["record"], row["prompt"]) == (1, "what?")
+    assert [(r["index"], r["response"]) for r in row["ranking"]] == [(r.index, r.response) for r in expected]
+    result = run("explain", folder, "--limit", 1)
+    assert result.exit_code == 2
+    assert "found neither" in result.stderr
+
+
+def test_answers_that_end_conversations_of_their_own(folder: Path, tmp_path: Path) -> None:
+    """They cannot be ranked against each other; each is explained behind its own conversation."""
+    asked, more = {"role": "user", "content": "what?"}, {"role": "user", "content": "x"}
+    talks = [[asked, {"role": "assistant", "content": said}, more] for said in ("it is", "a b c")]
+    sides = [[*turns, {"role": "assistant", "content": said}] for turns, said in zip(talks, "ab", strict=True)]
+    path = tmp_path / "arena.jsonl"
+    path.write_text(
+        json.dumps({"conversation_a": sides[0], "conversation_b": sides[1], "winner": "model_a"}), encoding="utf-8"
+    )
+    result = run("rank", folder, "--data", path)
+    assert result.exit_code == 1
+    assert "line 1: each answer of this record follows a conversation of its own" in result.stderr
+    result = run("explain", folder, "--data", path, "-o", "-")
+    assert result.exit_code == 0, result.output
+    rm = lightrm.load(folder)
+    found = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [row["index"] for row in found] == [0, 1]
+    assert [row["text"] for row in found] == [
+        rm.explain(turns, said).text for turns, said in zip(talks, "ab", strict=True)
+    ]
+
+
+def test_the_title_is_the_text_of_a_prompt_in_parts(folder: Path, tmp_path: Path) -> None:
+    turn = {"role": "user", "content": [{"type": "text", "text": "what "}, {"type": "text", "text": "[/b]?"}]}
+    path = tmp_path / "parts.jsonl"
+    path.write_text(json.dumps({"prompt": [turn], "responses": ["it is"]}), encoding="utf-8")
+    result = run("rank", folder, "--data", path)
+    assert result.exit_code == 0, result.output
+    assert result.stdout.splitlines()[0].strip() == "what [/b]?"
+
+
+def test_an_output_that_exists_is_said_before_a_model_is_loaded(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lightrm.opening.open_model", lambda *_, **__: 1 / 0)
+    (tmp_path / "out.jsonl").write_text("kept", encoding="utf-8")
+    for verb in ("rank", "explain"):
+        result = run(verb, "demo", "what?", "it is", "-o", tmp_path / "out.jsonl")
+        assert "exists already" in result.output
+    assert (tmp_path / "out.jsonl").read_text(encoding="utf-8") == "kept"

@@ -30,11 +30,11 @@ class DataPath(click.Path):
         return value if str(value).startswith(ADDRESS) else super().convert(value, param, ctx)
 
 
-def data_options(place: str, limit: str) -> Callable[[Command], Command]:
+def data_options(place: str, limit: str, needed: bool = True) -> Callable[[Command], Command]:
     """Give a command --dataset, --config, --split, columns and --limit; it gets the source they name, as `data`.
 
     place: the name of its parameter that a file is given by. limit: the help of --limit. FIRST makes it a part of the
-    source; otherwise the command gets it.
+    source; otherwise the command gets it. needed: whether a source must be named; else the command may get None.
     """
 
     def decorate(command: Command) -> Command:
@@ -45,7 +45,8 @@ def data_options(place: str, limit: str) -> Callable[[Command], Command]:
             asked = values.pop(place)
             if limit != FIRST:
                 values["limit"] = given.pop("limit")
-            return command(data=chosen(asked, place, **given), **values)
+            named = needed or any(value not in (None, ()) for value in (asked, *given.values()))
+            return command(data=chosen(asked, place, **given) if named else None, **values)
 
         for option in reversed((*OPTIONS, click.option("--limit", type=click.IntRange(1), help=limit))):
             run = option(run)

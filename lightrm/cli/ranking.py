@@ -1,4 +1,4 @@
-"""lightrm rank, explain: answers best first, and what is behind one score; of texts or of a file of records."""
+"""lightrm rank, explain: answers best first, and what is behind one score; of texts or of records."""
 
 from __future__ import annotations
 
@@ -11,32 +11,36 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from lightrm.cli.shared_options import FILE, load_options, quiet, tell
+from lightrm.cli.data_options import FIRST, DataPath, data_options
+from lightrm.cli.shared_options import DATA_HELP, load_options, quiet, tell
 from lightrm.display.tables import Column, Sheet, terminal
 from lightrm.errors import InputError, LightRMError
 from lightrm.files import UNFINISHED, to_disk
 from lightrm.loading.options import LoadOptions
 
 if TYPE_CHECKING:
+    from lightrm.data.data_source import DataSource
+    from lightrm.data.record_forms import Answers
     from lightrm.data.records import Row
     from lightrm.judge.exact_ranking import Ranking
     from lightrm.scorer import RewardModel
 
-DATA_HELP = "Prompts with answers, in any form that `lightrm score` reads, in place of PROMPT and answers."
+INSTEAD = f"Prompts with answers, in place of PROMPT and answers. {DATA_HELP}"
 SINK = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
 LOADED = (
-    "scheme", "engine", "device", "memory", "template", "system", "max_length", "strict", "layout", "label", "weights",
-    "reduce",
+    "scheme", "engine", "device", "memory", "template", "system", "max_length", "strict", "parse_specials", "layout",
+    "label", "weights", "reduce", "revision", "base", "token_budget",
 )  # fmt: skip
 Made = tuple[Sheet | str, list[dict[str, Any]]]  # what is printed, and the rows that are written
-Makes = Callable[[Any, Sequence[str]], Made]  # of a prompt with its answers
+Makes = Callable[["RewardModel", "Answers"], Made]
 
 
 @click.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
 @click.argument("responses", nargs=-1)
-@click.option("--data", type=FILE, help=DATA_HELP)
+@click.option("--data", "file", type=DataPath(), help=INSTEAD)
+@data_options("file", FIRST, needed=False)
 @click.option("-o", "--output", type=SINK, help="File for rows of JSON, one a record; '-' is standard output.")
 @click.option("--top-k", type=click.IntRange(1), help="How many answers to show, the best; default: all.")
 @load_options(*LOADED)
@@ -45,7 +49,7 @@ def rank(
     model: str,
     prompt: str | None,
     responses: tuple[str, ...],
-    data: Path | None,
+    data: DataSource | None,
     output: Path | None,
     top_k: int | None,
     options: LoadOptions,
@@ -53,25 +57,30 @@ def rank(
 ) -> None:
     """Show the answers to PROMPT, best first.
 
-    With --data, the answers of each record. With -o, rows: {"record": number, "prompt": ..., "ranking": [{"index": ...,
-    "score": ..., "response": ...}, ...]}, where index is the answer's place in the record, counted from 0. Records that
-    cannot be ranked are reported by number and left out; the exit status is then 1.
+    With --data or --dataset, the answers of each record. With -o, rows: {"record": number, "prompt": ..., "ranking":
+    [{"index": ..., "score": ..., "response": ...}, ...]}, where index is the answer's place in the record, counted from
+    0. Records that cannot be ranked are reported by number and left out; the exit status is then 1.
     """
-    rm = opened(model, prompt, responses, data, options, quiet)
 
-    def ranked(asked: Any, answers: Sequence[str]) -> Made:
-        found = rm.rank(asked, answers, top_k=top_k)
+    def ranked(rm: RewardModel, answers: Answers) -> Made:
+        if answers.prompts:
+            raise InputError(
+                "each answer of this record follows a conversation of its own: `lightrm score` scores them"
+            )
+        found = rm.rank(answers.prompt, answers.responses, top_k=top_k)
         best = [{"index": r.index, "score": r.score, "response": r.response} for r in found]
-        return table(found, asked), [{"prompt": asked, "ranking": best}]
+        return table(found, answers.prompt), [{"prompt": answers.prompt, "ranking": best}]
 
-    report(ranked, prompt, responses, data, output)
+    check(prompt, responses, data)
+    report(model, options, quiet, ranked, rows_of(prompt, responses, data), data, output)
 
 
 @click.command()
 @click.argument("model")
 @click.argument("prompt", required=False)
 @click.argument("responses", nargs=-1)
-@click.option("--data", type=FILE, help=DATA_HELP)
+@click.option("--data", "file", type=DataPath(), help=INSTEAD)
+@data_options("file", FIRST, needed=False)
 @click.option("-o", "--output", type=SINK, help="File for rows of JSON, one an answer; '-' is standard output.")
 @load_options(*LOADED)
 @quiet
@@ -79,7 +88,7 @@ def explain(
     model: str,
     prompt: str | None,
     responses: tuple[str, ...],
-    data: Path | None,
+    data: DataSource | None,
     output: Path | None,
     options: LoadOptions,
     quiet: bool,
@@ -90,43 +99,49 @@ def explain(
     the fields of an explanation. Records that cannot be scored are reported by number and left out; the exit status is
     then 1.
     """
-    rm = opened(model, prompt, responses, data, options, quiet)
 
-    def explained(asked: Any, answers: Sequence[str]) -> Made:
-        found = [rm.explain(asked, answer) for answer in answers]
+    def explained(rm: RewardModel, answers: Answers) -> Made:
+        each = [(asked, answer) for asked, some in answers.asked for answer in some]
+        found = [rm.explain(asked, answer) for asked, answer in each]
         rows = [
             {"prompt": asked, "index": k, "response": answer, **asdict(one)}
-            for k, (answer, one) in enumerate(zip(answers, found, strict=True))
+            for k, ((asked, answer), one) in enumerate(zip(each, found, strict=True))
         ]
         return "\n\n".join(map(str, found)), rows
 
-    report(explained, prompt, responses, data, output)
+    check(prompt, responses, data)
+    report(model, options, quiet, explained, rows_of(prompt, responses, data), data, output)
 
 
-def opened(
-    model: str, prompt: str | None, responses: Sequence[str], data: Path | None, options: LoadOptions, quiet: bool
-) -> RewardModel:
-    """Raises UsageError unless there is a prompt with answers, or a file of them: before the model is loaded."""
-    from lightrm.display.progress import on_terminal
-    from lightrm.opening import open_model
-
+def check(prompt: str | None, responses: Sequence[str], data: DataSource | None) -> None:
+    """Raises UsageError unless there is a prompt with answers, or data with them: before the model is loaded."""
     if data is not None and prompt is not None:
         raise click.UsageError("pass PROMPT and answers, or --data, not both")
     if data is None and not responses:
         raise click.UsageError("pass PROMPT and at least one answer, or --data FILE")
-    return open_model(model, options, progress=on_terminal(quiet))
 
 
-def report(make: Makes, prompt: str | None, responses: Sequence[str], data: Path | None, output: Path | None) -> None:
-    """Print what is made of each record, or write its rows. Exits with 1 if there was a record of which nothing could
-    be made."""
+def report(
+    model: str,
+    options: LoadOptions,
+    quiet: bool,
+    make: Makes,
+    rows: Iterator[Row],
+    data: DataSource | None,
+    output: Path | None,
+) -> None:
+    """Load the model and print what is made of each record, or write its rows. Exits with 1 if there was a record of
+    which nothing could be made."""
     from lightrm.data.records import to_line
+    from lightrm.display.progress import on_terminal
+    from lightrm.opening import open_model
 
     bad = 0
     with sink(output) as file:
-        for row in rows_of(prompt, responses, data):
+        rm = open_model(model, options, progress=on_terminal(quiet))
+        for row in rows:
             try:
-                shown, rows = made(make, row)
+                shown, found = make(rm, answers_in(row, data))
             except LightRMError as error:
                 if data is None:
                     raise
@@ -136,31 +151,26 @@ def report(make: Makes, prompt: str | None, responses: Sequence[str], data: Path
             if file is None:
                 terminal().print(shown, soft_wrap=isinstance(shown, str))
             else:
-                file.writelines(to_line({"record": row.number, **one}) for one in rows)
+                place = {"file": row.file} if data is not None and len(data.files) > 1 else {}
+                file.writelines(to_line({**place, "record": row.number, **one}) for one in found)
     if bad:
         tell(f"{bad} records were left out")
         raise SystemExit(1)
 
 
-def rows_of(prompt: str | None, responses: Sequence[str], data: Path | None) -> Iterator[Row]:
-    from lightrm.data.record_files import read_rows
+def rows_of(prompt: str | None, responses: Sequence[str], data: DataSource | None) -> Iterator[Row]:
     from lightrm.data.records import Row
 
-    if data is not None:
-        return read_rows(data)
-    return iter([Row(1, b"", {"prompt": prompt, "responses": list(responses)})])
+    return iter([Row(1, b"", {"prompt": prompt, "responses": list(responses)})]) if data is None else data.rows()
 
 
-def made(make: Makes, row: Row) -> Made:
-    """Raises LightRMError if a record cannot be read or scored."""
+def answers_in(row: Row, data: DataSource | None) -> Answers:
+    """Raises InputError if a record cannot be read."""
     from lightrm.data.record_forms import answers_of
 
     if row.error:
         raise InputError(row.error)
-    found = answers_of(row.record, labels=False)
-    if found.prompts:
-        raise InputError("each answer of this record follows a conversation of its own: `lightrm score` scores them")
-    return make(found.prompt, found.responses)
+    return answers_of(row.record, labels=False) if data is None else data.answers(row.record, labels=False)
 
 
 @contextmanager
@@ -186,6 +196,11 @@ def sink(output: Path | None) -> Iterator[IO[str] | None]:
 
 
 def table(found: Ranking, prompt: Any) -> Sheet:
-    title = prompt if isinstance(prompt, str) else str(prompt[-1].get("content"))
     columns = (Column("score"), Column("index"), Column("response", words=True))
-    return Sheet(columns, tuple((f"{r.score:+.3f}", str(r.index), r.response) for r in found), title)
+    return Sheet(columns, tuple((f"{r.score:+.3f}", str(r.index), r.response) for r in found), title_of(prompt))
+
+
+def title_of(prompt: Any) -> str:
+    """Return the text that a prompt ends in."""
+    said = prompt if isinstance(prompt, str) else prompt[-1].get("content")
+    return said if isinstance(said, str) else "".join(str(part.get("text", "")) for part in said or ())
