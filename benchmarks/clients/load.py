@@ -31,6 +31,7 @@ import lightrm
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 
 CLIENTS, SCHEME, ROUNDS = 64, "w8a8", 15
+LONGER = (1, 8)  # an answer's words said again and again
 PROMPTS = ("How do I boil an egg?", "怎样才能睡得更好？", "Why is the sky blue?", "Write a short poem about rain.")
 WORDS = [
     "put",
@@ -160,9 +161,11 @@ async def under_load(port: int, pairs: list[tuple[str, str]], expected: list[flo
     }  # fmt: skip
 
 
-async def at_once(port: int, rm: lightrm.RewardModel) -> dict[str, Any]:
-    """Measure 64 answers to a prompt: one call of the library, one post, 64 posts at once; in turn."""
-    prompt, answers = PROMPTS[0], [answer for _, answer in drawn(CLIENTS)]
+async def at_once(port: int, rm: lightrm.RewardModel, longer: int) -> dict[str, Any]:
+    """Measure 64 answers to a prompt: one call of the library, one post, 64 posts at once; in turn. longer: how many
+    times as long as those above."""
+    prompt, answers = PROMPTS[0], [" ".join([answer] * longer) for _, answer in drawn(CLIENTS)]
+    tokens = sum(map(len, rm.encode([prompt] * CLIENTS, answers))) / CLIENTS
     connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(CLIENTS)]
     single, whole = [request(prompt, [answer]) for answer in answers], request(prompt, answers)
     took: dict[str, list[float]] = {"library": [], "one post": [], "64 posts": []}
@@ -177,12 +180,18 @@ async def at_once(port: int, rm: lightrm.RewardModel) -> dict[str, Any]:
         if k >= 2:  # the first two warm up
             for name, (before, after) in zip(took, itertools.pairwise(marks), strict=True):
                 took[name].append(after - before)
-    return {f"{name} ms": 1000 * statistics.median(values) for name, values in took.items()} | {
-        "64 posts / one post": statistics.median(
-            b / a for a, b in zip(took["one post"], took["64 posts"], strict=True)
-        ),
-        "one post / library": statistics.median(b / a for a, b in zip(took["library"], took["one post"], strict=True)),
-    }
+    return (
+        {"tokens": tokens}
+        | {f"{name} ms": 1000 * statistics.median(values) for name, values in took.items()}
+        | {
+            "64 posts / one post": statistics.median(
+                b / a for a, b in zip(took["one post"], took["64 posts"], strict=True)
+            ),
+            "one post / library": statistics.median(
+                b / a for a, b in zip(took["library"], took["one post"], strict=True)
+            ),
+        }
+    )
 
 
 def table(result: dict[str, Any]) -> str:
@@ -193,8 +202,16 @@ def table(result: dict[str, Any]) -> str:
         f"| lost, refused or wrong | {load['requests'] - load['answers']['right']} |",
         f"| the library alone, in one call of all texts, takes | {load['library / server']:.0%} of that time |",
         f"| 99th percentile of a request's time, against the median | {load['p99 ms'] / load['p50 ms']:.1f} x |",
-        f"| 64 posts at once, against one post of 64 answers | {once['64 posts / one post']:.2f} x |",
-        f"| one post of 64 answers, against the library's call | {once['one post / library']:.2f} x |",
+        *(
+            f"| 64 posts at once of {one['tokens']:.0f} tokens each, against one post of all | "
+            f"{one['64 posts / one post']:.2f} x |"
+            for one in once
+        ),
+        *(
+            f"| one post of 64 answers of {one['tokens']:.0f} tokens, against the library's call | "
+            f"{one['one post / library']:.2f} x |"
+            for one in once
+        ),
     ]  # fmt: skip
     bad = ", ".join(f"{kind} ({count})" for kind, count in load["bad clients"].items())
     return "\n".join([*lines, "", f"Meanwhile there were bad clients: {bad}. {measured_on(result)}"]) + "\n"
@@ -213,7 +230,7 @@ def main() -> None:
     with server("--scheme", SCHEME) as port:
         load = asyncio.run(under_load(port, pairs, expected))
         load["library / server"] = library / load["seconds"]
-        once = asyncio.run(at_once(port, rm))
+        once = [asyncio.run(at_once(port, rm, longer)) for longer in LONGER]
     versions = provenance(("torch", "numba", "starlette", "uvicorn", "pydantic"))
     result = {**versions, **this_cpu(), "clients": CLIENTS, "scheme": SCHEME, "load": load, "at once": once}
     write_result("load", result)

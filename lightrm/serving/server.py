@@ -8,55 +8,63 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import h11
 import uvicorn
 from starlette.applications import Starlette
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lightrm.errors import LightRMError, TemplateError, TokenizerError
 from lightrm.scorer import RewardModel
 
 SWITCH = 0.0005  # seconds: the thread that scores lets the one that listens in more often than Python does by itself
+LONGEST_HEAD = 2**16  # bytes of a request's headers
 WAITING_CONNECTIONS = 2048  # that the system holds until they are taken
 
 
-class TimedProtocol(H11Protocol):
-    """Closes a connection whose headers do not arrive in time: uvicorn itself waits for them without end."""
+class TimedProtocol(HttpToolsProtocol):
+    """Closes a connection whose headers do not arrive in time, or have no end: uvicorn takes them as they come."""
 
     def __init__(self, *args: Any, seconds: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.seconds, self.clock = seconds, None
+        self.seconds, self.head = seconds, 0
+        self.clock: asyncio.TimerHandle | None = None
 
-    clock: asyncio.TimerHandle | None
+    @property
+    def awaited(self) -> bool:
+        """Whether the next thing to come is a request's headers."""
+        return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.arm()
 
     def data_received(self, data: bytes) -> None:
+        self.head += len(data)
         super().data_received(data)
-        self.arm()
+        if not self.awaited:
+            self.stop()
+        elif self.head > LONGEST_HEAD:
+            self.transport.close()
+        else:
+            self.arm()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self.stop()
 
     def arm(self) -> None:
-        """Start the clock when headers are awaited, and stop it once they are there. More of them does not restart
-        it."""
-        if self.conn.their_state is not h11.IDLE:
-            self.stop()
-        elif self.clock is None:
+        """Start the clock. More of the same headers does not start it again."""
+        if self.clock is None:
             self.clock = self.loop.call_later(self.seconds, self.late)
 
     def stop(self) -> None:
+        self.head = 0
         if self.clock is not None:
             self.clock.cancel()
             self.clock = None
 
     def late(self) -> None:
         self.clock = None
-        if self.conn.their_state is h11.IDLE and not self.transport.is_closing():
+        if self.awaited and not self.transport.is_closing():
             self.transport.close()
 
 
