@@ -26,13 +26,30 @@ Outcome = list[float] | Exception
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """Answers to score. pairs: each prompt's turns, with one response."""
+class Asking:
+    """A prompt. key: the same for equal prompts, and about as long."""
 
-    pairs: Sequence[tuple[list[Turn], str]]
+    turns: list[Turn]
+    key: str = field(repr=False)
+
+
+def asking(turns: list[Turn]) -> Asking:
+    return Asking(turns, json.dumps(turns, ensure_ascii=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers to score. pairs: each prompt with one response."""
+
+    pairs: Sequence[tuple[Asking, str]]
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    @property
+    def characters(self) -> int:
+        """Of the answers, each with its prompt."""
+        return sum(len(prompt.key) + len(text) for prompt, text in self.pairs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +61,18 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    @property
+    def characters(self) -> int:
+        return sum(map(len, self.texts))
+
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """A request that waits. outcome: where its scores go. It is cancelled when the client hangs up."""
+    """A request that waits. outcome: where its scores go, or what the model raised: an exception that is set in a
+    future is logged with its message if nobody asks for it any more. It is cancelled when the client hangs up."""
 
     work: Answers | Texts
-    outcome: asyncio.Future[list[float]]
+    outcome: asyncio.Future[Outcome]
 
 
 @dataclass(eq=False)
@@ -95,17 +117,19 @@ class Gatherer:
             self.waiting.append(one)
             self.texts += len(work)
             self.changed.notify()
-        return await one.outcome
+        outcome = await one.outcome
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def run(self) -> None:
         while group := self.taken():
-            done = [
-                *self.outcomes([one for one in group if isinstance(one.work, Answers)]),
-                *self.outcomes([one for one in group if isinstance(one.work, Texts)]),
-            ]
             loop = group[0].outcome.get_loop()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(deliver, done)
+            for kind in (Answers, Texts):
+                some = [one for one in group if isinstance(one.work, kind) and not one.outcome.cancelled()]
+                done = list(self.outcomes(some))
+                if done and not loop.is_closed():
+                    loop.call_soon_threadsafe(deliver, done)
 
     def taken(self) -> list[Waiting]:
         """Wait for requests, and return as many as go through the model at once; none when the gatherer is closed."""
@@ -162,9 +186,9 @@ class Gatherer:
             return [float(score) for score in self.rm.score_text(texts)]
         pairs = [pair for work in works if isinstance(work, Answers) for pair in work.pairs]
         first: dict[str, int] = {}  # equal prompts side by side, so that each is tokenized once
-        places = [first.setdefault(json.dumps(turns), len(first)) for turns, _ in pairs]
+        places = [first.setdefault(prompt.key, len(first)) for prompt, _ in pairs]
         order = sorted(range(len(pairs)), key=places.__getitem__)
-        found = self.rm.score_batch([pairs[k][0] for k in order], [pairs[k][1] for k in order])
+        found = self.rm.score_batch([pairs[k][0].turns for k in order], [pairs[k][1] for k in order])
         scores = [0.0] * len(pairs)
         for k, score in zip(order, found, strict=True):
             scores[k] = float(score)
@@ -174,9 +198,5 @@ class Gatherer:
 def deliver(done: Sequence[tuple[Waiting, Outcome]]) -> None:
     """In the event loop: hand over what came out. A client that hung up meanwhile gets nothing."""
     for one, outcome in done:
-        if one.outcome.cancelled():
-            continue
-        if isinstance(outcome, Exception):
-            one.outcome.set_exception(outcome)
-        else:
+        if not one.outcome.cancelled():
             one.outcome.set_result(outcome)
