@@ -15,7 +15,7 @@ import uvicorn
 
 from lightrm.errors import InputError
 from lightrm.serving.limits import Access, Limits
-from lightrm.serving.server import config_of
+from lightrm.serving.server import bound, config_of
 from lightrm.serving.service import application
 
 
@@ -47,8 +47,8 @@ def serving(rm: Any, access: Access | None = None, limits: Limits | None = None,
     access = access or Access()
     app = application(rm, "a model", access, limits or Limits(), **options)
     seconds = (limits or Limits()).seconds
-    config = config_of(app, access.host, 0, seconds)
-    with config.bind_socket() as socket:
+    config = config_of(app, seconds)
+    with bound(access.host, 0) as socket:
         socket.listen(256)
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [socket]})

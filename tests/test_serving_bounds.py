@@ -95,8 +95,10 @@ def test_what_other_forms_do_not_understand(port: int, path: str, body: Any, sai
 def test_no_such_address(port: int) -> None:
     status, message = refused(port, "/nothing", {})
     assert (status, "/get_reward" in message) == (404, True)
+    assert refused(port, "/score/", GOOD)[0] == 404
     assert ask(port, "/score")[0] == 405
     assert ask(port, "/health", {})[0] == 405
+    assert ask(port, "/health", b"x", {"Content-Type": "text/plain"})[0] == 405
 
 
 def test_sizes(port: int) -> None:
@@ -229,6 +231,12 @@ def test_who_may_ask() -> None:
     assert not Access("0.0.0.0", KEY).local
     found = CliRunner().invoke(main, ["serve", "demo", "--host", "0.0.0.0"], env={"LIGHTRM_API_KEY": ""})
     assert (found.exit_code, "without a key" in found.output) == (1, True)
+
+
+def test_a_port_that_is_taken_is_found_before_a_model_is_loaded(port: int) -> None:
+    found = CliRunner().invoke(main, ["serve", "no/such/model", "--port", str(port)], env={"LIGHTRM_API_KEY": ""})
+    assert found.exit_code == 1
+    assert f"no server can listen on 127.0.0.1, port {port}: Address already in use" in found.output
 
 
 def test_a_key() -> None:

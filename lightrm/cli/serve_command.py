@@ -51,7 +51,7 @@ def serve(
     """
     try:
         from lightrm.serving.limits import Access, Limits
-        from lightrm.serving.server import run, warm_up
+        from lightrm.serving.server import bound, run, warm_up
         from lightrm.serving.service import application
     except ModuleNotFoundError as error:
         raise InputError(f"{error.name} is not installed: pip install 'lightrm[serve]'") from error
@@ -63,8 +63,9 @@ def serve(
     level = logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("lightrm.serving").setLevel(level)
-    rm = open_model(model, options, progress=on_terminal(quiet))
-    warm_up(rm)
-    app = application(rm, name or model, access, limits, log_texts=log_texts)
     shown = f"[{host}]" if ":" in host else host
-    run(app, host, port, limits.seconds, lambda port: tell(f"{name or model} on http://{shown}:{port}"))
+    with bound(host, port) as place:
+        rm = open_model(model, options, progress=on_terminal(quiet))
+        warm_up(rm)
+        app = application(rm, name or model, access, limits, log_texts=log_texts)
+        run(app, place, limits.seconds, lambda port: tell(f"{name or model} on http://{shown}:{port}"))

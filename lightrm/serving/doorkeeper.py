@@ -32,10 +32,19 @@ class HungUpError(Exception):
 
 
 class Doorkeeper:
-    """paths: of all routes."""
+    """paths: of all routes. posted: of those that take a body."""
 
-    def __init__(self, app: ASGIApp, access: Access, limits: Limits, tallies: Tallies, paths: frozenset[str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        limits: Limits,
+        tallies: Tallies,
+        paths: frozenset[str],
+        posted: frozenset[str],
+    ) -> None:
         self.app, self.access, self.limits, self.tallies, self.paths = app, access, limits, tallies, paths
+        self.posted = posted
         self.held = 0  # bytes of bodies in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +99,7 @@ class Doorkeeper:
             )
         if not self.access.allows(scope["path"], headers.get("authorization", "")):
             raise RefusedError(401, "Unauthorized", "send the server's API key: Authorization: Bearer KEY")
-        if scope["method"] != "POST":
+        if scope["method"] != "POST" or scope["path"] not in self.posted:
             return
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":  # a form of another web page could be sent without asking the browser's user

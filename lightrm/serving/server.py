@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -12,7 +13,7 @@ import uvicorn
 from starlette.applications import Starlette
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from lightrm.errors import LightRMError, TemplateError, TokenizerError
+from lightrm.errors import InputError, LightRMError, TemplateError, TokenizerError
 from lightrm.scorer import RewardModel
 from lightrm.serving.refusals import RefusedError
 
@@ -83,24 +84,36 @@ class TimedProtocol(HttpToolsProtocol):
             self.transport.abort()  # a closed one would wait until its answer is read
 
 
-def run(app: Starlette, host: str, port: int, seconds: float, listening: Callable[[int], None]) -> None:
+def bound(host: str, port: int) -> socket.socket:
+    """Return a socket that has the address, and does not listen yet: so that a port that is taken is found before
+    minutes of loading. port: 0 for any that is free. Raises InputError."""
+    place = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        if sys.platform != "win32":  # where it would let two servers have one port
+            place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind((host, port))
+    except OSError as error:
+        place.close()
+        raise InputError(f"no server can listen on {host}, port {port}: {error.strerror}") from error
+    return place
+
+
+def run(app: Starlette, place: socket.socket, seconds: float, listening: Callable[[int], None]) -> None:
     """Listen until SIGTERM or SIGINT; then take no more connections, and answer what was accepted.
 
-    port: 0 for any that is free. seconds: for a request's headers to arrive. listening: called with the port.
+    seconds: for a request's headers to arrive, and for an answer to be read. listening: called with the port.
     """
-    config = config_of(app, host, port, seconds)
-    with config.bind_socket() as socket:
-        socket.listen(WAITING_CONNECTIONS)
-        sys.setswitchinterval(SWITCH)
-        listening(socket.getsockname()[1])
-        uvicorn.Server(config).run(sockets=[socket])
+    place.listen(WAITING_CONNECTIONS)
+    sys.setswitchinterval(SWITCH)
+    listening(place.getsockname()[1])
+    uvicorn.Server(config_of(app, seconds)).run(sockets=[place])
 
 
-def config_of(app: Starlette, host: str, port: int, seconds: float) -> uvicorn.Config:
+def config_of(app: Starlette, seconds: float) -> uvicorn.Config:
     protocol: Any = partial(TimedProtocol, seconds=seconds)
     return uvicorn.Config(
-        app, host=host, port=port, http=protocol, ws="none", access_log=False, log_config=None, server_header=False,
-        date_header=False, backlog=WAITING_CONNECTIONS, lifespan="on",
+        app, http=protocol, ws="none", access_log=False, log_config=None, server_header=False, date_header=False,
+        backlog=WAITING_CONNECTIONS, lifespan="on",
     )  # fmt: skip
 
 

@@ -104,10 +104,13 @@ def application(
     routes = [Route(path, posted(one), methods=["POST"]) for one in ENDPOINTS for path in one.paths]
     routes += [Route(path, handler) for path, handler in (got | dict.fromkeys(PAGES, page)).items()]
     paths = frozenset(route.path for route in routes)
-    doorkeeper = Middleware(Doorkeeper, access=access, limits=limits, tallies=tallies, paths=paths)
-    return Starlette(
+    takers = frozenset(path for one in ENDPOINTS for path in one.paths)
+    doorkeeper = Middleware(Doorkeeper, access=access, limits=limits, tallies=tallies, paths=paths, posted=takers)
+    app = Starlette(
         routes=routes, middleware=[doorkeeper], lifespan=lifespan, exception_handlers={HTTPException: no_route}
     )
+    app.router.redirect_slashes = False  # trainers do not follow, and would read an empty body
+    return app
 
 
 def answering(answer: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:

@@ -7,12 +7,13 @@ ignored. Scores are raw unless a form says otherwise.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, WithJsonSchema
 
 Turns = list[dict[str, Any]]
 Text = str | Turns
+Whole = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1})]  # lightrm itself refuses an empty one
 
 
 class Form(BaseModel):
@@ -65,20 +66,20 @@ class TextsAsked(Form):
 class ClassifyAsked(Form):
     """vLLM's, as verl asks: texts that a chat template made."""
 
-    input: str | list[str]
+    input: Whole | list[Whole]
     use_activation: bool | None = Field(None, description="true: the sigmoid of each score.")
 
 
 class EmbeddingsAsked(Form):
     """SGLang's, as verl asks: texts that a chat template made. The one number of an embedding is the score."""
 
-    input: str | list[str]
+    input: Whole | list[Whole]
 
 
 class QueriesAsked(Form):
     """OpenRLHF's: texts that a chat template made."""
 
-    query: str | list[str]
+    query: Whole | list[Whole]
 
 
 class SampleAsked(Form):
