@@ -23,7 +23,7 @@ from lightrm.serving.limits import Access, Limits
 from tests.serving import Fake, ask, serving, until
 
 KEY = "0123456789abcdef"
-SMALL = Limits(body=2000, texts=4, waiting=6, seconds=0.6)
+SMALL = Limits(body=2000, texts=4, characters=1500, waiting=6, seconds=0.6)
 GOOD = {"prompt": "p", "responses": ["an answer"]}
 PAGE = Path(lightrm.serving.__file__).parent / "page"
 
@@ -108,6 +108,15 @@ def test_sizes(port: int) -> None:
     connection.request("POST", "/score", chunks, {"Content-Type": "application/json"}, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
+    for path, body in (
+        ("/score", {"prompt": "x" * 800, "responses": ["y" * 800]}),
+        ("/classify", {"input": "x" * 1600}),
+    ):
+        status, message = refused(port, path, body)
+        assert (status, message.startswith("a text with its prompt has at most 1500 characters, found 16")) == (
+            413,
+            True,
+        )
     many = {"prompt": "p", "responses": ["x"] * 5}
     assert refused(port, "/score", many) == (413, "a request has at most 4 texts, found 5: send fewer at once")
 

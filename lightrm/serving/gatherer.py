@@ -20,6 +20,7 @@ from lightrm.serving.refusals import RefusedError
 from lightrm.text.templates import Turn
 
 AT_ONCE = 1024  # texts that go through the model in one call
+CHARACTERS = 2**22  # in one call, unless one request has more: tokenizing takes about a hundred bytes for each
 PAUSE = 0.003  # seconds without a new request, after which no more are waited for
 LONGEST_PAUSE = 0.05
 Outcome = list[float] | Exception
@@ -34,6 +35,11 @@ class Answers:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def characters(self) -> list[int]:
+        """Return the length of each text, its prompt included."""
+        prompts = {id(turns): len(json.dumps(turns, ensure_ascii=False)) for turns, _ in self.pairs}
+        return [prompts[id(turns)] + len(text) for turns, text in self.pairs]
+
 
 @dataclass(frozen=True, slots=True)
 class Texts:
@@ -44,6 +50,9 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
+    def characters(self) -> list[int]:
+        return [len(text) for text in self.texts]
+
 
 @dataclass(eq=False, slots=True)
 class Waiting:
@@ -51,6 +60,7 @@ class Waiting:
 
     work: Answers | Texts
     outcome: asyncio.Future[list[float]]
+    characters: int
 
 
 @dataclass(eq=False)
@@ -86,7 +96,7 @@ class Gatherer:
         """Return the scores of one request. Raises RefusedError if too much waits already, or what the model raises."""
         if not len(work):
             return []
-        one = Waiting(work, asyncio.get_running_loop().create_future())
+        one = Waiting(work, asyncio.get_running_loop().create_future(), sum(work.characters()))
         with self.changed:
             if self.texts + len(work) > self.most:
                 raise RefusedError(
@@ -116,13 +126,16 @@ class Gatherer:
                     return []
                 self.gather()
                 group: list[Waiting] = []
-                count = 0
-                while self.waiting and (not group or count + len(self.waiting[0].work) <= AT_ONCE):
-                    one = self.waiting.popleft()
+                texts = characters = 0
+                while self.waiting:
+                    one = self.waiting[0]
+                    texts, characters = texts + len(one.work), characters + one.characters
+                    if group and (texts > AT_ONCE or characters > CHARACTERS):
+                        break
+                    self.waiting.popleft()
                     self.texts -= len(one.work)
                     if not one.outcome.cancelled():
                         group.append(one)
-                        count += len(one.work)
                 if group:
                     return group
 

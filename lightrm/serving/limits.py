@@ -15,11 +15,12 @@ OPEN_PATHS = ("/", "/page.js", "/page.css", "/health")  # hold no text and no sc
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """body: bytes of a request. texts: of one request. waiting: texts of all requests that are not computed yet.
+    """body: bytes of a request. texts: of one request. characters: of one text with its prompt. waiting: texts of all requests that are not computed yet.
     seconds: for headers, and again for a body, to arrive."""
 
     body: int = 8 * 2**20
     texts: int = 1024
+    characters: int = 2**18
     waiting: int = 8192
     seconds: float = 30.0
 

@@ -66,6 +66,10 @@ def application(
             raise RefusedError(
                 413, "TooMany", f"a request has at most {limits.texts} texts, found {len(work)}: send fewer at once"
             )
+        if (longest := max(work.characters(), default=0)) > limits.characters:
+            raise RefusedError(
+                413, "TooLong", f"a text with its prompt has at most {limits.characters} characters, found {longest}"
+            )
         if log_texts:
             LOG.info("scoring %r", work)
         return await gatherer.scores(work)
