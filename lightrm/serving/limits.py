@@ -15,8 +15,8 @@ OPEN_PATHS = ("/", "/page.js", "/page.css", "/health")  # hold no text and no sc
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """body: bytes of a request. texts: of one request. characters: of one text with its prompt. waiting: texts of all requests that are not computed yet.
-    seconds: for headers, and again for a body, to arrive."""
+    """body: bytes of a request. texts: of one request. characters: of one text with its prompt. waiting: texts of all
+    requests that are not computed yet. seconds: for headers, and again for a body, to arrive."""
 
     body: int = 8 * 2**20
     texts: int = 1024
