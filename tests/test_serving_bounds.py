@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import logging
@@ -23,7 +24,7 @@ from lightrm.serving.limits import Access, Limits
 from tests.serving import Fake, ask, serving, until
 
 KEY = "0123456789abcdef"
-SMALL = Limits(body=2000, texts=4, characters=1500, waiting=6, seconds=0.6)
+SMALL = Limits(body=2000, texts=4, longest=1500, waiting=6, seconds=0.6)
 GOOD = {"prompt": "p", "responses": ["an answer"]}
 PAGE = Path(lightrm.serving.__file__).parent / "page"
 
@@ -121,6 +122,20 @@ def test_sizes(port: int) -> None:
     assert refused(port, "/score", many) == (413, "a request has at most 4 texts, found 5: send fewer at once")
 
 
+def test_a_long_prompt_with_many_answers_is_no_small_request() -> None:
+    """A short answer is read with its whole prompt: 8 MiB with 1024 answers would take the tokenizer a minute."""
+    with serving(Fake(), limits=Limits(body=2000, texts=64)) as port:
+        prompt = "p" * 1200
+        assert ask(port, "/score", {"prompt": prompt, "responses": ["x"] * 20})[0] == 200
+        for path, body in (
+            ("/score", {"prompt": prompt, "responses": ["x"] * 40}),
+            ("/score", {"queries": prompt, "documents": ["x"] * 40}),
+            ("/rerank", {"query": prompt, "texts": ["x"] * 40}),
+        ):
+            status, message = refused(port, path, body)
+            assert (status, "at most 32000 characters, a prompt's counted with each" in message) == (413, True)
+
+
 def test_kinds_of_content(port: int) -> None:
     """A form that another web page sends needs no leave of the browser; JSON does."""
     body = json.dumps(GOOD).encode()
@@ -164,6 +179,49 @@ def test_slow_clients_do_not_stay(port: int) -> None:
                 break
             time.sleep(0.1)
         assert time.monotonic() - started < 2
+
+
+def test_an_answer_that_is_not_read_does_not_stay() -> None:
+    """Nor does it keep the server from ending: `serving` would say that it has not."""
+    document = "x" * 4_000_000
+    body = json.dumps({"query": "q", "documents": [document]}).encode()
+    head = f"POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+    limits = Limits(longest=2**23, seconds=1)
+    with serving(Fake(), limits=limits) as port, contextlib.ExitStack() as stack:
+        gone, read = (stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(2))
+        for one in (gone, read):
+            one.sendall(head.encode() + b"\r\n\r\n" + body)
+        found = b""
+        while document.encode() not in found:
+            found += read.recv(1_000_000)
+        assert found.startswith(b"HTTP/1.1 200")
+        time.sleep(2 * limits.seconds)
+        with contextlib.suppress(ConnectionResetError):
+            left = sum(map(len, iter(lambda: gone.recv(1_000_000), b"")))
+            assert left < len(document), "what lay in the system's buffers"
+        leaving = stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10))
+        leaving.sendall(head.encode() + b"\r\n\r\n" + body)
+        leaving.recv(1)  # and no more, while the server ends
+
+
+def test_many_requests_on_one_connection(port: int) -> None:
+    """A client may send the next before it reads the first: each gets its answer, and none is taken for a goodbye."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        get = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        client.sendall(get * 400)
+        time.sleep(0.3)  # longer than it takes to fill the buffers
+        client.sendall(get.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"))
+        found = b"".join(iter(lambda: client.recv(1_000_000), b""))
+    assert found.count(b"HTTP/1.1 200 OK") == 401
+
+
+def test_what_is_no_http_is_refused_in_json(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as client:
+        client.sendall(b"\x16\x03\x01 secret\r\n\r\n")
+        head, _, body = b"".join(iter(lambda: client.recv(1000), b"")).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"content-type: application/json" in head
+    assert json.loads(body)["error"] == {"type": "InvalidRequest", "message": "this is not an HTTP request"}
 
 
 def test_who_may_ask() -> None:

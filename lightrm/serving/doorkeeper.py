@@ -141,7 +141,8 @@ class Doorkeeper:
             return messages.pop() if messages else await receive()
 
         async def watch() -> None:
-            await receive()  # after the body, there is nothing to receive but the end
+            while (await receive())["type"] != "http.disconnect":
+                pass
             interruption.set()
 
         with Interruption() as interruption:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lightrm.errors import InputError
 from lightrm.serving import wire_forms as forms
-from lightrm.serving.gatherer import Answers, Texts
+from lightrm.serving.gatherer import Answers, Texts, asking
 from lightrm.serving.refusals import RefusedError
 from lightrm.text.conversation import responses_of, texts_of, turns_of
 
@@ -48,8 +48,9 @@ async def score(asked: Asked) -> forms.ScoreFound | forms.PairsFound:
     documents = [form.documents] if isinstance(form.documents, str) else form.documents
     if len(queries) not in (1, len(documents)):
         raise InputError(f"expected one query, or one for each of {len(documents)} documents; found {len(queries)}")
-    queries = queries if len(queries) == len(documents) else queries * len(documents)
-    pairs = [(turns_of(query), document) for query, document in zip(queries, responses_of(documents), strict=True)]
+    prompts = [asking(turns_of(query)) for query in queries]
+    prompts = prompts if len(prompts) == len(documents) else prompts * len(documents)
+    pairs = list(zip(prompts, responses_of(documents), strict=True))
     scores = activated(await asked.scores(Answers(pairs)), form.use_activation)
     data = [forms.PairFound(index=k, score=value) for k, value in enumerate(scores)]
     return forms.PairsFound(id=label("score"), created=now(), model=asked.name, data=data)
@@ -147,8 +148,8 @@ def required(form: type[forms.Form]) -> list[str]:
 
 def answers(prompt: Any, responses: Sequence[Any], system: str | None = None) -> Answers:
     """Return answers to one prompt, checked. Raises InputError."""
-    turns = turns_of(prompt, system)
-    return Answers([(turns, text) for text in responses_of(responses)])
+    asked = asking(turns_of(prompt, system))
+    return Answers([(asked, text) for text in responses_of(responses)])
 
 
 def templated(texts: str | list[str]) -> Texts:

@@ -27,18 +27,34 @@ Outcome = list[float] | Exception
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
-    """Answers to score. pairs: each prompt's turns, with one response."""
+class Asking:
+    """A prompt. key: the same for equal prompts, and about as long."""
 
-    pairs: Sequence[tuple[list[Turn], str]]
+    turns: list[Turn]
+    key: str = field(repr=False)
+
+
+def asking(turns: list[Turn]) -> Asking:
+    return Asking(turns, json.dumps(turns, ensure_ascii=False))
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """Answers to score. pairs: each prompt with one response."""
+
+    pairs: Sequence[tuple[Asking, str]]
 
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def characters(self) -> list[int]:
-        """Return the length of each text, its prompt included."""
-        prompts = {id(turns): len(json.dumps(turns, ensure_ascii=False)) for turns, _ in self.pairs}
-        return [prompts[id(turns)] + len(text) for turns, text in self.pairs]
+    @property
+    def characters(self) -> int:
+        """Of the answers, each with its prompt."""
+        return sum(len(prompt.key) + len(text) for prompt, text in self.pairs)
+
+    @property
+    def longest(self) -> int:
+        return max((len(prompt.key) + len(text) for prompt, text in self.pairs), default=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,17 +66,22 @@ class Texts:
     def __len__(self) -> int:
         return len(self.texts)
 
-    def characters(self) -> list[int]:
-        return [len(text) for text in self.texts]
+    @property
+    def characters(self) -> int:
+        return sum(map(len, self.texts))
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.texts), default=0)
 
 
 @dataclass(eq=False, slots=True)
 class Waiting:
-    """A request that waits. outcome: where its scores go. It is cancelled when the client hangs up."""
+    """A request that waits. outcome: where its scores go, or what the model raised: an exception that is set in a
+    future is logged with its message if nobody asks for it any more. It is cancelled when the client hangs up."""
 
     work: Answers | Texts
-    outcome: asyncio.Future[list[float]]
-    characters: int
+    outcome: asyncio.Future[Outcome]
 
 
 @dataclass(eq=False)
@@ -96,7 +117,7 @@ class Gatherer:
         """Return the scores of one request. Raises RefusedError if too much waits already, or what the model raises."""
         if not len(work):
             return []
-        one = Waiting(work, asyncio.get_running_loop().create_future(), sum(work.characters()))
+        one = Waiting(work, asyncio.get_running_loop().create_future())
         with self.changed:
             if self.texts + len(work) > self.most:
                 raise RefusedError(
@@ -105,17 +126,19 @@ class Gatherer:
             self.waiting.append(one)
             self.texts += len(work)
             self.changed.notify()
-        return await one.outcome
+        outcome = await one.outcome
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def run(self) -> None:
         while group := self.taken():
-            done = [
-                *self.outcomes([one for one in group if isinstance(one.work, Answers)]),
-                *self.outcomes([one for one in group if isinstance(one.work, Texts)]),
-            ]
             loop = group[0].outcome.get_loop()
-            if not loop.is_closed():
-                loop.call_soon_threadsafe(deliver, done)
+            for kind in (Answers, Texts):
+                some = [one for one in group if isinstance(one.work, kind) and not one.outcome.cancelled()]
+                done = list(self.outcomes(some))
+                if done and not loop.is_closed():
+                    loop.call_soon_threadsafe(deliver, done)
 
     def taken(self) -> list[Waiting]:
         """Wait for requests, and return as many as go through the model at once; none when the gatherer is closed."""
@@ -129,7 +152,7 @@ class Gatherer:
                 texts = characters = 0
                 while self.waiting:
                     one = self.waiting[0]
-                    texts, characters = texts + len(one.work), characters + one.characters
+                    texts, characters = texts + len(one.work), characters + one.work.characters
                     if group and (texts > AT_ONCE or characters > CHARACTERS):
                         break
                     self.waiting.popleft()
@@ -175,9 +198,9 @@ class Gatherer:
             return [float(score) for score in self.rm.score_text(texts)]
         pairs = [pair for work in works if isinstance(work, Answers) for pair in work.pairs]
         first: dict[str, int] = {}  # equal prompts side by side, so that each is tokenized once
-        places = [first.setdefault(json.dumps(turns), len(first)) for turns, _ in pairs]
+        places = [first.setdefault(prompt.key, len(first)) for prompt, _ in pairs]
         order = sorted(range(len(pairs)), key=places.__getitem__)
-        found = self.rm.score_batch([pairs[k][0] for k in order], [pairs[k][1] for k in order])
+        found = self.rm.score_batch([pairs[k][0].turns for k in order], [pairs[k][1] for k in order])
         scores = [0.0] * len(pairs)
         for k, score in zip(order, found, strict=True):
             scores[k] = float(score)
@@ -187,9 +210,5 @@ class Gatherer:
 def deliver(done: Sequence[tuple[Waiting, Outcome]]) -> None:
     """In the event loop: hand over what came out. A client that hung up meanwhile gets nothing."""
     for one, outcome in done:
-        if one.outcome.cancelled():
-            continue
-        if isinstance(outcome, Exception):
-            one.outcome.set_exception(outcome)
-        else:
+        if not one.outcome.cancelled():
             one.outcome.set_result(outcome)

@@ -10,19 +10,27 @@ from lightrm.errors import InputError
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 SHORTEST_KEY = 16  # characters
+REPEATED = 16  # prompts that fill a whole request, and are read with as many answers
 OPEN_PATHS = ("/", "/page.js", "/page.css", "/health")  # hold no text and no score: they need no key
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """body: bytes of a request. texts: of one request. characters: of one text with its prompt. waiting: texts of all
-    requests that are not computed yet. seconds: for headers, and again for a body, to arrive."""
+    """body: bytes of a request. texts: of one request. longest: characters of one text with its prompt. waiting: texts
+    of all requests that are not computed yet. seconds: for headers to arrive, for a body to arrive, and for an answer
+    to be read."""
 
     body: int = 8 * 2**20
     texts: int = 1024
-    characters: int = 2**18
+    longest: int = 2**18
     waiting: int = 8192
     seconds: float = 30.0
+
+    @property
+    def characters(self) -> int:
+        """Of one request's answers, each with its prompt: a long prompt with many answers is short on the wire, and
+        takes the tokenizer's time for each."""
+        return REPEATED * self.body
 
 
 @dataclass(frozen=True, slots=True)

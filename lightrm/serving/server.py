@@ -1,4 +1,4 @@
-"""A server that listens: uvicorn with a clock for headers, and a model that has scored once before others may ask."""
+"""A server that listens: uvicorn with a clock, and a model that has scored once before others may ask."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from lightrm.errors import LightRMError, TemplateError, TokenizerError
 from lightrm.scorer import RewardModel
+from lightrm.serving.refusals import RefusedError
 
 SWITCH = 0.0005  # seconds: the thread that scores lets the one that listens in more often than Python does by itself
 LONGEST_HEAD = 2**16  # bytes of a request's headers
@@ -21,7 +22,9 @@ WAITING_CONNECTIONS = 2048  # that the system holds until they are taken
 
 
 class TimedProtocol(HttpToolsProtocol):
-    """Closes a connection whose headers do not arrive in time, or have no end: uvicorn takes them as they come."""
+    """Ends a connection whose headers do not arrive in time, or have no end, or whose client does not read its answer
+    in time. uvicorn takes headers as they come, and keeps an answer until it is read: such a client would hold its
+    memory, and the end of the server, for ever."""
 
     def __init__(self, *args: Any, seconds: float, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -51,6 +54,18 @@ class TimedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self.stop()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.awaited:
+            self.arm()
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no HTTP in the form of every refusal."""
+        answer = RefusedError(400, "InvalidRequest", "this is not an HTTP request").response()
+        head = b"".join(b"%b: %b\r\n" % header for header in answer.raw_headers)
+        self.transport.write(b"HTTP/1.1 400 Bad Request\r\n" + head + b"connection: close\r\n\r\n" + answer.body)
+        self.transport.close()
+
     def arm(self) -> None:
         """Start the clock. More of the same headers does not start it again."""
         if self.clock is None:
@@ -64,8 +79,8 @@ class TimedProtocol(HttpToolsProtocol):
 
     def late(self) -> None:
         self.clock = None
-        if self.awaited and not self.transport.is_closing():
-            self.transport.close()
+        if self.awaited:
+            self.transport.abort()  # a closed one would wait until its answer is read
 
 
 def run(app: Starlette, host: str, port: int, seconds: float, listening: Callable[[int], None]) -> None:
