@@ -24,7 +24,7 @@ from lightrm.serving.limits import Access, Limits
 from tests.serving import Fake, ask, serving, until
 
 KEY = "0123456789abcdef"
-SMALL = Limits(body=2000, texts=4, waiting=6, seconds=0.6)
+SMALL = Limits(body=2000, texts=4, longest=1500, waiting=6, seconds=0.6)
 GOOD = {"prompt": "p", "responses": ["an answer"]}
 PAGE = Path(lightrm.serving.__file__).parent / "page"
 
@@ -111,6 +111,15 @@ def test_sizes(port: int) -> None:
     connection.request("POST", "/score", chunks, {"Content-Type": "application/json"}, encode_chunked=True)
     assert connection.getresponse().status == 413
     connection.close()
+    for path, body in (
+        ("/score", {"prompt": "x" * 800, "responses": ["y" * 800]}),
+        ("/classify", {"input": "x" * 1600}),
+    ):
+        status, message = refused(port, path, body)
+        assert (status, message.startswith("a text with its prompt has at most 1500 characters, found 16")) == (
+            413,
+            True,
+        )
     many = {"prompt": "p", "responses": ["x"] * 5}
     assert refused(port, "/score", many) == (413, "a request has at most 4 texts, found 5: send fewer at once")
 
@@ -179,7 +188,7 @@ def test_an_answer_that_is_not_read_does_not_stay() -> None:
     document = "x" * 4_000_000
     body = json.dumps({"query": "q", "documents": [document]}).encode()
     head = f"POST /rerank HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
-    limits = Limits(seconds=1)
+    limits = Limits(longest=2**23, seconds=1)
     with serving(Fake(), limits=limits) as port, contextlib.ExitStack() as stack:
         gone, read = (stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)) for _ in range(2))
         for one in (gone, read):

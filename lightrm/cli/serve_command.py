@@ -59,7 +59,7 @@ def serve(
     from lightrm.opening import open_model
 
     access = Access(host, api_key or None)
-    limits = Limits(max_body, max_texts, max_waiting)
+    limits = Limits(body=max_body, texts=max_texts, waiting=max_waiting)
     level = logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("lightrm.serving").setLevel(level)

@@ -20,6 +20,7 @@ from lightrm.serving.refusals import RefusedError
 from lightrm.text.templates import Turn
 
 AT_ONCE = 1024  # texts that go through the model in one call
+CHARACTERS = 2**22  # in one call, unless one request has more: tokenizing takes about a hundred bytes for each
 PAUSE = 0.003  # seconds without a new request, after which no more are waited for
 LONGEST_PAUSE = 0.05
 Outcome = list[float] | Exception
@@ -51,6 +52,10 @@ class Answers:
         """Of the answers, each with its prompt."""
         return sum(len(prompt.key) + len(text) for prompt, text in self.pairs)
 
+    @property
+    def longest(self) -> int:
+        return max((len(prompt.key) + len(text) for prompt, text in self.pairs), default=0)
+
 
 @dataclass(frozen=True, slots=True)
 class Texts:
@@ -64,6 +69,10 @@ class Texts:
     @property
     def characters(self) -> int:
         return sum(map(len, self.texts))
+
+    @property
+    def longest(self) -> int:
+        return max(map(len, self.texts), default=0)
 
 
 @dataclass(eq=False, slots=True)
@@ -140,13 +149,16 @@ class Gatherer:
                     return []
                 self.gather()
                 group: list[Waiting] = []
-                count = 0
-                while self.waiting and (not group or count + len(self.waiting[0].work) <= AT_ONCE):
-                    one = self.waiting.popleft()
+                texts = characters = 0
+                while self.waiting:
+                    one = self.waiting[0]
+                    texts, characters = texts + len(one.work), characters + one.work.characters
+                    if group and (texts > AT_ONCE or characters > CHARACTERS):
+                        break
+                    self.waiting.popleft()
                     self.texts -= len(one.work)
                     if not one.outcome.cancelled():
                         group.append(one)
-                        count += len(one.work)
                 if group:
                     return group
 

@@ -16,11 +16,13 @@ OPEN_PATHS = ("/", "/page.js", "/page.css", "/health")  # hold no text and no sc
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """body: bytes of a request. texts: of one request. waiting: texts of all requests that are not computed yet.
-    seconds: for headers to arrive, for a body to arrive, and for an answer to be read."""
+    """body: bytes of a request. texts: of one request. longest: characters of one text with its prompt. waiting: texts
+    of all requests that are not computed yet. seconds: for headers to arrive, for a body to arrive, and for an answer
+    to be read."""
 
     body: int = 8 * 2**20
     texts: int = 1024
+    longest: int = 2**18
     waiting: int = 8192
     seconds: float = 30.0
 

@@ -66,6 +66,9 @@ def application(
             raise RefusedError(
                 413, "TooMany", f"a request has at most {limits.texts} texts, found {len(work)}: send fewer at once"
             )
+        if work.longest > limits.longest:
+            most = f"a text with its prompt has at most {limits.longest} characters"
+            raise RefusedError(413, "TooLong", f"{most}, found {work.longest}")
         if work.characters > limits.characters:
             most = f"a request has at most {limits.characters} characters, a prompt's counted with each of its answers"
             raise RefusedError(413, "TooMany", f"{most}; found {work.characters}: send fewer answers at once")
