@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import json
 import os
@@ -111,7 +112,8 @@ def run_commands(example: Example) -> None:
         (folder / "answers.jsonl").write_text("\n".join(map(json.dumps, answers)))
         with pytest.MonkeyPatch.context() as patched:
             patched.chdir(folder)
-            patched.setattr(server, "run", lambda app, host, port, seconds, listening: listening(port))  # and no more
+            patched.setattr(server, "bound", lambda host, port: contextlib.nullcontext())
+            patched.setattr(server, "run", lambda app, place, seconds, listening: listening(8000))  # and no more
             found = CliRunner().invoke(main, words[1:])
         assert found.exit_code == 0, f"{' '.join(words)}: {found.output} {found.exception!r}"
 
