@@ -8,7 +8,7 @@ import re
 import threading
 import zlib
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lightrm.data.data_source import source_of
 from lightrm.data.hub_data import hub_files
 from lightrm.data.hub_splits import by_names, chosen_files, matching
 from lightrm.errors import InputError
+from tests.hub_server import HubAnswer
 from tests.test_scoring import write_model
 
 SHA, OLD, COPY = "0123456789abcdef" * 2 + "01234567", "a" * 40, "c" * 40
@@ -52,17 +53,10 @@ class Hub(ThreadingHTTPServer):
         self.fetched: list[str] = []
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(HubAnswer):
     """The requests that huggingface-hub makes: what a data set holds at a revision, a file's state, a file."""
 
     server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
 
     def answer(self, body: bool) -> None:
         path = self.path.replace("%2F", "/")
@@ -88,17 +82,6 @@ class Answer(BaseHTTPRequestHandler):
         commit = self.server.names[found[2]]
         about_file = {"ETag": f'"{zlib.crc32(content):x}"', "X-Repo-Commit": commit}
         self.send(200, content, about_file, body)
-
-    def send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 def lines(*records: Any) -> bytes:

@@ -7,7 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from huggingface_hub import constants
 from safetensors.torch import load_file
 
 from lightrm.cli import main
+from tests.hub_server import HubAnswer
 from tests.test_chat import LLAMA3
 from tests.test_templated import write_model
 from tests.zoo import write_weights
@@ -36,18 +37,11 @@ class Hub(ThreadingHTTPServer):
         self.served: Counter[str] = Counter()
 
 
-class Answer(BaseHTTPRequestHandler):
+class Answer(HubAnswer):
     """The three requests that huggingface-hub makes: what a repository holds, a file's state, a file or a range of
     it."""
 
     server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def do_HEAD(self) -> None:
-        self.answer(body=False)
-
-    def do_GET(self) -> None:
-        self.answer(body=True)
 
     def answer(self, body: bool) -> None:
         about = LISTED.match(self.path)
@@ -70,17 +64,6 @@ class Answer(BaseHTTPRequestHandler):
             status, part = 206, content[int(wanted[1]) : int(wanted[2]) + 1]
         self.server.served[path.name] += len(part) * body
         self.send(status, part, {"ETag": f'"{path.name}"', "X-Repo-Commit": SHA}, body)
-
-    def send(self, status: int, content: bytes, headers: dict[str, str], body: bool) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(content)), "Content-Type": "application/json", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if body:
-            self.wfile.write(content)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
 
 
 @pytest.fixture
