@@ -38,6 +38,7 @@ from benchmarks.fidelity import options
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.checkpoints.hub import DEMO_FOLDER
 from lightrm.integrations import openrlhf, slime, verl
+from lightrm.integrations.column_batches import as_objects
 
 OPTIONS = {"scheme": "w8a8"}
 REPEATS = 5
@@ -108,10 +109,28 @@ def openrlhf_rows(rm: lightrm.RewardModel, pairs: list[tuple[Any, str]], tokeniz
     return row("OpenRLHF", version("openrlhf"), [found.numpy(), filtered.numpy()], right, at_once, together)
 
 
+def verl_batch(pairs: list[tuple[Any, str]], tokenizer: Any, columns: dict[str, list[Any]]) -> tuple[Any, Any]:
+    """What verl's rollout hands to its reward loop, and the token ids of each answer. columns: beside the tensors."""
+    from verl import DataProto
+
+    answers = [tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in pairs]
+    width = max(map(len, answers))
+    padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in answers])
+    mask = torch.tensor([[1] + [1] * len(ids) + [0] * (width - len(ids)) for ids in answers])
+    tensors = {"prompts": torch.ones(len(pairs), 1, dtype=torch.long), "responses": padded, "attention_mask": mask}
+    held = {name: as_objects(values) for name, values in columns.items()}
+    return DataProto.from_dict(tensors=tensors, non_tensors=held), answers
+
+
+def commit_of(folder: Path) -> str:
+    """The commit of a clone."""
+    command = ["git", "-C", str(folder), "rev-parse", "--short=9", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def verl_rows(rm: lightrm.RewardModel, pairs: list[tuple[Any, str]], tokenizer: Any) -> dict[str, Any]:
     import verl as package
     from omegaconf import OmegaConf
-    from verl import DataProto
     from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
     reward = OmegaConf.load(Path(package.__file__).parent / "trainer" / "config" / "reward" / "reward.yaml")
@@ -122,17 +141,14 @@ def verl_rows(rm: lightrm.RewardModel, pairs: list[tuple[Any, str]], tokenizer: 
     }
     model = {"path": str(DEMO_FOLDER), "tokenizer_path": None}
     config = OmegaConf.create({"reward": reward, "actor_rollout_ref": {"model": model}})
-    answers = [tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in pairs]
-    width = max(map(len, answers))
-    padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in answers])
-    mask = torch.tensor([[1] + [1] * len(ids) + [0] * (width - len(ids)) for ids in answers])
-    batch = DataProto.from_dict(
-        tensors={"prompts": torch.ones(len(pairs), 1, dtype=torch.long), "responses": padded, "attention_mask": mask},
-        non_tensors={
-            "data_source": np.asarray(["pairs_dev"] * len(pairs), dtype=object),
-            "reward_model": np.asarray([{"ground_truth": ""} for _ in pairs], dtype=object),
-            "extra_info": np.asarray([{"index": k} for k in range(len(pairs))], dtype=object),
-            "tool_extra_fields": np.asarray([{"raw_prompt": turns} for turns, _ in pairs], dtype=object),
+    batch, answers = verl_batch(
+        pairs,
+        tokenizer,
+        {
+            "data_source": ["pairs_dev"] * len(pairs),
+            "reward_model": [{"ground_truth": ""} for _ in pairs],
+            "extra_info": [{"index": k} for k in range(len(pairs))],
+            "tool_extra_fields": [{"raw_prompt": turns} for turns, _ in pairs],
         },
     )
 
@@ -166,10 +182,9 @@ def slime_rows(rm: lightrm.RewardModel, pairs: list[tuple[Any, str]], folder: Pa
     found, at_once = timed(lambda: asyncio.run(rollouts()))
     group = asyncio.run(batched_async_rm(arguments, samples))
     right, together = timed(lambda: rm.score_batch([turns for turns, _ in pairs], [answer for _, answer in pairs]))
-    commit = subprocess.run(
-        ["git", "-C", str(folder), "rev-parse", "--short=9", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
-    return row("slime", commit, [np.asarray(one, np.float32) for one in (found, group)], right, at_once, together)
+    return row(
+        "slime", commit_of(folder), [np.asarray(one, np.float32) for one in (found, group)], right, at_once, together
+    )
 
 
 def row(

@@ -15,7 +15,6 @@ Writes results/trainers_http.json and the sentence in the documents.
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 import tempfile
 from importlib.metadata import version
@@ -29,7 +28,7 @@ import transformers
 
 import lightrm
 from benchmarks.clients.load import server
-from benchmarks.clients.trainers import LONGEST, OPTIONS, Spoken, asked, templated
+from benchmarks.clients.trainers import LONGEST, OPTIONS, Spoken, asked, commit_of, templated, verl_batch
 from benchmarks.fidelity import options
 from benchmarks.record import measured_on, provenance, quote, this_cpu, write_result
 from lightrm.checkpoints.hub import DEMO_FOLDER
@@ -64,7 +63,6 @@ def openrlhf_found(rm: lightrm.RewardModel, pairs: Pairs, tokenizer: Any, addres
 def verl_found(rm: lightrm.RewardModel, pairs: Pairs, tokenizer: Any, address: str, engine: str) -> list[np.ndarray]:
     import verl as package
     from omegaconf import OmegaConf
-    from verl import DataProto
     from verl.experimental.reward_loop.reward_loop import RewardLoopWorker
 
     with tempfile.TemporaryDirectory() as folder:
@@ -75,18 +73,7 @@ def verl_found(rm: lightrm.RewardModel, pairs: Pairs, tokenizer: Any, address: s
         reward.reward_model.rollout.name = engine
         model = {"path": str(DEMO_FOLDER), "tokenizer_path": None}
         config = OmegaConf.create({"reward": reward, "actor_rollout_ref": {"model": model}})
-        answers = [tokenizer(answer, add_special_tokens=False)["input_ids"] for _, answer in pairs]
-        width = max(map(len, answers))
-        padded = torch.tensor([ids + [0] * (width - len(ids)) for ids in answers])
-        mask = torch.tensor([[1] + [1] * len(ids) + [0] * (width - len(ids)) for ids in answers])
-        batch = DataProto.from_dict(
-            tensors={
-                "prompts": torch.ones(len(pairs), 1, dtype=torch.long),
-                "responses": padded,
-                "attention_mask": mask,
-            },
-            non_tensors={"raw_prompt": np.asarray([None, *(turns for turns, _ in pairs)], dtype=object)[1:]},
-        )
+        batch, _ = verl_batch(pairs, tokenizer, {"raw_prompt": [turns for turns, _ in pairs]})
 
         async def rollouts() -> tuple[list[dict[str, Any]], list[str]]:
             worker = RewardLoopWorker(config, reward_router_address=address)
@@ -150,13 +137,7 @@ def main() -> None:
         {"form": form, "answers": len(pairs), "equal": ours.shape == right.shape and ours.tobytes() == right.tobytes()}
         for form, (ours, right) in found.items()
     ]
-    commit = subprocess.run(
-        ["git", "-C", str(arguments.slime), "rev-parse", "--short=9", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout.strip()
-    trainers = {"OpenRLHF": version("openrlhf"), "verl": version("verl"), "slime": commit}
+    trainers = {"OpenRLHF": version("openrlhf"), "verl": version("verl"), "slime": commit_of(arguments.slime)}
     result = {**provenance(("torch", "starlette", "uvicorn")), **this_cpu(), "trainers": trainers, "rows": rows}
     write_result("trainers_http", result)
     quote("trainers_http", sentence)
