@@ -12,6 +12,7 @@ from lightrm.cli.data_options import SPREAD, DataPath, check_output, data_option
 from lightrm.cli.shared_options import (
     DATA_HELP,
     FILE,
+    SCORING,
     calibrate,
     calibration_tokens,
     load_options,
@@ -104,10 +105,7 @@ def fidelity(
 @click.option("--data", "file", type=DataPath(), help=f"Labelled data. {DATA_HELP}")
 @data_options("file", SPREAD)
 @click.option("-o", "--output", type=SINK, help="File for the records with their scores, as `lightrm score` writes it.")
-@load_options(
-    "scheme", "engine", "device", "memory", "template", "system", "max_length", "strict", "parse_specials", "layout",
-    "label", "weights", "reduce", "revision", "base", "token_budget",
-)  # fmt: skip
+@load_options(*SCORING)
 @click.option("--json", "as_json", is_flag=True, help="Print the fields as JSON.")
 @quiet
 def evaluate(

@@ -11,8 +11,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from lightrm.cli.data_options import FIRST, DataPath, data_options
-from lightrm.cli.shared_options import DATA_HELP, load_options, quiet, tell
+from lightrm.cli.data_options import FIRST, Command, DataPath, data_options
+from lightrm.cli.shared_options import DATA_HELP, SCORING, load_options, quiet, tell
 from lightrm.display.tables import Column, Sheet, terminal
 from lightrm.errors import InputError, LightRMError
 from lightrm.files import UNFINISHED, to_disk
@@ -27,23 +27,34 @@ if TYPE_CHECKING:
 
 INSTEAD = f"Prompts with answers, in place of PROMPT and answers. {DATA_HELP}"
 SINK = click.Path(dir_okay=False, path_type=Path, allow_dash=True)
-LOADED = (
-    "scheme", "engine", "device", "memory", "template", "system", "max_length", "strict", "parse_specials", "layout",
-    "label", "weights", "reduce", "revision", "base", "token_budget",
-)  # fmt: skip
 Made = tuple[Sheet | str, list[dict[str, Any]]]  # what is printed, and the rows that are written
 Makes = Callable[["RewardModel", "Answers"], Made]
 
 
+def texts_or_data(each: str) -> Callable[[Command], Command]:
+    """Give a command a model, a prompt with answers or the options of data in their place, and -o. each: what a row
+    holds."""
+    parts = (
+        click.argument("model"),
+        click.argument("prompt", required=False),
+        click.argument("responses", nargs=-1),
+        click.option("--data", "file", type=DataPath(), help=INSTEAD),
+        data_options("file", FIRST, needed=False),
+        click.option("-o", "--output", type=SINK, help=f"File for rows of JSON, one {each}; '-' is standard output."),
+    )
+
+    def decorate(command: Command) -> Command:
+        for part in reversed(parts):
+            command = part(command)
+        return command
+
+    return decorate
+
+
 @click.command()
-@click.argument("model")
-@click.argument("prompt", required=False)
-@click.argument("responses", nargs=-1)
-@click.option("--data", "file", type=DataPath(), help=INSTEAD)
-@data_options("file", FIRST, needed=False)
-@click.option("-o", "--output", type=SINK, help="File for rows of JSON, one a record; '-' is standard output.")
+@texts_or_data("a record")
 @click.option("--top-k", type=click.IntRange(1), help="How many answers to show, the best; default: all.")
-@load_options(*LOADED)
+@load_options(*SCORING)
 @quiet
 def rank(
     model: str,
@@ -76,13 +87,8 @@ def rank(
 
 
 @click.command()
-@click.argument("model")
-@click.argument("prompt", required=False)
-@click.argument("responses", nargs=-1)
-@click.option("--data", "file", type=DataPath(), help=INSTEAD)
-@data_options("file", FIRST, needed=False)
-@click.option("-o", "--output", type=SINK, help="File for rows of JSON, one an answer; '-' is standard output.")
-@load_options(*LOADED)
+@texts_or_data("an answer")
+@load_options(*SCORING)
 @quiet
 def explain(
     model: str,

@@ -64,6 +64,10 @@ LOADING = {
     ),
     "strict": click.option("--strict", is_flag=True, help="Refuse texts that are too long instead of cutting them."),
 }  # fmt: skip
+SCORING = (  # what a command takes that loads a model and scores answers
+    "scheme", "engine", "device", "memory", "template", "system", "max_length", "strict", "parse_specials", "layout",
+    "label", "weights", "reduce", "revision", "base", "token_budget",
+)  # fmt: skip
 quiet = click.option("--quiet", is_flag=True, help="Show no progress bars.")
 calibrate = click.option(
     "--calibrate",

@@ -68,3 +68,11 @@ class AnswerIds:
 def of_steps(answers: Sequence[Sequence[Ids]], reduce: Reducer) -> AnswerIds:
     """Return the ids of answers in steps."""
     return AnswerIds([ids for steps in answers for ids in steps], tuple(map(len, answers)), reduce)
+
+
+def joined(parts: Sequence[AnswerIds]) -> AnswerIds:
+    """Return the answers of one model, one after the other."""
+    sequences = [ids for part in parts for ids in part.sequences]
+    if not parts or parts[0].steps is None:
+        return AnswerIds(sequences)
+    return AnswerIds(sequences, tuple(count for part in parts for count in part.counts), parts[0].reduce)

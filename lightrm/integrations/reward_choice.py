@@ -13,10 +13,8 @@ import numpy as np
 from lightrm.engine.step_scores import REDUCERS
 from lightrm.errors import InputError
 from lightrm.scorer import RewardModel
-from lightrm.text.conversation import turns_of
+from lightrm.text.conversation import together, turns_of
 from lightrm.text.templates import Turn
-
-Group = tuple[list[Turn], list[int]]  # a conversation, and the positions of its answers
 
 
 class RewardChoice:
@@ -61,21 +59,20 @@ class RewardChoice:
         once. Errors as in `RewardModel.score`.
         """
         found = np.empty(len(answers), np.float32)
-        groups = grouped(prompts, system)
-        order = [k for _, positions in groups for k in positions]
-        texts = [answers[k] for k in order]
+        conversations = [turns_of(prompt, system) for prompt in prompts]
+        groups = together([repr(turns) for turns in conversations])
+        order = [k for positions in groups for k in positions]
+        asked, texts = [conversations[k] for k in order], [answers[k] for k in order]
         if self.column is not None:
             parts = [
-                self.rm.score_attributes(turns, [answers[k] for k in positions])[:, self.column]
-                for turns, positions in groups
+                self.rm.score_attributes(conversations[group[0]], [answers[k] for k in group])[:, self.column]
+                for group in groups
             ]
             found[order] = np.concatenate(parts) if parts else []
         elif self.steps is not None:
-            asked = [turns for turns, positions in groups for _ in positions]
             steps = self.rm.score_steps_batch(asked, [self.steps.form.divided(text) for text in texts])
             found[order] = [REDUCERS[self.reduce](of_steps) for of_steps in steps]
         else:
-            asked = [turns for turns, positions in groups for _ in positions]
             found[order] = self.rm.score_batch(asked, texts)
         return found
 
@@ -86,12 +83,3 @@ def step_reducer(name: str | None) -> str:
         choices = ", ".join(map(repr, REDUCERS))
         raise InputError(f"a process reward model gives one reward with reduce= one of {choices}, found {name!r}")
     return name
-
-
-def grouped(prompts: Sequence[Sequence[Turn]], system: str | None) -> list[Group]:
-    """Return the distinct conversations in the order in which they first come, each with its positions."""
-    found: dict[str, Group] = {}
-    for k, prompt in enumerate(prompts):
-        turns = turns_of(prompt, system)
-        found.setdefault(repr(turns), (turns, []))[1].append(k)
-    return list(found.values())

@@ -15,7 +15,7 @@ from lightrm.answer_scores import AnswerScores
 from lightrm.architecture import Alibi
 from lightrm.data.preferences import Question
 from lightrm.display.progress import item_progress
-from lightrm.engine.answer_ids import AnswerIds
+from lightrm.engine.answer_ids import AnswerIds, joined
 from lightrm.engine.devices import free_bytes
 from lightrm.engine.engine import Engine
 from lightrm.engine.memory import SHARE, weight_bytes
@@ -30,7 +30,7 @@ from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import parse_scheme
 from lightrm.scorer import RewardModel, native
-from lightrm.text.conversation import Asked, asked_once
+from lightrm.text.conversation import asked_once
 
 TOKENS = 8192  # of text that the passes run over
 
@@ -88,16 +88,17 @@ def measure_sensitivity(
 
 def some_ids(rm: RewardModel, questions: Sequence[Question], tokens: int) -> tuple[AnswerIds, np.ndarray]:
     """Return the ids of whole questions until there are enough tokens, and the question of each answer."""
-    asked: Asked = []
+    text = AnswerScores(rm.text, rm.engine)
+    read: list[AnswerIds] = []
     of: list[int] = []
     count = 0
     for k, question in enumerate(questions):
-        asked += asked_once(question.each_prompt, question.responses)
+        read.append(text.ids(asked_once(question.each_prompt, question.responses), progress=False))
         of += [k] * len(question.responses)
-        count += sum(map(len, rm.encode(question.each_prompt, question.responses)))
+        count += sum(map(len, read[-1].whole))
         if count >= tokens:
             break
-    return AnswerScores(rm.text, rm.engine).ids(asked, progress=False), np.asarray(of, np.int64)
+    return joined(read), np.asarray(of, np.int64)
 
 
 def scores_through(layers: Layers, rm: RewardModel, exact: Decoder, head: ValueHead, ids: AnswerIds) -> Array:

@@ -13,9 +13,10 @@ import contextlib
 import logging
 import sys
 import time
-from collections.abc import Coroutine, MutableMapping
+from collections.abc import Coroutine
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from lightrm.serving.limits import Access, Limits
@@ -68,7 +69,7 @@ class Doorkeeper:
 
     async def passed(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check and read a request, and let a route answer it."""
-        headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
+        headers = Headers(scope=scope)
         mine = 0
 
         def hold(count: int) -> None:
@@ -92,7 +93,7 @@ class Doorkeeper:
         finally:
             self.held -= mine
 
-    def check(self, scope: Scope, headers: MutableMapping[str, str]) -> None:
+    def check(self, scope: Scope, headers: Headers) -> None:
         if not self.access.names(headers.get("host", "")):
             raise RefusedError(
                 403, "Forbidden", "without an API key, this server answers only to names of its own machine"
@@ -107,7 +108,7 @@ class Doorkeeper:
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise RefusedError(415, "UnsupportedMediaType", "send the body as it is, without a Content-Encoding")
 
-    async def body(self, receive: Receive, headers: MutableMapping[str, str], hold: Any) -> bytes:
+    async def body(self, receive: Receive, headers: Headers, hold: Any) -> bytes:
         most, said = self.limits.body, headers.get("content-length", "")
         told = int(said[:18]) if said.isdigit() else 0
         parts: list[bytes] = []

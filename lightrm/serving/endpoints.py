@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from scipy.special import expit
+
 from lightrm.errors import InputError
+from lightrm.judge.exact_ranking import plain_ranking
 from lightrm.serving import wire_forms as forms
 from lightrm.serving.gatherer import Answers, Texts, asking
 from lightrm.serving.refusals import RefusedError
@@ -61,18 +64,18 @@ async def rerank(asked: Asked) -> forms.RerankFound | list[forms.RankedText]:
     if isinstance(form, forms.TextsAsked):
         scores = activated(await asked.scores(answers(form.query, form.texts)), not form.raw_scores)
         return [
-            forms.RankedText(index=k, score=scores[k], text=form.texts[k] if form.return_text else None)
-            for k in best_first(scores)
+            forms.RankedText(index=one.index, score=one.score, text=one.response if form.return_text else None)
+            for one in plain_ranking(np.asarray(scores), form.texts)
         ]
     texts = [document if isinstance(document, str) else document.text for document in form.documents]
     scores = activated(await asked.scores(answers(form.query, texts)), form.use_activation)
     ranked = [
         forms.Ranked(
-            index=k,
-            document=forms.Document(text=texts[k]) if form.return_documents else None,
-            relevance_score=scores[k],
+            index=one.index,
+            document=forms.Document(text=one.response) if form.return_documents else None,
+            relevance_score=one.score,
         )
-        for k in best_first(scores)
+        for one in plain_ranking(np.asarray(scores), texts)
     ]
     return forms.RerankFound(id=label("rerank"), model=asked.name, results=ranked[: form.top_n or None])
 
@@ -156,19 +159,9 @@ def templated(texts: str | list[str]) -> Texts:
     return Texts(texts_of([texts] if isinstance(texts, str) else texts))
 
 
-def best_first(scores: Sequence[float]) -> list[int]:
-    """Return the positions, best first; equal scores keep their order."""
-    return sorted(range(len(scores)), key=lambda k: -scores[k])
-
-
 def activated(scores: list[float], asked: bool | None) -> list[float]:
-    return [sigmoid(value) for value in scores] if asked else scores
-
-
-def sigmoid(value: float) -> float:
-    if value >= 0:
-        return 1 / (1 + math.exp(-value))
-    return math.exp(value) / (1 + math.exp(value))
+    """Return the sigmoid of each score, if that is asked for."""
+    return [float(value) for value in expit(scores)] if asked else scores
 
 
 def label(kind: str) -> str:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 from lightrm.scorer import RewardModel
 from lightrm.serving.refusals import RefusedError
+from lightrm.text.conversation import together
 from lightrm.text.templates import Turn
 
 AT_ONCE = 1024  # texts that go through the model in one call
@@ -197,9 +198,7 @@ class Gatherer:
             texts = [text for work in works if isinstance(work, Texts) for text in work.texts]
             return [float(score) for score in self.rm.score_text(texts)]
         pairs = [pair for work in works if isinstance(work, Answers) for pair in work.pairs]
-        first: dict[str, int] = {}  # equal prompts side by side, so that each is tokenized once
-        places = [first.setdefault(prompt.key, len(first)) for prompt, _ in pairs]
-        order = sorted(range(len(pairs)), key=places.__getitem__)
+        order = [k for positions in together([prompt.key for prompt, _ in pairs]) for k in positions]
         found = self.rm.score_batch([pairs[k][0].turns for k in order], [pairs[k][1] for k in order])
         scores = [0.0] * len(pairs)
         for k, score in zip(order, found, strict=True):

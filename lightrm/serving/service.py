@@ -99,9 +99,11 @@ def application(
     async def openapi(request: Request) -> Response:
         return Response(described, media_type="application/json")
 
+    pages = {path: ((PAGE / file).read_bytes(), kind) for path, (file, kind) in PAGES.items()}
+
     async def page(request: Request) -> Response:
-        file, kind = PAGES[request.url.path]
-        return Response((PAGE / file).read_bytes(), media_type=kind, headers=POLICY)
+        content, kind = pages[request.url.path]
+        return Response(content, media_type=kind, headers=POLICY)
 
     got = {"/health": answering(health), "/v1/models": models, "/metrics": metrics, "/openapi.json": openapi}
     routes = [Route(path, posted(one), methods=["POST"]) for one in ENDPOINTS for path in one.paths]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 from lightrm.errors import InputError
@@ -51,6 +51,15 @@ def asked_often(prompts: Iterable[Prompt], responses: Iterable[Responses], syste
         (turns_of(prompt, system, f"prompt {k}"), responses_of(some, f"prompt {k}: "))
         for k, (prompt, some) in enumerate(zip(given, lists, strict=True))
     ]
+
+
+def together(keys: Sequence[Hashable]) -> list[list[int]]:
+    """Return the positions of each distinct key, in the order in which they first come: answers to equal prompts, side
+    by side, so that each prompt is tokenized once."""
+    found: dict[Hashable, list[int]] = {}
+    for k, key in enumerate(keys):
+        found.setdefault(key, []).append(k)
+    return list(found.values())
 
 
 def turns_of(prompt: Prompt, system: str | None = None, what: str = "prompt") -> list[Turn]:
