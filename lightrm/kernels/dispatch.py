@@ -23,10 +23,13 @@ from lightrm.kernels.protocols import (
     BlockwiseProducts,
     CardAttention,
     CardProducts,
+    FewRows,
     Passes,
     Rounding,
 )
 from lightrm.schemes.grammar import Path
+from lightrm.schemes.int4 import Int4
+from lightrm.schemes.int8 import Rowwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,9 @@ def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
     if error:
         reason = f"numba cannot be imported ({error}): install it; int8 products: {why}"
         return KernelChoice("plain PyTorch passes", reason, True, slow_products)
-    return KernelChoice("numba", f"this is a CPU; int8 products: {why}", False, slow_products)
+    few = imported("cpu.cpu_products")[0]
+    own = f"; of up to {few.MOST_ROWS} rows: compiled by numba" if few is not None and few.AVAILABLE else ""
+    return KernelChoice("numba", f"this is a CPU; int8 products: {why}{own}", False, slow_products)
 
 
 def on_card(device: torch.device, path: Path) -> KernelChoice:
@@ -142,6 +147,12 @@ def rounding(device: torch.device) -> Rounding:
     return reference if compiled is None else cast(Rounding, compiled)
 
 
+def few_rows(values_TI: torch.Tensor, weight: Rowwise | Int4) -> FewRows | None:
+    """Return the product of few int8 rows, or None where that of a library is used."""
+    compiled = cast(FewRows | None, numba_on(values_TI.device, "cpu.cpu_products"))
+    return compiled if compiled is not None and compiled.takes(values_TI, weight) else None
+
+
 def numba_on(device: torch.device, name: str) -> ModuleType | None:
     """Return a module of numba kernels, or None where they cannot run."""
     return imported(name)[0] if device.type == "cpu" else None
@@ -162,11 +173,12 @@ def bitsandbytes() -> BlockwiseProducts:
 
 if TYPE_CHECKING:  # modules that are imported by name are held against their protocols here
     from lightrm.kernels import bnb_products
-    from lightrm.kernels.cpu import cpu_attention, cpu_passes
+    from lightrm.kernels.cpu import cpu_attention, cpu_passes, cpu_products
     from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products
 
     PASSES: tuple[Passes, ...] = (plain, cpu_passes, cuda_passes)
     ATTENTION: tuple[Attention, ...] = (library, cpu_attention, cuda_attention)
     CARD: tuple[CardAttention, CardProducts] = (cuda_attention, cuda_products)
+    FEW_ROWS: FewRows = cpu_products
     BLOCKWISE: BlockwiseProducts = bnb_products
     ROUNDING: tuple[Rounding, ...] = (reference, cpu_passes)

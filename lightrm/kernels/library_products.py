@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from lightrm.kernels import gemm, library
+from lightrm.kernels import dispatch, gemm, library
 from lightrm.kernels.arena import empty
 from lightrm.kernels.dispatch import passes
 from lightrm.kernels.operands import WIDENED_ROWS, Rows, Sums
@@ -17,7 +17,10 @@ from lightrm.schemes.int8 import Rowwise
 
 def multiply(rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> Sums:
     """Return the product as sums whose scales are applied by the next pass."""
-    if isinstance(weight, Rowwise):
+    few = dispatch.few_rows(rows.values_TI, weight)
+    if few is not None:
+        acc_TO = few.product(rows.values_TI, weight)
+    elif isinstance(weight, Rowwise):
         acc_TO = gemm.product(rows.values_TI, weight.values_OI)
     else:
         acc_TO = int4_product(rows.values_TI, weight)

@@ -85,6 +85,13 @@ class Products(Protocol):
     def widened_product(self, x_TI: torch.Tensor, weight: Int4, bias_O: torch.Tensor | None, /) -> torch.Tensor: ...
 
 
+class FewRows(Protocol):
+    """Products of few int8 rows, for the shapes that `takes` names: int32 sums."""
+
+    def takes(self, values_TI: torch.Tensor, weight: Rowwise | Int4, /) -> bool: ...
+    def product(self, values_TI: torch.Tensor, weight: Rowwise | Int4, /) -> torch.Tensor: ...
+
+
 class CardProducts(Products, Protocol):
     """Products that also take 4-bit weights in other programs' formats, in this kernel's layout."""
 

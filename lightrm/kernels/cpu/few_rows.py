@@ -1,0 +1,129 @@
+# mypy: ignore-errors
+"""Products of few int8 rows on a CPU, compiled by numba: with few rows, reading the weights takes most of the time.
+
+A thread takes some output channels after the other and multiplies all rows by a tile of them, while the next tile's
+weights are fetched. 4-bit weights are widened a tile at a time, in the thread's own cache, so that only half of the
+bytes are read. Libraries are several times slower here: they rearrange the weights in every call.
+
+T tokens, in whole TOKENS; O x I a weight, I in whole STEPs and O at least OUTPUTS; G groups along I.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import int32, njit, prange
+
+from lightrm.kernels.cpu.dot_tiles import OUTPUTS, STEP, TOKENS, TOP_BITS, dot_tile, widening
+from lightrm.kernels.cpu.row_loops import PLAIN, over_rows
+
+CHANNELS = 10 * OUTPUTS  # that a thread takes at a time
+DEPTH = 4096  # the most inputs that are multiplied at a time: a tile's weights stay in the first level of cache
+FETCH_ALL, FETCH_ONE = dot_tile(OUTPUTS), dot_tile(1)
+WIDEN_64, WIDEN_32, WIDEN_16, WIDEN_8, WIDEN_4 = (widening(run) for run in (64, 32, 16, 8, 4))
+
+
+@njit(**PLAIN)
+def begin(x_TI, begin_TO):
+    """What each sum begins with: -128 times the sum of its row of x."""
+    for t in range(x_TI.shape[0]):
+        total = int32(0)
+        for i in range(x_TI.shape[1]):
+            total += int32(x_TI[t, i])
+        for o in range(begin_TO.shape[1]):
+            begin_TO[t, o] = int32(-128) * total
+
+
+@njit(**PLAIN)
+def multiply_tile(w, w_row, flip, x_TI, begin_TO, out_TO, first, soon):
+    """Multiply all rows by the OUTPUTS channels from `first` on, some inputs after the other. w: address of the
+    channels, whose rows are w_row bytes apart. soon: address of the next tile's, 0 if it is fetched elsewhere."""
+    (tokens, outputs), inputs = out_TO.shape, x_TI.shape[1]
+    x, begin, out = x_TI.ctypes.data, begin_TO.ctypes.data, out_TO.ctypes.data + 4 * first
+    pieces = -(-inputs // DEPTH)
+    depth = -(-inputs // (pieces * STEP)) * STEP
+    before, before_row = begin, 4 * OUTPUTS
+    for i in range(0, inputs, depth):
+        some = min(depth, inputs - i)
+        for t in range(0, tokens, TOKENS):
+            at_w, at_x, at_out, k = w + i, x + t * inputs + i, out + 4 * t * outputs, t // TOKENS
+            at_before = before + before_row * t
+            if soon != 0 and k == 0 and tokens < OUTPUTS * TOKENS:
+                at_soon = soon + OUTPUTS * i
+                FETCH_ALL(at_w, at_x, at_before, at_out, w_row, inputs, before_row, 4 * outputs, some, flip, at_soon)
+            else:
+                at_soon = soon + OUTPUTS * i + k * some if soon != 0 and k < OUTPUTS <= tokens // TOKENS else at_w
+                FETCH_ONE(at_w, at_x, at_before, at_out, w_row, inputs, before_row, 4 * outputs, some, flip, at_soon)
+        before, before_row = out, 4 * outputs
+
+
+@over_rows
+def multiply_int8(x_TI, begin_TO, weight_OI, out_TO):
+    begin(x_TI, begin_TO)
+    outputs, inputs = weight_OI.shape
+    for part in prange(-(-outputs // CHANNELS)):
+        for first in range(part * CHANNELS, min(part * CHANNELS + CHANNELS, outputs), OUTPUTS):
+            o = min(first, outputs - OUTPUTS)  # the last tile begins early, and computes some channels again
+            at = weight_OI.ctypes.data + o * inputs
+            multiply_tile(at, inputs, TOP_BITS, x_TI, begin_TO, out_TO, o, at + OUTPUTS * inputs)
+
+
+@njit(**PLAIN)
+def factors(multiplier_N, factor_N, offset_N):
+    """What a nibble is multiplied by and what is added, for bytes w + 128; see `schemes.int4`."""
+    for n in range(multiplier_N.shape[0]):
+        multiplier = int32(multiplier_N[n])
+        times = int32(abs(multiplier))
+        less = int32(times * (int32(8) - int32(multiplier < 0)))
+        factor_N[n] = np.uint16(times)
+        offset_N[n] = np.uint16(int32((int32(128) - less) * int32(257)))
+
+
+@njit(**PLAIN)
+def widen_row(packed, factor, offset, out, blocks, half, run, whole, soon):
+    """whole: whether a block is one group. soon: how many bytes ahead memory is fetched."""
+    runs = half // run
+    high, block = (0, 2) if whole else (2 * runs, 4 * runs)
+    if run == 64:
+        WIDEN_64(packed, factor, offset, out, blocks, runs, high, block, soon)
+    elif run == 32:
+        WIDEN_32(packed, factor, offset, out, blocks, runs, high, block, soon)
+    elif run == 16:
+        WIDEN_16(packed, factor, offset, out, blocks, runs, high, block, soon)
+    elif run == 8:
+        WIDEN_8(packed, factor, offset, out, blocks, runs, high, block, soon)
+    else:
+        WIDEN_4(packed, factor, offset, out, blocks, runs, high, block, soon)
+
+
+@over_rows
+def multiply_int4(x_TI, begin_TO, packed, multiplier_OG, half, run, out_TO):
+    """half: bytes of a block of the layout. run: of these, how many neighbours share a multiplier."""
+    begin(x_TI, begin_TO)
+    (outputs, groups), inputs = multiplier_OG.shape, x_TI.shape[1]
+    row, blocks = packed.shape[1], packed.shape[1] // half
+    for part in prange(-(-outputs // CHANNELS)):
+        widened, factor, offset = (
+            np.empty((OUTPUTS, inputs + STEP), np.uint8),  # rows not a power of two apart: they share no cache lines
+            np.empty((OUTPUTS, groups), np.uint16),
+            np.empty((OUTPUTS, groups), np.uint16),
+        )
+        to, apart = widened.ctypes.data, inputs + STEP
+        for first in range(part * CHANNELS, min(part * CHANNELS + CHANNELS, outputs), OUTPUTS):
+            o = min(first, outputs - OUTPUTS)
+            at = packed.ctypes.data + o * row
+            factors(multiplier_OG[o : o + OUTPUTS].reshape(-1), factor.reshape(-1), offset.reshape(-1))
+            for k in range(OUTPUTS):
+                skip = 2 * k * groups
+                at_factor, at_offset = factor.ctypes.data + skip, offset.ctypes.data + skip
+                widen_row(
+                    at + k * row,
+                    at_factor,
+                    at_offset,
+                    to + k * apart,
+                    blocks,
+                    half,
+                    run,
+                    groups == blocks,
+                    OUTPUTS * row,
+                )
+            multiply_tile(to, apart, 0, x_TI, begin_TO, out_TO, o, 0)
