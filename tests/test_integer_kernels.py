@@ -230,7 +230,11 @@ def test_without_numba() -> None:
     """The same scores through plain PyTorch, slower, and said so once."""
     program = """
 import sys, json, warnings
-if sys.argv[1] == "without": sys.modules["numba"] = None
+if sys.argv[1] == "without":
+    sys.modules["numba"] = None
+else:
+    from lightrm.kernels.cpu import cpu_passes
+    cpu_passes.PAIRS = False  # plain PyTorch's attention is in float32
 import lightrm
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import lightrm
+from benchmarks.rounding import Bounded
 from lightrm.engine.packing import LEAST_SHARED, SHARE_NOTHING, pack, packs
 from lightrm.kernels import library, passes, reference
 from lightrm.kernels.segments import ROOT, views
@@ -18,6 +21,7 @@ from tests.conftest import DATA
 from tests.test_kernels import KINDS, assert_within, bounded_attention, flat, forest_of, rows, rule_of
 
 cpu = pytest.importorskip("lightrm.kernels.cpu.cpu_attention")
+PAIRS = pytest.importorskip("lightrm.kernels.cpu.simd").PAIRS
 CPU = torch.device("cpu")
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -116,25 +120,37 @@ def test_compiled_attention(lengths, heads, kv_heads, width, kind) -> None:
     rule = rule_of(width, heads, kind)
     found = cpu.attention(q, k, v, cpu.paths(flat(lengths), CPU, None), rule)
     assert_within(found, bounded_attention(q, k, v, flat(lengths), rule))
+    if PAIRS:
+        k, v = k.bfloat16(), v.bfloat16()
+        found = cpu.attention(q, k, v, cpu.paths(flat(lengths), CPU, None), rule)
+        assert_within(found, bounded_in_half(q, k, v, flat(lengths), rule), factor=1.01)
+
+
+def bounded_in_half(q, k, v, segments, rule) -> Bounded:
+    """Of products in bfloat16: the query is scaled, then rounded; the weights are rounded too."""
+    scaled = (q * np.float32(rule.scale)).bfloat16()
+    return bounded_attention(scaled, k, v, segments, replace(rule, scale=1.0))
 
 
 NODES = st.lists(st.tuples(st.integers(1, 90), st.integers(0, 3)), min_size=1, max_size=6)
 
 
 @settings(deadline=None, max_examples=40)
-@given(NODES, st.sampled_from(KINDS))
-def test_attention_does_not_see_who_shares(nodes: list[tuple[int, int]], kind: str) -> None:
+@given(NODES, st.sampled_from(KINDS), st.booleans())
+def test_attention_does_not_see_who_shares(nodes: list[tuple[int, int]], kind: str, in_half: bool) -> None:
     """A path alone gives the bits that it gives in a forest, and picked queries those that they have among all."""
     segments = forest_of(nodes)
     tokens = segments[-1].end
     q, k, v = rows(tokens, 4, 24, seed=4), rows(tokens, 2, 24, seed=5), rows(tokens, 2, 24, seed=6)
-    rule = rule_of(24, 4, kind)
+    rule, bounded = rule_of(24, 4, kind), bounded_attention
+    if in_half and PAIRS:
+        k, v, bounded = k.bfloat16(), v.bfloat16(), bounded_in_half
     shared = cpu.attention(q, k, v, cpu.paths(segments, CPU, None), rule)
-    bound = bounded_attention(q, k, v, segments, rule)
+    bound = bounded(q, k, v, segments, rule)
     assert_within(shared, bound, factor=0)
     picked = [segment.end - 1 for segment in segments][::-1]
     assert torch.equal(cpu.attention(q[picked], k, v, cpu.paths(segments, CPU, picked), rule), shared[picked])
-    for slow in (library, reference):
+    for slow in (library, reference) if k.dtype == torch.float32 else ():
         told = (library.paths(segments, CPU, picked), rule) if slow is library else (segments, rule, picked)
         found = slow.attention(q[picked], k, v, *told)
         assert_within(found, bound[picked], factor=0)
@@ -147,12 +163,16 @@ def test_attention_does_not_see_who_shares(nodes: list[tuple[int, int]], kind: s
 def test_attention_keeps_far_and_large_scores_apart() -> None:
     """Scores far below the largest vanish, those of hidden tokens count for nothing, NaN stays NaN."""
     q, k, v = (rows(70, 1, 16, seed=s) * 30 for s in (1, 2, 3))
-    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), CPU, None), rule_of(16))
+    paths = cpu.paths(flat((70,)), CPU, None)
+    found = cpu.attention(q, k, v, paths, rule_of(16))
     assert_within(found, bounded_attention(q, k, v, flat((70,)), rule_of(16)), factor=1.01)  # far scores are large sums
-    k[40] = float("nan")
-    found = cpu.attention(q, k, v, cpu.paths(flat((70,)), CPU, None), rule_of(16))
-    assert bool(found[:40].isfinite().all())
-    assert bool(found[40:].isnan().all())
+    for dtype in (torch.float32, torch.bfloat16) if PAIRS else (torch.float32,):
+        for bad in (float("nan"), float("inf")):
+            keys = k.to(dtype)
+            keys[40] = bad
+            found = cpu.attention(q, keys, v.to(dtype), paths, rule_of(16))
+            assert bool(found[:40].isfinite().all())
+            assert bool(found[40:].isnan().all())
 
 
 def test_a_token_of_no_segment_is_named() -> None:

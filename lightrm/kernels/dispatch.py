@@ -1,8 +1,9 @@
 """Which implementation runs on which device, and why. Only `passes` and `products` ask here, and what shows the reason.
 
-CPU                        numba's passes and float32 attention, PyTorch's products CUDA, capability >= 8.0    Triton's
-products and passes CUDA, capability 7.5       PyTorch's int8 products and attention, Triton's passes: its products do
-not compile there otherwise                  plain PyTorch: correct and slow, and the reason says so
+- CPU: numba's passes, attention and products of few rows, PyTorch's other products
+- CUDA, capability >= 8.0: Triton's products and passes
+- CUDA, capability 7.5: PyTorch's int8 products and attention, Triton's passes, since its products do not compile there
+- otherwise: plain PyTorch, correct and slow, and the reason says so
 """
 
 from __future__ import annotations
@@ -69,9 +70,16 @@ def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
     if error:
         reason = f"numba cannot be imported ({error}): install it; int8 products: {why}"
         return KernelChoice("plain PyTorch passes", reason, True, slow_products)
-    few = imported("cpu.cpu_products")[0]
-    own = f"; of up to {few.MOST_ROWS} rows: compiled by numba" if few is not None and few.AVAILABLE else ""
-    return KernelChoice("numba", f"this is a CPU; int8 products: {why}{own}", False, slow_products)
+    return KernelChoice("numba", f"this is a CPU; int8 products: {why}{cpu_extras()}", False, slow_products)
+
+
+def cpu_extras() -> str:
+    """Return in words what this CPU's instructions decide beside its int8 products."""
+    few, simd = imported("cpu.cpu_products")[0], imported("cpu.simd")[0]
+    if few is None or simd is None:
+        return ""
+    own = f"; of up to {few.MOST_ROWS} rows: compiled by numba" if few.AVAILABLE else ""
+    return f"{own}; attention: products in {'bfloat16' if simd.PAIRS else 'float32'}"
 
 
 def on_card(device: torch.device, path: Path) -> KernelChoice:

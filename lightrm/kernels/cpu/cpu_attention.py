@@ -1,6 +1,6 @@
-"""Packed causal attention in float32 on a CPU: tensors in, tensors out, around the code that numba compiles.
+"""Packed causal attention on a CPU: tensors in, tensors out, around the code that numba compiles.
 
-Fast version of `reference.attention`.
+Fast version of `reference.attention`: in float32, or with both products in bfloat16 if keys and values are.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from lightrm.kernels.arena import empty
-from lightrm.kernels.cpu import attention_loop
-from lightrm.kernels.cpu.cpu_passes import launch
+from lightrm.kernels.cpu import attention_loop, attention_pairs
+from lightrm.kernels.cpu.cpu_passes import bits, launch
 from lightrm.kernels.operands import ScoreRule
 from lightrm.kernels.paths import Paths, heads_side_by_side, paths_of
 from lightrm.kernels.segments import Segment
@@ -36,13 +36,14 @@ def attention(
 ) -> torch.Tensor:
     heads = query_THE.shape[1]
     query_THE = heads_side_by_side(query_THE)
-    key_JTE, value_JTE = (x_TJE.transpose(0, 1).contiguous() for x_TJE in (key_TJE, value_TJE))
+    keys, values = (x_TJE.transpose(0, 1).contiguous() for x_TJE in (key_TJE, value_TJE))
+    in_half = keys.dtype == torch.bfloat16
+    if in_half:
+        keys, values = keys.view(torch.int32).view(torch.uint32), bits(values)
     out_THE = empty(*query_THE.shape, dtype=torch.float32)
     slopes_H = torch.zeros(heads) if rule.slopes_H is None else rule.slopes_H
     scale, cap = np.float32(rule.scale), np.float32(rule.softcap or 0)
     window = EVERYTHING if rule.window is None else rule.window
-    launch(
-        attention_loop.attention_rows, query_THE, key_JTE, value_JTE, paths.tables, scale, cap, window, slopes_H,
-        out_THE
-    )  # fmt: skip
+    loop = attention_pairs.attention_rows if in_half else attention_loop.attention_rows
+    launch(loop, query_THE, keys, values, paths.tables, scale, cap, window, slopes_H, out_THE)
     return out_THE

@@ -16,13 +16,14 @@ from lightrm.kernels import forks, integer
 from lightrm.kernels.arena import empty
 from lightrm.kernels.cpu import column_loop, row_loops
 from lightrm.kernels.cpu.row_loops import Loop
+from lightrm.kernels.cpu.simd import PAIRS
 from lightrm.kernels.library import gated, norm_each, rms_norm, value_head
 from lightrm.kernels.operands import CURVES, Activation, HeadNorms, Heads, Rotation, Rows, Sums
 from lightrm.schemes.int4 import block_of
 
 __all__ = [
-    "add_norm_quantize", "add_normed", "add_sums", "gated", "gated_quantize", "launch", "norm_each", "norm_quantize",
-    "quantize", "rms_norm", "round_columns", "split_heads", "value_head", "widen",
+    "add_norm_quantize", "add_normed", "add_sums", "bits", "gated", "gated_quantize", "launch", "norm_each",
+    "norm_quantize", "quantize", "rms_norm", "round_columns", "split_heads", "value_head", "widen",
 ]  # fmt: skip
 
 NOTHING = torch.empty(0)  # a vector that is not there, for the compiled code
@@ -66,19 +67,27 @@ def quantize(x_TI: torch.Tensor) -> Rows:
 def split_heads(
     sums: Sums, widths: tuple[int, int], head_width: int, rotation: Rotation, norms: HeadNorms | None = None
 ) -> Heads:
-    """Return heads of key and value with all rows of a head in adjacent memory, as attention reads them."""
+    """Return heads of key and value with all rows of a head in adjacent memory, as attention reads them; in bfloat16 if
+    this CPU multiplies it."""
     if sums.row_scale_T is None:
         return integer.split_heads(sums, widths, head_width, rotation, norms)
     tokens, shared = len(sums.acc_TO), widths[1] // head_width
+    in_half = PAIRS and head_width % 2 == 0
     query_THE = empty(tokens, widths[0] // head_width, head_width, dtype=torch.float32)
-    key_JTE, value_JTE = (empty(shared, tokens, head_width, dtype=torch.float32) for _ in range(2))
+    dtype = torch.bfloat16 if in_half else torch.float32
+    key_JTE, value_JTE = (empty(shared, tokens, head_width, dtype=dtype) for _ in range(2))
     cos_TE, sin_TE = rotation if rotation is not None else (sums.row_scale_T.new_empty(tokens, 0),) * 2
     query_norm_E, key_norm_E, eps = (NOTHING, NOTHING, 0.0) if norms is None else norms
     launch(
-        row_loops.split_rows, *scaled(sums), cos_TE, sin_TE, query_norm_E, key_norm_E, np.float32(eps), query_THE,
-        key_JTE, value_JTE,
+        row_loops.split_rows_in_half if in_half else row_loops.split_rows, *scaled(sums), cos_TE, sin_TE, query_norm_E,
+        key_norm_E, np.float32(eps), query_THE, *(bits(x) for x in (key_JTE, value_JTE)),
     )  # fmt: skip
     return query_THE, key_JTE.transpose(0, 1), value_JTE.transpose(0, 1)
+
+
+def bits(x: torch.Tensor) -> torch.Tensor:
+    """Return bfloat16 as whole numbers, which numpy has; other dtypes unchanged."""
+    return x.view(torch.uint16) if x.dtype == torch.bfloat16 else x
 
 
 def add_sums(x_TD: torch.Tensor, sums: Sums) -> None:

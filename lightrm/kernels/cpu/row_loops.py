@@ -19,7 +19,7 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numba import float32, int32, njit, prange
+from numba import float32, int32, njit, prange, uint32
 
 from lightrm.schemes.int8 import LEVELS, TINY
 
@@ -53,6 +53,7 @@ ROUNDER = np.float32(1.5 * 2**23)  # adding and taking away rounds to a whole nu
 FAR = np.float32(87.0)  # exp(87) is near the end of float32
 LEVELS_F, TINY_F, EXPONENT_BIAS, MANTISSA = np.float32(LEVELS), np.float32(TINY), np.int32(127), np.int32(23)
 ABSOLUTE = np.int32(0x7FFFFFFF)
+SIXTEEN, HALF_LESS_ONE = np.uint32(16), np.uint32(0x7FFF)
 
 
 @njit(**PLAIN)
@@ -78,6 +79,14 @@ def peak(x):
     for k in range(bits.shape[0]):
         most = max(most, int32(bits[k] & ABSOLUTE))
     return np.int32(most).view(np.float32)
+
+
+@njit(**PLAIN)
+def halved(x):
+    """The bits of x rounded to bfloat16, half to even. NaN stays NaN as arithmetic makes it."""
+    bits = np.float32(x).view(np.uint32)
+    odd = uint32(uint32(bits >> SIXTEEN) & uint32(1))
+    return uint32(uint32(uint32(bits + HALF_LESS_ONE) + odd) >> SIXTEEN)
 
 
 @njit(**PLAIN)
@@ -232,6 +241,32 @@ def split_rows(
                 split_row(key_JTE[h - heads, t], acc[part], row, scale_O[part], bias_O[part], cos, sin, key_norm_E, eps)
             else:
                 dequantize(value_JTE[h - heads - shared, t], acc[part], row, scale_O[part], bias_O[part])
+
+
+@njit(**PLAIN)
+def halve(out, x):
+    for k in range(out.shape[0]):
+        out[k] = np.uint16(halved(x[k]))
+
+
+@over_rows
+def split_rows_in_half(
+    acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_norm_E, key_norm_E, eps, query_THE, key_JTE, value_JTE
+):
+    """As `split_rows`, with keys and values in bfloat16."""
+    heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
+    for t in prange(acc_TO.shape[0]):
+        acc, row, cos, sin, exact_E = acc_TO[t], row_scale_T[t], cos_TE[t], sin_TE[t], np.empty(width, np.float32)
+        for h in range(heads + 2 * shared):
+            part = slice(h * width, (h + 1) * width)
+            if h < heads:
+                split_row(query_THE[t, h], acc[part], row, scale_O[part], bias_O[part], cos, sin, query_norm_E, eps)
+            elif h < heads + shared:
+                split_row(exact_E, acc[part], row, scale_O[part], bias_O[part], cos, sin, key_norm_E, eps)
+                halve(key_JTE[h - heads, t], exact_E)
+            else:
+                dequantize(exact_E, acc[part], row, scale_O[part], bias_O[part])
+                halve(value_JTE[h - heads - shared, t], exact_E)
 
 
 @njit(**PLAIN)

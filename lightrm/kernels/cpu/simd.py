@@ -1,11 +1,11 @@
 # mypy: ignore-errors
-"""One tile of a float32 product, held in the vector registers of a CPU: LLVM does not produce this from loops by
-itself.
+"""One tile of a float product, held in the vector registers of a CPU: LLVM does not produce this from loops by itself.
 
     C (rows, lanes) = [C +] A (rows, depth) @ B (depth, lanes)
 
 Each number is one chain of fused multiply-adds along the depth, so it does not depend on the tile that it is in.
-Written in LLVM's own language, through numba's `intrinsic`.
+Where the CPU multiplies pairs of bfloat16 (AVX512_BF16), a word of A and of B can be such a pair, two steps of the
+depth; sums are float32. Written in LLVM's own language, through numba's `intrinsic`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,39 @@ FEATURES = llvmlite.binding.get_host_cpu_features()
 VECTOR = 16  # floats: one register with AVX-512, two with AVX2, four with NEON
 ROWS, LANES = (8, 2 * VECTOR) if FEATURES.get("avx512f") else (4, VECTOR)  # of a tile: sums in half of the registers
 FUSED = platform.machine().lower() not in ("x86_64", "amd64", "x86") or bool(FEATURES.get("fma"))
+PAIRS = bool(FEATURES.get("avx512bf16"))  # whether this CPU multiplies pairs of bfloat16
 FLOAT, WORD, SHORT, BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(32), 4
 
 
-def tile(rows: int, lanes: int, onto: bool) -> Callable[..., None]:
+class BFloat16(ir.Type):
+    """LLVM's bfloat, which llvmlite has no class for."""
+
+    def _to_string(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(BFloat16)
+
+
+def tile(rows: int, lanes: int, onto: bool, pairs: bool = False) -> Callable[..., None]:
     """Return a compiled tile, called with (A, B, C, a_row, a_step, b_step, c_row, depth).
 
-    A, B, C: addresses. a_row, a_step: floats from one row of A to the next, and from one step of its depth to the next.
-    b_step, c_row: floats from one row of B, and of C, to the next. depth: at least 1. onto: add to C instead of
-    replacing.
+    A, B, C: addresses. a_row, a_step: words from one row of A to the next, and from one step of its depth to the next.
+    b_step, c_row: words from one row of B, and of C, to the next. depth: at least 1. onto: add to C instead of
+    replacing. A word is a float, or of A and B a pair of bfloat16 if `pairs`.
     """
-    vector = ir.VectorType(FLOAT, lanes)
+    width = VECTOR if pairs else lanes
+    vector, word = ir.VectorType(FLOAT, width), SHORT if pairs else FLOAT
+    parts = range(0, lanes, width)
 
     def generate(context, builder, signature, arguments):
         a, b, c, a_row, a_step, b_step, c_row, depth = arguments
 
         def moved(address, count, by=1):
-            """Return address + count * by floats."""
+            """Return address + count * by words."""
             by = ir.Constant(WORD, by) if isinstance(by, int) else by
             count = ir.Constant(WORD, count) if isinstance(count, int) else count
             return builder.add(address, builder.mul(builder.mul(count, by), ir.Constant(WORD, BYTES)))
@@ -52,33 +68,44 @@ def tile(rows: int, lanes: int, onto: bool) -> Callable[..., None]:
 
         def spread(scalar):
             """Return a vector with a number in every lane."""
-            nothing = ir.Constant(vector, ir.Undefined)
+            nothing = ir.Constant(ir.VectorType(word, width), ir.Undefined)
             first = builder.insert_element(nothing, scalar, ir.Constant(SHORT, 0))
-            return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(SHORT, lanes), [0] * lanes))
+            return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(SHORT, width), [0] * width))
 
         def multiply_add(x, y, total):
+            if pairs:
+                halves = ir.VectorType(BFloat16(), 2 * width)
+                kind = ir.FunctionType(vector, [vector, halves, halves])
+                dots = get_or_insert_function(builder.module, kind, f"llvm.x86.avx512bf16.dpbf16ps.{32 * width}")
+                return builder.call(dots, [total, builder.bitcast(x, halves), builder.bitcast(y, halves)])
             if not FUSED:
                 return builder.fadd(builder.fmul(x, y), total)
             kind = ir.FunctionType(vector, [vector] * 3)
-            return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fma.v{lanes}f32"), [x, y, total])
+            return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fma.v{width}f32"), [x, y, total])
 
-        zero = ir.Constant(vector, [0.0] * lanes)
-        begin = [load(moved(c, r, c_row), vector) if onto else zero for r in range(rows)]
+        zero = ir.Constant(vector, [0.0] * width)
+        places = [(r, moved(moved(c, r, c_row), at)) for r in range(rows) for at in parts]
+        begin = [load(place, vector) if onto else zero for _, place in places]
         before, body, after = builder.block, builder.append_basic_block("steps"), builder.append_basic_block("done")
         builder.branch(body)
         builder.position_at_end(body)
-        k, sums = builder.phi(WORD), [builder.phi(vector) for _ in range(rows)]
-        b_lanes = load(moved(b, k, b_step), vector)
+        k, sums = builder.phi(WORD), [builder.phi(vector) for _ in places]
+        b_row = moved(b, k, b_step)
+        b_lanes = [load(moved(b_row, at), ir.VectorType(word, width)) for at in parts]
         column = moved(a, k, a_step)
-        more = [multiply_add(spread(load(moved(column, r, a_row), FLOAT)), b_lanes, sums[r]) for r in range(rows)]
+        scalars = [spread(load(moved(column, r, a_row), word)) for r in range(rows)]
+        more = [
+            multiply_add(scalars[r], b_lanes[n % len(parts)], total)
+            for n, ((r, _), total) in enumerate(zip(places, sums, strict=True))
+        ]
         following = builder.add(k, ir.Constant(WORD, 1))
         for phi, first, later in zip([k, *sums], [ir.Constant(WORD, 0), *begin], [following, *more], strict=True):
             phi.add_incoming(first, before)
             phi.add_incoming(later, body)
         builder.cbranch(builder.icmp_signed("<", following, depth), body, after)
         builder.position_at_end(after)
-        for r in range(rows):
-            builder.store(more[r], pointer(moved(c, r, c_row), vector), align=BYTES)
+        for (_, place), total in zip(places, more, strict=True):
+            builder.store(total, pointer(place, vector), align=BYTES)
         return context.get_dummy_value()
 
     @intrinsic

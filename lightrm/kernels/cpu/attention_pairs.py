@@ -1,0 +1,165 @@
+# mypy: ignore-errors
+"""Packed causal attention on a CPU that multiplies pairs of bfloat16, compiled by numba.
+
+As `attention_loop`, with both products in bfloat16 and their sums in float32: query (scaled), key, value and the
+weights of the softmax are rounded to bfloat16, everything else is float32. Two neighbours of a product's depth lie in
+one word: two channels of a query or key, two positions of a value or weight.
+
+E head width, in pairs; H query heads, J key/value heads, T tokens, Q queries of a tile.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import float32, njit, prange, uint32
+
+from lightrm.kernels.cpu.attention_loop import (
+    KEYS,
+    MASKED,
+    add_alibi,
+    cap_scores,
+    mask_future,
+    mask_past,
+    shrink,
+)
+from lightrm.kernels.cpu.row_loops import PLAIN, exponential, halved, over_rows
+from lightrm.kernels.cpu.simd import BYTES, LANES, ROWS, VECTOR, tile
+from lightrm.kernels.paths import HEADER
+
+SIXTEEN = uint32(16)
+SCORE, SCORE_NARROW = tile(ROWS, LANES, onto=False, pairs=True), tile(ROWS, VECTOR, onto=False, pairs=True)
+MIX = tile(ROWS, LANES, onto=True, pairs=True)
+
+
+@njit(**PLAIN)
+def paired(low, high):
+    """Two floats, rounded to bfloat16, in one word."""
+    return uint32(halved(low)) | uint32(uint32(halved(high)) << SIXTEEN)
+
+
+@njit(**PLAIN)
+def online_softmax(score_KQ, weight_PQ, total_Q, most_Q, shrink_Q, keys):
+    """As `attention_loop.online_softmax`; the weights go to weight_PQ, two keys in a word."""
+    used = most_Q.shape[0]
+    for i in range(used):
+        shrink_Q[i] = most_Q[i]
+    for k in range(keys):
+        row = score_KQ[k]
+        for i in range(used):
+            most_Q[i] = max(most_Q[i], row[i])
+    for i in range(used):
+        shrink_Q[i] = exponential(shrink_Q[i] - most_Q[i])
+        total_Q[i] *= shrink_Q[i]
+    if keys % 2 == 1:
+        score_KQ[keys, :used] = MASKED
+    for p in range((keys + 1) // 2):
+        first, second, words = score_KQ[2 * p], score_KQ[2 * p + 1], weight_PQ[p]
+        for i in range(used):
+            x, y = first[i], second[i]
+            low = exponential(x - most_Q[i]) + (x - x)  # NaN and Inf become NaN, numbers stay
+            high = exponential(y - most_Q[i]) + (y - y)
+            low = float32(0) if x == MASKED else low
+            high = float32(0) if y == MASKED else high
+            words[i] = paired(low, high)
+            total_Q[i] += low + high
+
+
+@njit(**PLAIN)
+def gather_keys(key_TW, table, start, stop, block_KW):
+    """Copy the rows of positions start .. stop of a path, range by range."""
+    depth, width = (table.shape[0] - HEADER) // 2, key_TW.shape[1]
+    for d in range(depth):
+        begins, shift = table[HEADER + 2 * d], table[HEADER + 2 * d + 1]
+        ends = table[HEADER + 2 * d + 2] if d + 1 < depth else stop
+        for position in range(max(begins, start), min(ends, stop)):
+            for e in range(width):
+                block_KW[position - start, e] = key_TW[position + shift, e]
+
+
+@njit(**PLAIN)
+def gather_values(value_TE, table, start, stop, block_PE):
+    """As `gather_keys`, with two positions in a word; the second of the last word may be missing, and is 0."""
+    depth, width = (table.shape[0] - HEADER) // 2, value_TE.shape[1]
+    for d in range(depth):
+        begins, shift = table[HEADER + 2 * d], table[HEADER + 2 * d + 1]
+        ends = table[HEADER + 2 * d + 2] if d + 1 < depth else stop
+        for position in range(max(begins, start), min(ends, stop)):
+            row, words = value_TE[position + shift], block_PE[(position - start) // 2]
+            if (position - start) % 2 == 0:
+                for e in range(width):
+                    words[e] = uint32(row[e])
+            else:
+                for e in range(width):
+                    words[e] |= uint32(uint32(row[e]) << SIXTEEN)
+
+
+@njit(**PLAIN)
+def score(key_KW, query_WQ, score_KQ, keys):
+    """score (keys, Q) = key @ query, in whole tiles. Rows beyond `keys` are computed too and never read."""
+    key, query, out = key_KW.ctypes.data, query_WQ.ctypes.data, score_KQ.ctypes.data
+    row, (width, used) = key_KW.shape[1], query_WQ.shape
+    whole = used - used % LANES
+    for i in range(0, whole, LANES):
+        for k in range(0, keys, ROWS):
+            a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
+            SCORE(a, b, c, row, 1, used, used, width)
+    for i in range(whole, used, VECTOR):
+        for k in range(0, keys, ROWS):
+            a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
+            SCORE_NARROW(a, b, c, row, 1, used, used, width)
+
+
+@njit(**PLAIN)
+def mix(weight_PQ, value_PE, out_QE, pairs):
+    """out (Q, E) += weight.T @ value. E is a multiple of LANES."""
+    weight, value, out = weight_PQ.ctypes.data, value_PE.ctypes.data, out_QE.ctypes.data
+    used, width = out_QE.shape
+    for e in range(0, width, LANES):
+        for i in range(0, used, ROWS):
+            a, c = weight + BYTES * i, out + BYTES * (i * width + e)
+            MIX(a, value + BYTES * e, c, 1, used, width, width, pairs)
+
+
+@njit(**PLAIN)
+def attend(query, key_TW, value_TE, table, head, scale, cap, window, slope, out):
+    row, count, begins, width = table[0], table[1], table[2], query.shape[2]
+    used, end = -(-count // VECTOR) * VECTOR, begins + count
+    padded = -(-width // LANES) * LANES
+    query_WQ = np.zeros((width // 2, used), np.uint32)
+    for i in range(count):
+        for e in range(width // 2):
+            query_WQ[e, i] = paired(query[row + i, head, 2 * e] * scale, query[row + i, head, 2 * e + 1] * scale)
+    block_KW, block_PE = np.zeros((KEYS, width // 2), np.uint32), np.zeros((KEYS // 2, padded), np.uint32)
+    score_KQ, weight_PQ = np.empty((KEYS, used), np.float32), np.empty((KEYS // 2, used), np.uint32)
+    total_Q, most_Q, shrink_Q = np.zeros(used, np.float32), np.full(used, MASKED), np.empty(used, np.float32)
+    out_QE = np.zeros((used, padded), np.float32)
+    for start in range(max(begins - window + 1, 0) // KEYS * KEYS, end, KEYS):
+        stop = min(start + KEYS, end)
+        keys = stop - start
+        gather_keys(key_TW, table, start, stop, block_KW)
+        score(block_KW, query_WQ, score_KQ, keys)
+        if cap != 0:
+            cap_scores(score_KQ, cap, keys)
+        if slope != 0:
+            add_alibi(score_KQ, slope, start - begins, keys)
+        if stop > begins + 1:
+            mask_future(score_KQ, start - begins, keys)
+        if end - start > window:
+            mask_past(score_KQ, start - begins, keys, window)
+        online_softmax(score_KQ, weight_PQ, total_Q, most_Q, shrink_Q, keys)
+        shrink(out_QE, shrink_Q)
+        gather_values(value_TE, table, start, stop, block_PE)
+        mix(weight_PQ, block_PE, out_QE, (keys + 1) // 2)
+    for i in range(count):
+        for e in range(width):
+            out[row + i, head, e] = out_QE[i, e] / total_Q[i]
+
+
+@over_rows
+def attention_rows(query_THE, key_JTW, value_JTE, tables, scale, cap, window, slopes_H, out_THE):
+    heads, tiles = query_THE.shape[1], tables.shape[0]
+    for task in prange(heads * tiles):  # a thread takes whole heads: tiles late in a sequence cost more
+        head = task // tiles
+        j = head * key_JTW.shape[0] // heads
+        table = tables[task % tiles]
+        attend(query_THE, key_JTW[j], value_JTE[j], table, head, scale, cap, window, slopes_H[head], out_THE)
