@@ -159,27 +159,63 @@ PEERS: dict[str, Load] = {
 
 
 def gemms_alone(folder: Path) -> tuple[Score, str]:
-    """The int8 products of w8a8 and nothing between them: the ceiling. Its "scores" are zeros."""
-    from lightrm.kernels import gemm, products
+    """The ceiling of w8a8: its int8 products that cannot be left out, and nothing between them. Of the last layer these
+    are keys and values; all else is needed for the last tokens only. Sums go to memory that is kept. Its "scores" are
+    zeros."""
+    from lightrm.kernels import gemm
+    from lightrm.kernels.arena import Arena, use_arena
+    from lightrm.kernels.library_products import multiply
+    from lightrm.kernels.operands import Rows
+    from lightrm.schemes.int8 import Rowwise
 
     config = json.loads((folder / "config.json").read_text())
     width, ffn, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
-    shapes = [(3 * width, width), (width, width), (2 * ffn, width), (width, ffn)] * layers
-    weights = [torch.randint(-127, 128, shape, dtype=torch.int8) for shape in shapes]
+    shapes = [(3 * width, width), (width, width), (2 * ffn, width), (width, ffn)]
+    whole = [torch.randint(-127, 127, shape, dtype=torch.int8) for shape in shapes * (layers - 1)]
+    keys_and_values = torch.randint(-127, 127, (2 * width, width), dtype=torch.int8)
+    last = [torch.randint(-127, 127, shape, dtype=torch.int8) for shape in ((width, width), *shapes[1:])]
+    memory = Arena(PADDED_TOKENS * 2 * ffn * 4 + 2**20)
+
+    def product(rows: int, weight: torch.Tensor) -> None:
+        few = Rows(inputs[weight.shape[1]][:rows], torch.ones(rows))
+        multiply(few, Rowwise(weight, torch.ones(len(weight))), None)
 
     def score(texts: list[np.ndarray]) -> np.ndarray:
         tokens = sum(len(text) for text in texts)
-        for start in range(0, tokens, PADDED_TOKENS):
-            rows = min(PADDED_TOKENS, tokens - start)
-            for weight in weights:
-                products.int8_product(inputs[weight.shape[1]][:rows], weight)
+        with use_arena(memory):
+            for start in range(0, tokens, PADDED_TOKENS):
+                for weight in [*whole, keys_and_values]:
+                    product(min(PADDED_TOKENS, tokens - start), weight)
+            for weight in last:
+                product(len(texts), weight)
         return np.zeros(len(texts), np.float32)
 
     inputs = {n: torch.ones(PADDED_TOKENS, n, dtype=torch.int8) for n in (width, ffn)}
     return score, gemm.cpu_product()[1]
 
 
-PEERS["int8 GEMMs alone"] = gemms_alone
+PEERS["int8 products alone"] = gemms_alone
+
+
+def weights_read(bits: int) -> Load:
+    """The bytes of the linear layers read once, and nothing else: what memory allows where there are few tokens."""
+
+    def load(folder: Path) -> tuple[Score, str]:
+        config = json.loads((folder / "config.json").read_text())
+        width, ffn, layers = config["hidden_size"], config["intermediate_size"], config["num_hidden_layers"]
+        weights = torch.ones(layers * (4 * width + 3 * ffn) * width * bits // 8 // 4)
+
+        def score(texts: list[np.ndarray]) -> np.ndarray:
+            weights.sum()
+            return np.zeros(len(texts), np.float32)
+
+        return score, "PyTorch's sum"
+
+    return load
+
+
+READINGS = {"weights read, 8 bits": weights_read(8), "weights read, 4 bits": weights_read(4)}
+PEERS |= READINGS
 
 
 def peak_memory() -> int:

@@ -24,12 +24,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.peers import PEERS
+from benchmarks.peers import PEERS, READINGS
 from benchmarks.record import ROOT, measured_on, provenance, quote, this_cpu, write_result
 from lightrm.checkpoints.stored import write_safetensors
 
 SHARING = ("lightrm w8a8, nothing shared", "llama.cpp Q8_0, prompt kept")  # for benchmarks.sharing
-CEILING, TRUTH, RESULT = "int8 GEMMs alone", "lightrm fp32", "scoring_cpu"
+CEILING, TRUTH, RESULT = "int8 products alone", "lightrm fp32", "scoring_cpu"
+SHORT = (16, 32, 64, 128)  # tokens: of these, reading the weights takes most of the time
+LONG, OF_LONG = "1 x 4096", ("lightrm w8a8", "lightrm w4a8", "lightrm bf16", "transformers bf16", CEILING)
 SHAPES = {"7B": (4096, 11008, 32), "13B": (5120, 13696, 40)}  # width, ffn, heads
 PACKAGES = (
     "torch", "numpy", "numba", "transformers", "bitsandbytes", "torchao", "llama_cpp_python",
@@ -120,6 +122,9 @@ def in_turn(names: list[str], folder: Path, loads: Loads, rounds: int, failed: d
         answers[load] = {peer.name: [] for peer in peers}
         for k in range(rounds + 1):
             for peer in list(peers):
+                if load == LONG and peer.name not in OF_LONG:
+                    answers[load].pop(peer.name, None)
+                    continue
                 try:
                     answer = peer.ask([(0, sizes)], seed=1)
                 except RuntimeError as error:
@@ -138,10 +143,12 @@ def in_turn(names: list[str], folder: Path, loads: Loads, rounds: int, failed: d
 def measure(data: Path, shape: str, layers: int, rounds: int, names: list[str], wanted: list[str]) -> dict[str, Any]:
     lengths = real_lengths(data, 12)
     loads = {
+        **{f"1 x {tokens}": [tokens] for tokens in SHORT},
         "4 x 256": [256] * 4,
         "8 x 256": [256] * 8,
         "2 x 1024": [1024] * 2,
         "1 x 2048": [2048],
+        "1 x 4096": [4096],
         "real mix": lengths,
     }
     loads = {name: load for name, load in loads.items() if name in wanted or not wanted}
@@ -169,7 +176,7 @@ def available(packages: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def summary(sizes: list[int], answers: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    truth = np.array(answers[TRUTH][-1]["scores"])
+    truth = np.array(answers[TRUTH][-1]["scores"]) if TRUTH in answers else None
     runs = {name: [answer["seconds"] for answer in found] for name, found in answers.items()}
     rows = {}
     for name, seconds in runs.items():
@@ -179,13 +186,15 @@ def summary(sizes: list[int], answers: dict[str, list[dict[str, Any]]]) -> dict[
             if other in runs
         }
         last = answers[name][-1]
-        error = float(np.sqrt(np.mean((np.array(last["scores"]) - truth) ** 2)) / max(truth.std(), 1e-9))
+        error = None
+        if truth is not None and len(sizes) > 1 and name not in (CEILING, *READINGS):
+            error = float(np.sqrt(np.mean((np.array(last["scores"]) - truth) ** 2)) / max(truth.std(), 1e-9))
         rows[name] = {
             "tokens/s": sum(sizes) / statistics.median(seconds),
             "pairs/s": len(sizes) / statistics.median(seconds),
             "speed against": against,
             "peak memory": last["peak"],
-            "error": None if name == CEILING or len(sizes) == 1 else error,
+            "error": error,
             "kernel": last["kernel"],
         }
     return rows
@@ -194,18 +203,23 @@ def summary(sizes: list[int], answers: dict[str, list[dict[str, Any]]]) -> dict[
 def table(result: dict[str, Any]) -> str:
     """Speed of each scorer over lightrm's w8a8 in the same round, by workload; memory and error from the last."""
     loads = result["workloads"]
-    last = list(loads.values())[-1]
+    rows = {name: row for found in loads.values() for name, row in found.items()}  # of the last load that has it
     titles = [f"{load} tokens" if " x " in load else load for load in loads]
     lines = [
         f"| | {' | '.join(titles)} | peak memory | error | kernel |",
         f"| --- |{' ---: |' * len(loads)} ---: | ---: | --- |",
     ]
-    for name, row in last.items():
-        cells = [f"{rows[name]['speed against']['lightrm w8a8']:.2f}" for rows in loads.values()]
+    for name, row in rows.items():
+        cells = [
+            f"{found[name]['speed against']['lightrm w8a8']:.2f}" if name in found else "-" for found in loads.values()
+        ]
         peak = "-" if row["peak memory"] is None else f"{row['peak memory'] / 2**30:.1f} GiB"
-        error = "-" if row["error"] is None else f"{100 * row['error']:.1f} %"
+        errors = [
+            found[name]["error"] for found in loads.values() if name in found and found[name]["error"] is not None
+        ]
+        error = f"{100 * errors[-1]:.1f} %" if errors else "-"
         lines.append(f"| {name} | {' | '.join(cells)} | {peak} | {error} | {row['kernel']} |")
-    absolute = ", ".join(f"{rows['lightrm w8a8']['tokens/s']:.0f} ({load})" for load, rows in loads.items())
+    absolute = ", ".join(f"{found['lightrm w8a8']['tokens/s']:.0f} ({load})" for load, found in loads.items())
     lines.append(f"\nw8a8 alone, tokens/s of {result['layers']} layers: {absolute}. {measured_on(result)}")
     for error in dict.fromkeys(result["failed"].values()):
         names = [name for name, why in result["failed"].items() if why == error]

@@ -18,7 +18,7 @@ from lightrm.kernels.cpu.row_loops import PLAIN, over_rows
 
 CHANNELS = 10 * OUTPUTS  # that a thread takes at a time
 DEPTH = 4096  # the most inputs that are multiplied at a time: a tile's weights stay in the first level of cache
-FETCH_ALL, FETCH_ONE = dot_tile(OUTPUTS), dot_tile(1)
+FETCH_ALL, FETCH_TWO, FETCH_ONE = dot_tile(OUTPUTS), dot_tile(2), dot_tile(1)  # rows' worth, spread over the steps
 WIDEN_64, WIDEN_32, WIDEN_16, WIDEN_8, WIDEN_4 = (widening(run) for run in (64, 32, 16, 8, 4))
 
 
@@ -42,16 +42,20 @@ def multiply_tile(w, w_row, flip, x_TI, begin_TO, out_TO, first, soon):
     pieces = -(-inputs // DEPTH)
     depth = -(-inputs // (pieces * STEP)) * STEP
     before, before_row = begin, 4 * OUTPUTS
+    tiles = tokens // TOKENS
     for i in range(0, inputs, depth):
         some = min(depth, inputs - i)
-        for t in range(0, tokens, TOKENS):
-            at_w, at_x, at_out, k = w + i, x + t * inputs + i, out + 4 * t * outputs, t // TOKENS
-            at_before = before + before_row * t
-            if soon != 0 and k == 0 and tokens < OUTPUTS * TOKENS:
-                at_soon = soon + OUTPUTS * i
+        for k in range(tiles):
+            t = TOKENS * k
+            at_w, at_x, at_out, at_before = w + i, x + t * inputs + i, out + 4 * t * outputs, before + before_row * t
+            at_soon = soon + OUTPUTS * i
+            if soon != 0 and tiles == 1:
                 FETCH_ALL(at_w, at_x, at_before, at_out, w_row, inputs, before_row, 4 * outputs, some, flip, at_soon)
+            elif soon != 0 and tiles < OUTPUTS and 2 * k < OUTPUTS:
+                at_soon += 2 * k * some
+                FETCH_TWO(at_w, at_x, at_before, at_out, w_row, inputs, before_row, 4 * outputs, some, flip, at_soon)
             else:
-                at_soon = soon + OUTPUTS * i + k * some if soon != 0 and k < OUTPUTS <= tokens // TOKENS else at_w
+                at_soon = at_soon + k * some if soon != 0 and k < OUTPUTS <= tiles else at_w
                 FETCH_ONE(at_w, at_x, at_before, at_out, w_row, inputs, before_row, 4 * outputs, some, flip, at_soon)
         before, before_row = out, 4 * outputs
 
