@@ -31,6 +31,11 @@ from lightrm.checkpoints.stored import write_safetensors
 SHARING = ("lightrm w8a8, nothing shared", "llama.cpp Q8_0, prompt kept")  # for benchmarks.sharing
 CEILING, TRUTH, RESULT = "int8 products alone", "lightrm fp32", "scoring_cpu"
 SHORT = (16, 32, 64, 128)  # tokens: of these, reading the weights takes most of the time
+BRIEFLY = (
+    ("1 x 16", "1 x 128", "4 x 256", "1 x 2048"),
+    ("lightrm w8a8", "lightrm w4a8", "lightrm bf16", "transformers bf16", "bitsandbytes nf4", "torchao int8, compiled",
+     "OpenVINO int8", "ONNX Runtime int8", "llama.cpp Q8_0", "llama.cpp Q4_K_M", "int8 products alone"),
+)  # fmt: skip
 LONG, OF_LONG = "1 x 4096", ("lightrm w8a8", "lightrm w4a8", "lightrm bf16", "transformers bf16", CEILING)
 SHAPES = {"7B": (4096, 11008, 32), "13B": (5120, 13696, 40)}  # width, ffn, heads
 PACKAGES = (
@@ -227,6 +232,17 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def short_table(result: dict[str, Any]) -> str:
+    """The same for a reader in a hurry: the loads and the rows of `BRIEFLY`."""
+    kept = {load: found for load, found in result["workloads"].items() if load in BRIEFLY[0]}
+    rows = {load: {name: row for name, row in found.items() if name in BRIEFLY[1]} for load, found in kept.items()}
+    whole = table(result | {"workloads": rows, "failed": {}})
+    return (
+        "\n".join("|".join(line.split("|")[:-2]) + "|" if line.startswith("|") else line for line in whole.splitlines())
+        + "\n"
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -244,6 +260,7 @@ def main() -> None:
         return
     write_result(RESULT, result)
     quote(RESULT, table)
+    quote(RESULT, short_table, block="scoring_short")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import (
+    attention,
     bundled_model,
     exact,
     fidelity,
@@ -24,6 +25,7 @@ from benchmarks import (
     sharing,
     streaming,
     text_differential,
+    text_speed,
 )
 from benchmarks.bundled_model import CARD, REFERENCE_CARD
 from benchmarks.clients import browser, load, polars_columns, ray_data, sentence_transformers, trainers, trainers_http
@@ -31,6 +33,7 @@ from benchmarks.record import RESULTS, documents, quote, quoting, read_result, w
 
 TABLES = {
     "browser": browser.sentence,
+    "attention": attention.table,
     "bundled_model": bundled_model.table,
     "exact": exact.table,
     "fidelity": fidelity.table,
@@ -49,11 +52,14 @@ TABLES = {
     "releases": releases.sentence,
     "schemes": schemes.table,
     "scoring_cpu": scoring.table,
+    "scoring_short": scoring.short_table,
+    "scoring_without_vnni": scoring.table,
     "sentence_transformers": sentence_transformers.sentence,
     "sharing_cpu": sharing.table,
     "sharing_pass": sharing.sentence,
     "streaming": streaming.table,
     "text_differential": text_differential.sentence,
+    "text_speed": text_speed.line,
     "trainers": trainers.sentence,
     "trainers_http": trainers_http.sentence,
 }
@@ -61,6 +67,7 @@ RESULT_OF = {
     "fidelity_short": "fidelity",
     "gemma_fidelity": "gemma",
     "gemma_rotations": "gemma",
+    "scoring_short": "scoring_cpu",
     "sharing_pass": "sharing_cpu",
 }  # where block and result have different names
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n(.*?)<!-- end: (\w+) -->", re.DOTALL)
