@@ -70,7 +70,10 @@ def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
     if error:
         reason = f"numba cannot be imported ({error}): install it; int8 products: {why}"
         return KernelChoice("plain PyTorch passes", reason, True, slow_products)
-    return KernelChoice("numba", f"this is a CPU; int8 products: {why}{cpu_extras()}", False, slow_products)
+    objects = imported("cpu.objects")[0]
+    ahead = None if objects is None else objects.code()
+    name = "numba" if ahead is None else "numba, compiled ahead"
+    return KernelChoice(name, f"this is a CPU; int8 products: {why}{cpu_extras()}", False, slow_products)
 
 
 def cpu_extras() -> str:

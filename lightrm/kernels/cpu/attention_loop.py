@@ -17,6 +17,7 @@ import numpy as np
 from numba import float32, njit, prange
 
 from lightrm.kernels.cpu.row_loops import PLAIN, exponential, over_rows
+from lightrm.kernels.cpu.scratch import float_rows, release, reserve
 from lightrm.kernels.cpu.simd import BYTES, LANES, ROWS, VECTOR, tile
 from lightrm.kernels.paths import HEADER
 
@@ -143,17 +144,31 @@ def mix(weight_KQ, value_KE, out_QE, keys):
 
 
 @njit(**PLAIN)
+def clear(x):
+    for k in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            x[k, i] = 0
+
+
+@njit(**PLAIN)
 def attend(query, key_TE, value_TE, table, head, scale, cap, window, slope, out):
     row, count, begins, width = table[0], table[1], table[2], query.shape[2]
     used, end = -(-count // VECTOR) * VECTOR, begins + count
     padded = -(-width // LANES) * LANES
-    query_EQ = np.zeros((width, used), np.float32)
+    room = reserve(4 * (used * (width + padded + KEYS + 3) + KEYS * padded))
+    query_EQ = float_rows(room, width, used)
+    out_QE = float_rows(room + 4 * used * width, used, padded)
+    score_KQ = float_rows(room + 4 * used * (width + padded), KEYS, used)
+    sums_3Q = float_rows(room + 4 * used * (width + padded + KEYS), 3, used)
+    block_KE = float_rows(room + 4 * used * (width + padded + KEYS + 3), KEYS, padded)
+    for x in (query_EQ, out_QE, score_KQ, sums_3Q, block_KE):
+        clear(x)
+    total_Q, most_Q, shrink_Q = sums_3Q[0], sums_3Q[1], sums_3Q[2]
+    for i in range(used):
+        most_Q[i] = MASKED
     for i in range(count):
         for e in range(width):
             query_EQ[e, i] = query[row + i, head, e] * scale
-    block_KE, score_KQ = np.zeros((KEYS, padded), np.float32), np.empty((KEYS, used), np.float32)
-    total_Q, most_Q, shrink_Q = np.zeros(used, np.float32), np.full(used, MASKED), np.empty(used, np.float32)
-    out_QE = np.zeros((used, padded), np.float32)
     for start in range(max(begins - window + 1, 0) // KEYS * KEYS, end, KEYS):
         stop = min(start + KEYS, end)
         keys = stop - start
@@ -174,6 +189,7 @@ def attend(query, key_TE, value_TE, table, head, scale, cap, window, slope, out)
     for i in range(count):
         for e in range(width):
             out[row + i, head, e] = out_QE[i, e] / total_Q[i]
+    release(room)
 
 
 @over_rows

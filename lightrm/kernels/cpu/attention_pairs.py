@@ -10,7 +10,6 @@ E head width, in pairs; H query heads, J key/value heads, T tokens, Q queries of
 
 from __future__ import annotations
 
-import numpy as np
 from numba import float32, njit, prange, uint32
 
 from lightrm.kernels.cpu.attention_loop import (
@@ -18,15 +17,17 @@ from lightrm.kernels.cpu.attention_loop import (
     MASKED,
     add_alibi,
     cap_scores,
+    clear,
     mask_future,
     mask_past,
     shrink,
 )
-from lightrm.kernels.cpu.row_loops import PLAIN, exponential, halved, over_rows
+from lightrm.kernels.cpu.head_loops import SIXTEEN, halved
+from lightrm.kernels.cpu.row_loops import PLAIN, exponential, over_rows
+from lightrm.kernels.cpu.scratch import float_rows, release, reserve, word_rows
 from lightrm.kernels.cpu.simd import BYTES, LANES, ROWS, VECTOR, tile
 from lightrm.kernels.paths import HEADER
 
-SIXTEEN = uint32(16)
 SCORE, SCORE_NARROW = tile(ROWS, LANES, onto=False, pairs=True), tile(ROWS, VECTOR, onto=False, pairs=True)
 MIX = tile(ROWS, LANES, onto=True, pairs=True)
 
@@ -125,14 +126,25 @@ def attend(query, key_TW, value_TE, table, head, scale, cap, window, slope, out)
     row, count, begins, width = table[0], table[1], table[2], query.shape[2]
     used, end = -(-count // VECTOR) * VECTOR, begins + count
     padded = -(-width // LANES) * LANES
-    query_WQ = np.zeros((width // 2, used), np.uint32)
+    words, pairs = width // 2, KEYS // 2
+    room = reserve(4 * (used * (words + padded + KEYS + pairs + 3) + KEYS * words + pairs * padded))
+    query_WQ = word_rows(room, words, used)
+    out_QE = float_rows(room + 4 * used * words, used, padded)
+    score_KQ = float_rows(room + 4 * used * (words + padded), KEYS, used)
+    weight_PQ = word_rows(room + 4 * used * (words + padded + KEYS), pairs, used)
+    sums_3Q = float_rows(room + 4 * used * (words + padded + KEYS + pairs), 3, used)
+    block_KW = word_rows(room + 4 * used * (words + padded + KEYS + pairs + 3), KEYS, words)
+    block_PE = word_rows(room + 4 * (used * (words + padded + KEYS + pairs + 3) + KEYS * words), pairs, padded)
+    for x in (query_WQ, weight_PQ, block_KW, block_PE):
+        clear(x)
+    for x in (out_QE, score_KQ, sums_3Q):
+        clear(x)
+    total_Q, most_Q, shrink_Q = sums_3Q[0], sums_3Q[1], sums_3Q[2]
+    for i in range(used):
+        most_Q[i] = MASKED
     for i in range(count):
-        for e in range(width // 2):
+        for e in range(words):
             query_WQ[e, i] = paired(query[row + i, head, 2 * e] * scale, query[row + i, head, 2 * e + 1] * scale)
-    block_KW, block_PE = np.zeros((KEYS, width // 2), np.uint32), np.zeros((KEYS // 2, padded), np.uint32)
-    score_KQ, weight_PQ = np.empty((KEYS, used), np.float32), np.empty((KEYS // 2, used), np.uint32)
-    total_Q, most_Q, shrink_Q = np.zeros(used, np.float32), np.full(used, MASKED), np.empty(used, np.float32)
-    out_QE = np.zeros((used, padded), np.float32)
     for start in range(max(begins - window + 1, 0) // KEYS * KEYS, end, KEYS):
         stop = min(start + KEYS, end)
         keys = stop - start
@@ -153,6 +165,7 @@ def attend(query, key_TW, value_TE, table, head, scale, cap, window, slope, out)
     for i in range(count):
         for e in range(width):
             out[row + i, head, e] = out_QE[i, e] / total_Q[i]
+    release(room)
 
 
 @over_rows

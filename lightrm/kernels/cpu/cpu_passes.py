@@ -14,7 +14,7 @@ import torch
 
 from lightrm.kernels import forks, integer
 from lightrm.kernels.arena import empty
-from lightrm.kernels.cpu import column_loop, row_loops
+from lightrm.kernels.cpu import column_loop, head_loops, objects, row_loops
 from lightrm.kernels.cpu.row_loops import Loop
 from lightrm.kernels.cpu.simd import PAIRS
 from lightrm.kernels.library import gated, norm_each, rms_norm, value_head
@@ -31,18 +31,27 @@ ONE_AT_A_TIME = threading.Lock()  # not every threading layer of numba bears two
 
 
 def launch(kernel: Loop, *arguments: Any) -> None:
-    """Run a kernel on as many threads as PyTorch uses. It works on the tensors' own memory."""
+    """Run a kernel on as many threads as PyTorch uses: compiled ahead if it is, otherwise by numba. It works on the
+    tensors' own memory."""
+    ready = objects.code()
+    if ready is not None and ready.run(kernel.name, arguments, 1 if forks.alone() else threads_now()):
+        return
     lent = [a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
     if forks.alone():
         kernel.by_one(*lent)
         return
     with ONE_AT_A_TIME:
-        forks.started()
-        threads = torch.get_num_threads()
+        threads = threads_now()
         numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
         if torch.get_num_threads() != threads:  # numba's OpenMP is PyTorch's, and starting it set the number of both
             torch.set_num_threads(threads)
         kernel.by_many(*lent)
+
+
+def threads_now() -> int:
+    """Return the number of PyTorch's threads, which work from now on."""
+    forks.started()
+    return torch.get_num_threads()
 
 
 def norm_quantize(
@@ -79,8 +88,8 @@ def split_heads(
     cos_TE, sin_TE = rotation if rotation is not None else (sums.row_scale_T.new_empty(tokens, 0),) * 2
     query_norm_E, key_norm_E, eps = (NOTHING, NOTHING, 0.0) if norms is None else norms
     launch(
-        row_loops.split_rows_in_half if in_half else row_loops.split_rows, *scaled(sums), cos_TE, sin_TE, query_norm_E,
-        key_norm_E, np.float32(eps), query_THE, *(bits(x) for x in (key_JTE, value_JTE)),
+        head_loops.split_rows_in_half if in_half else head_loops.split_rows, *scaled(sums), cos_TE, sin_TE,
+        query_norm_E, key_norm_E, np.float32(eps), query_THE, *(bits(x) for x in (key_JTE, value_JTE)),
     )  # fmt: skip
     return query_THE, key_JTE.transpose(0, 1), value_JTE.transpose(0, 1)
 

@@ -15,6 +15,7 @@ from numba import int32, njit, prange
 
 from lightrm.kernels.cpu.dot_tiles import OUTPUTS, STEP, TOKENS, TOP_BITS, dot_tile, widening
 from lightrm.kernels.cpu.row_loops import PLAIN, over_rows
+from lightrm.kernels.cpu.scratch import release, reserve, shorts, signed_bytes
 
 CHANNELS = 10 * OUTPUTS  # that a thread takes at a time
 DEPTH = 4096  # the most inputs that are multiplied at a time: a tile's weights stay in the first level of cache
@@ -106,28 +107,20 @@ def multiply_int4(x_TI, begin_TO, packed, multiplier_OG, half, run, out_TO):
     (outputs, groups), inputs = multiplier_OG.shape, x_TI.shape[1]
     row, blocks = packed.shape[1], packed.shape[1] // half
     for part in prange(-(-outputs // CHANNELS)):
-        widened, factor, offset = (
-            np.empty((OUTPUTS, inputs + STEP), np.uint8),  # rows not a power of two apart: they share no cache lines
-            np.empty((OUTPUTS, groups), np.uint16),
-            np.empty((OUTPUTS, groups), np.uint16),
-        )
-        to, apart = widened.ctypes.data, inputs + STEP
+        apart = inputs + STEP  # rows not a power of two apart: they share no cache lines
+        room = reserve(OUTPUTS * (apart + 4 * groups))
+        to, at_factor, at_offset = room, room + OUTPUTS * apart, room + OUTPUTS * (apart + 2 * groups)
+        factor_N, offset_N = shorts(at_factor, OUTPUTS * groups), shorts(at_offset, OUTPUTS * groups)
         for first in range(part * CHANNELS, min(part * CHANNELS + CHANNELS, outputs), OUTPUTS):
             o = min(first, outputs - OUTPUTS)
             at = packed.ctypes.data + o * row
-            factors(multiplier_OG[o : o + OUTPUTS].reshape(-1), factor.reshape(-1), offset.reshape(-1))
+            multiplier_N = signed_bytes(multiplier_OG.ctypes.data + o * groups, OUTPUTS * groups)
+            factors(multiplier_N, factor_N, offset_N)
             for k in range(OUTPUTS):
-                skip = 2 * k * groups
-                at_factor, at_offset = factor.ctypes.data + skip, offset.ctypes.data + skip
+                skip, whole = 2 * k * groups, groups == blocks
                 widen_row(
-                    at + k * row,
-                    at_factor,
-                    at_offset,
-                    to + k * apart,
-                    blocks,
-                    half,
-                    run,
-                    groups == blocks,
+                    at + k * row, at_factor + skip, at_offset + skip, to + k * apart, blocks, half, run, whole,
                     OUTPUTS * row,
-                )
+                )  # fmt: skip
             multiply_tile(to, apart, 0, x_TI, begin_TO, out_TO, o, 0)
+        release(room)

@@ -19,8 +19,9 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
-from numba import float32, int32, njit, prange, uint32
+from numba import float32, int32, njit, prange
 
+from lightrm.kernels.cpu.scratch import floats, release, reserve
 from lightrm.schemes.int8 import LEVELS, TINY
 
 # Divisions by zero give inf instead of raising, without which nothing below vectorizes. Only sums may be reordered.
@@ -37,14 +38,19 @@ class Loop:
     Both use the same code for a row.
     """
 
+    name: str
     by_many: Callable[..., None]
     by_one: Callable[..., None]
+
+    def __hash__(self) -> int:
+        return hash(self.name)
 
 
 def over_rows(loop: FunctionType, options: dict[str, Any] = PLAIN) -> Loop:
     alone = FunctionType(loop.__code__, loop.__globals__, loop.__name__, loop.__defaults__, loop.__closure__)
     alone.__qualname__ = f"{loop.__qualname__}.by_one"  # numba keeps compiled code under this name
-    return Loop(njit(parallel=True, **options)(loop), njit(**options)(alone))
+    name = f"{loop.__module__.rpartition('.')[2]}.{loop.__name__}"
+    return Loop(name, njit(parallel=True, **options)(loop), njit(**options)(alone))
 
 
 LOG2_E = np.float32(1 / math.log(2))
@@ -53,7 +59,6 @@ ROUNDER = np.float32(1.5 * 2**23)  # adding and taking away rounds to a whole nu
 FAR = np.float32(87.0)  # exp(87) is near the end of float32
 LEVELS_F, TINY_F, EXPONENT_BIAS, MANTISSA = np.float32(LEVELS), np.float32(TINY), np.int32(127), np.int32(23)
 ABSOLUTE = np.int32(0x7FFFFFFF)
-SIXTEEN, HALF_LESS_ONE = np.uint32(16), np.uint32(0x7FFF)
 
 
 @njit(**PLAIN)
@@ -79,14 +84,6 @@ def peak(x):
     for k in range(bits.shape[0]):
         most = max(most, int32(bits[k] & ABSOLUTE))
     return np.int32(most).view(np.float32)
-
-
-@njit(**PLAIN)
-def halved(x):
-    """The bits of x rounded to bfloat16, half to even. NaN stays NaN as arithmetic makes it."""
-    bits = np.float32(x).view(np.uint32)
-    odd = uint32(uint32(bits >> SIXTEEN) & uint32(1))
-    return uint32(uint32(uint32(bits + HALF_LESS_ONE) + odd) >> SIXTEEN)
 
 
 @njit(**PLAIN)
@@ -167,7 +164,10 @@ def norm_quantize_row(x_D, eps, weight_D, shift_D, block, values_D):
         round_to(values_D, x_D, LEVELS_F / most)
         return most / LEVELS_F / root
     spread = float32(1) / np.sqrt(float32(block))
-    normed_D = x_D.copy()
+    room = reserve(4 * x_D.shape[0])
+    normed_D = floats(room, x_D.shape[0])
+    for d in range(x_D.shape[0]):
+        normed_D[d] = x_D[d]
     if weight_D.shape[0] > 0:
         weigh(normed_D, weight_D)
     if block > 1:
@@ -175,11 +175,14 @@ def norm_quantize_row(x_D, eps, weight_D, shift_D, block, values_D):
     if shift_D.shape[0] == 0:
         most = at_least_tiny(peak(normed_D) * spread)
         round_to(values_D, normed_D, spread * (LEVELS_F / most))
-        return most / LEVELS_F / root
-    scale_and_shift(normed_D, normed_D, spread / root, shift_D)
-    most = at_least_tiny(peak(normed_D))
-    round_to(values_D, normed_D, LEVELS_F / most)
-    return most / LEVELS_F
+        scale = most / LEVELS_F / root
+    else:
+        scale_and_shift(normed_D, normed_D, spread / root, shift_D)
+        most = at_least_tiny(peak(normed_D))
+        round_to(values_D, normed_D, LEVELS_F / most)
+        scale = most / LEVELS_F
+    release(room)
+    return scale
 
 
 @over_rows
@@ -200,73 +203,6 @@ def quantize_rows(x_TI, values_TI, scale_T):
 def dequantize(out, acc, row_scale, scale, bias):
     for k in range(out.shape[0]):
         out[k] = float32(acc[k]) * (row_scale * scale[k]) + bias[k]
-
-
-@njit(**PLAIN)
-def turn(a, b, cos, sin):
-    for e in range(a.shape[0]):
-        x, y = a[e], b[e]
-        a[e] = x * cos[e] - y * sin[e]
-        b[e] = y * cos[e] + x * sin[e]
-
-
-@njit(**PLAIN)
-def scale_by(x, factor, weight):
-    for k in range(x.shape[0]):
-        x[k] = x[k] * factor * weight[k]
-
-
-@njit(**PLAIN)
-def split_row(out_E, acc_E, row_scale, scale_E, bias_E, cos_E, sin_E, norm_E, eps):
-    """Scale one head of one token; norm it and rotate it where there is a norm (not of width 0) and a rotation."""
-    dequantize(out_E, acc_E, row_scale, scale_E, bias_E)
-    if norm_E.shape[0] > 0:
-        scale_by(out_E, float32(1) / root_mean_square(out_E, eps), norm_E)
-    half = cos_E.shape[0]
-    turn(out_E[:half], out_E[half : 2 * half], cos_E, sin_E)
-
-
-@over_rows
-def split_rows(
-    acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_norm_E, key_norm_E, eps, query_THE, key_JTE, value_JTE
-):
-    heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
-    for t in prange(acc_TO.shape[0]):
-        acc, row, cos, sin = acc_TO[t], row_scale_T[t], cos_TE[t], sin_TE[t]
-        for h in range(heads + 2 * shared):
-            part = slice(h * width, (h + 1) * width)
-            if h < heads:
-                split_row(query_THE[t, h], acc[part], row, scale_O[part], bias_O[part], cos, sin, query_norm_E, eps)
-            elif h < heads + shared:
-                split_row(key_JTE[h - heads, t], acc[part], row, scale_O[part], bias_O[part], cos, sin, key_norm_E, eps)
-            else:
-                dequantize(value_JTE[h - heads - shared, t], acc[part], row, scale_O[part], bias_O[part])
-
-
-@njit(**PLAIN)
-def halve(out, x):
-    for k in range(out.shape[0]):
-        out[k] = np.uint16(halved(x[k]))
-
-
-@over_rows
-def split_rows_in_half(
-    acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_norm_E, key_norm_E, eps, query_THE, key_JTE, value_JTE
-):
-    """As `split_rows`, with keys and values in bfloat16."""
-    heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
-    for t in prange(acc_TO.shape[0]):
-        acc, row, cos, sin, exact_E = acc_TO[t], row_scale_T[t], cos_TE[t], sin_TE[t], np.empty(width, np.float32)
-        for h in range(heads + 2 * shared):
-            part = slice(h * width, (h + 1) * width)
-            if h < heads:
-                split_row(query_THE[t, h], acc[part], row, scale_O[part], bias_O[part], cos, sin, query_norm_E, eps)
-            elif h < heads + shared:
-                split_row(exact_E, acc[part], row, scale_O[part], bias_O[part], cos, sin, key_norm_E, eps)
-                halve(key_JTE[h - heads, t], exact_E)
-            else:
-                dequantize(exact_E, acc[part], row, scale_O[part], bias_O[part])
-                halve(value_JTE[h - heads - shared, t], exact_E)
 
 
 @njit(**PLAIN)
@@ -299,9 +235,11 @@ def add_scaled(x, y, factor, weight):
 @over_rows
 def add_normed_rows(x_TD, acc_TD, row_scale_T, scale_D, bias_D, weight_D, eps):
     for t in prange(x_TD.shape[0]):
-        product_D = np.empty(x_TD.shape[1], np.float32)
+        room = reserve(4 * x_TD.shape[1])
+        product_D = floats(room, x_TD.shape[1])
         dequantize(product_D, acc_TD[t], row_scale_T[t], scale_D, bias_D)
         add_scaled(x_TD[t], product_D, float32(1) / root_mean_square(product_D, eps), weight_D)
+        release(room)
 
 
 @njit(**PLAIN)
@@ -329,11 +267,12 @@ def gated_quantize_row(acc_F2, row_scale, scale_F2, bias_F2, block, factor, cubi
 @over_rows
 def gated_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, factor, cubic, values_TF, scale_T):
     for t in prange(acc_TF2.shape[0]):
-        hidden_F = np.empty(values_TF.shape[1], np.float32)
-        row = values_TF[t]
+        room = reserve(4 * values_TF.shape[1])
+        hidden_F, row = floats(room, values_TF.shape[1]), values_TF[t]
         scale_T[t] = gated_quantize_row(
             acc_TF2[t], row_scale_T[t], scale_F2, bias_F2, block, factor, cubic, row, hidden_F
         )
+        release(room)
 
 
 @cache

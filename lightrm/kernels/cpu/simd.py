@@ -15,11 +15,19 @@ from collections.abc import Callable
 
 import llvmlite.binding
 from llvmlite import ir
-from numba import types
+from numba import config, types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-FEATURES = llvmlite.binding.get_host_cpu_features()
+
+def features() -> dict[str, bool]:
+    """Return the features of the CPU to compile for: of this one, unless numba is told otherwise."""
+    if config.CPU_FEATURES is None:
+        return dict(llvmlite.binding.get_host_cpu_features())
+    return {feature[1:]: feature.startswith("+") for feature in config.CPU_FEATURES.split(",") if feature}
+
+
+FEATURES = features()
 VECTOR = 16  # floats: one register with AVX-512, two with AVX2, four with NEON
 ROWS, LANES = (8, 2 * VECTOR) if FEATURES.get("avx512f") else (4, VECTOR)  # of a tile: sums in half of the registers
 FUSED = platform.machine().lower() not in ("x86_64", "amd64", "x86") or bool(FEATURES.get("fma"))
