@@ -54,7 +54,7 @@ NOT_RUN = {  # the only blocks that are not, and why
         "it installs; `benchmarks/releases.py` does the same",
         "it writes to the shell's own files",
     ],
-    "docs/kernels.md": ["it needs a card"],
+    "docs/kernels.md": ["it compiles for half a minute", "it needs a card"],
     "docs/ray.md": ["it needs Ray and files of one's own; benchmarks/clients/ray_data.py runs the same"] * 2,
     "docs/serving.md": ["it asks a running server", "it listens to others"],
     "docs/trainers.md": ["it trains a language model; tests/test_trl.py does the same with a tiny one"],
