@@ -1,6 +1,7 @@
 """Triton's kernels compiled for a card that is not here, exactly as the door would launch them, and read back.
 
     python -m tests.compiler 90        prints one JSON line for each launch
+    python -m tests.compiler gfx942    the same for a card of AMD's: passes and attention
 
 The door's own functions are called with tensors that have shapes and no data ("meta"), and each launch is compiled for
 the compute capability instead of run: what is read is what users run. In a process of its own, since the interpreter
@@ -38,7 +39,7 @@ TYPES = {
     torch.int8: "*i8", torch.uint8: "*u8", torch.int32: "*i32", torch.int64: "*i64",
     torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32",
 }  # fmt: skip
-TENSOR_CORE = re.compile(r"^(IMMA|HMMA|IGMMA|HGMMA|QGMMA)$")
+TENSOR_CORE = re.compile(r"^(IMMA|HMMA|IGMMA|HGMMA|QGMMA|UTCIMMA|UTCHMMA)$")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9]*)([.\w]*)")
 WIDTH, FFN, GROUP, HEAD_WIDTH = 5120, 13696, 128, 128  # Baichuan-13B's
 
@@ -136,7 +137,14 @@ def passes(every_form: bool) -> Iterator[tuple[str, Callable[[], object]]]:
     )
 
 
-def compiled(function: JITFunction, arguments: tuple[Any, ...], options: dict[str, Any], capability: int) -> Any:
+def target_of(card: str) -> GPUTarget:
+    """card: a compute capability, or the name of AMD's architecture, whose older line has warps of 64 threads."""
+    if card.startswith("gfx"):
+        return GPUTarget("hip", card, 64 if card.startswith("gfx9") else 32)
+    return GPUTarget("cuda", int(card), 32)
+
+
+def compiled(function: JITFunction, arguments: tuple[Any, ...], options: dict[str, Any], target: GPUTarget) -> Any:
     """One launch, compiled with what Triton would assume of its arguments."""
     settings = {name: options.pop(name) for name in ("num_warps", "num_stages", "enable_fp_fusion") if name in options}
     signature, constants, attributes = {}, {}, {}
@@ -157,7 +165,7 @@ def compiled(function: JITFunction, arguments: tuple[Any, ...], options: dict[st
             constants[place,] = value
         signature[parameter.name] = kind
     source = ASTSource(function, signature, constants, attributes)
-    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=settings), settings
+    return triton.compile(source, target=target, options=settings), settings
 
 
 def read(kernel: Any) -> dict[str, Any]:
@@ -179,9 +187,26 @@ def read(kernel: Any) -> dict[str, Any]:
         "loop": dict(main_loop(lines)),
         "wide loads": sum(op in ("LDG", "LDGSTS") and ".128" in rest for op, rest in everything),
         "products": sorted(
-            set(re.findall(r"(mma\.sync\.\S+|wgmma\.mma_async\.\S+)", kernel.asm["ptx"]))
+            set(re.findall(r"(mma\.sync\.\S+|wgmma\.mma_async\.\S+|tcgen05\.mma\.\S+)", kernel.asm["ptx"]))
         ),
     }  # fmt: skip
+
+
+def read_amd(kernel: Any) -> dict[str, Any]:
+    """As `read`, from the assembly of a card of AMD's, which states its resources at its end."""
+    text = kernel.asm["amdgcn"]
+
+    def stated(name: str) -> int:
+        found = re.search(rf"\.{name}:\s+(\d+)", text)
+        assert found is not None, name
+        return int(found[1])
+
+    return {
+        "registers": stated("vgpr_count"),
+        "stack": stated("private_segment_fixed_size"),
+        "shared": kernel.metadata.shared,
+        "products": sorted(set(re.findall(r"\b(v_mfma_\w+|v_wmma_\w+)", text))),
+    }
 
 
 def main_loop(lines: list[str]) -> collections.Counter[str]:
@@ -205,18 +230,24 @@ def multiplied(found: collections.Counter[str]) -> int:
 
 
 def main() -> None:
-    capability = int(sys.argv[1])
+    target = target_of(sys.argv[1])
+    amd = target.backend == "hip"
+    capability = tiles.COMPILED_FOR[0] if amd else target.arch
     name = ""
 
     def compile_instead(function: JITFunction, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        kernel, settings = compiled(function, arguments, dict(options), capability)
-        print(json.dumps({"launch": name, "kernel": function.__name__, **settings, **read(kernel)}), flush=True)
+        if amd and "PRECISION" in options:  # tf32 is refused there; beside operands in half precision it says nothing
+            options["PRECISION"] = "ieee"
+        kernel, settings = compiled(function, arguments, dict(options), target)
+        found = read_amd(kernel) if amd else read(kernel)
+        print(json.dumps({"launch": name, "kernel": function.__name__, **settings, **found}), flush=True)
 
     JITFunction.run = compile_instead  # type: ignore[method-assign]
     cuda_attention.capability = cuda_products.capability = lambda device: capability
     for name, launch in launches(capability):
-        multiplies = name.split()[0] in ("int8", "int4", "grouped", "attention")
-        if capability >= tiles.LEAST_PRODUCTS or not multiplies:
+        product = name.split()[0] in ("int8", "int4", "grouped")
+        attention = name.split()[0] == "attention"
+        if not product if amd else capability >= tiles.LEAST_PRODUCTS or not (product or attention):
             launch()
 
 
