@@ -33,6 +33,7 @@ CEILING, TRUTH, RESULT = "int8 GEMMs alone", "lightrm fp32", "scoring_cpu"
 SHAPES = {"7B": (4096, 11008, 32), "13B": (5120, 13696, 40)}  # width, ffn, heads
 PACKAGES = (
     "torch", "numpy", "numba", "transformers", "bitsandbytes", "torchao", "llama_cpp_python",
+    "openvino", "nncf", "onnxruntime",
 )  # fmt: skip
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForSequenceClassification"], "model_type": "llama", "vocab_size": 4096,
