@@ -16,7 +16,7 @@ NAMES = {
     "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output", "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
 }  # fmt: skip
-TOKENS = 2048  # of the longest sequence
+TOKENS = 4096  # of the longest sequence
 
 
 def write_gguf(folder: Path) -> Path:

@@ -13,15 +13,17 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 
 Score = Callable[[list[np.ndarray]], np.ndarray]
 Load = Callable[[Path], tuple[Score, str]]
+LastStates = Callable[[np.ndarray, np.ndarray], np.ndarray]
 PADDED_TOKENS = 2048  # of one padded batch, as many as lightrm packs
 
 
@@ -67,23 +69,29 @@ def padded_scorer(body: torch.nn.Module, head_1D: torch.Tensor, device: str, pad
 
     @torch.inference_mode()
     def score(texts: list[np.ndarray]) -> np.ndarray:
-        order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
         scores = np.empty(len(texts), np.float32)
-        while order:
-            size = max(1, padded_tokens // len(texts[order[0]]))
-            group, order = order[:size], order[size:]
-            longest = len(texts[group[0]])
-            ids, mask = torch.zeros(len(group), longest, dtype=torch.long), torch.zeros(len(group), longest).long()
-            for row, i in enumerate(group):
-                ids[row, : len(texts[i])] = torch.from_numpy(texts[i])
-                mask[row, : len(texts[i])] = 1
+        for group, padded_ids, last in padded(texts, padded_tokens):
+            ids = torch.from_numpy(padded_ids)
+            mask = (torch.arange(ids.shape[1]) <= torch.from_numpy(last)[:, None]).long()
             shown = mask.to(device) if int(mask.min()) == 0 else None
             states = body(ids.to(device), attention_mask=shown, use_cache=False).last_hidden_state
-            last = states[torch.arange(len(group)), torch.tensor([len(texts[i]) - 1 for i in group])]
-            scores[group] = (last.float() @ head_1D.T)[:, 0].cpu().numpy()
+            ends = states[torch.arange(len(group)), torch.from_numpy(last)]
+            scores[group] = (ends.float() @ head_1D.T)[:, 0].cpu().numpy()
         return scores
 
     return score
+
+
+def padded(texts: list[np.ndarray], padded_tokens: int) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """Batches, long ones first: which texts, their ids (B, L), and where each ends (B,)."""
+    order = sorted(range(len(texts)), key=lambda i: -len(texts[i]))
+    while order:
+        size = max(1, padded_tokens // len(texts[order[0]]))
+        group, order = order[:size], order[size:]
+        ids = np.zeros((len(group), len(texts[group[0]])), np.int64)
+        for row, i in enumerate(group):
+            ids[row, : len(texts[i])] = texts[i]
+        yield group, ids, np.array([len(texts[i]) - 1 for i in group])
 
 
 def bitsandbytes_4bit(model: torch.nn.Module) -> torch.nn.Module:
@@ -125,6 +133,13 @@ def torchao_int8(model: torch.nn.Module) -> torch.nn.Module:
     return model
 
 
+def torchao_compiled(model: torch.nn.Module) -> torch.nn.Module:
+    """Compiled while it warms up, for shapes that vary from the second on; needs a C++ compiler."""
+    torch._inductor.config.compile_threads = 1  # no workers that outlive the compilation
+    torch._dynamo.config.recompile_limit = 64  # past it, what is left runs uncompiled
+    return torch.compile(torchao_int8(model))
+
+
 def torch_dynamic(model: torch.nn.Module) -> torch.nn.Module:
     return torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
 
@@ -139,6 +154,43 @@ def llama_cpp(kind: str, keeps: bool = False) -> Load:
     return load
 
 
+def converted(last_states: Callable[[Path], LastStates], kernel: str) -> Load:
+    """A runtime of its own file format: a function of padded ids and where each sequence ends, to its last states."""
+
+    def load(folder: Path) -> tuple[Score, str]:
+        run = last_states(folder)
+        with safe_open(folder / "model.safetensors", "numpy") as stored:
+            head = stored.get_tensor("score.weight").astype(np.float32)[0]
+
+        def score(texts: list[np.ndarray]) -> np.ndarray:
+            scores = np.empty(len(texts), np.float32)
+            for group, ids, last in padded(texts, PADDED_TOKENS):
+                scores[group] = run(ids, last) @ head
+            return scores
+
+        return score, kernel
+
+    return load
+
+
+def openvino(group: int | None) -> Load:
+    def last_states(folder: Path) -> LastStates:
+        from benchmarks.openvino_runtime import last_states
+
+        return last_states(folder, group)
+
+    return converted(last_states, f"OpenVINO, groups of {group or 32}")
+
+
+def onnx_runtime(kind: str, kernel: str) -> Load:
+    def last_states(folder: Path) -> LastStates:
+        from benchmarks.onnx_runtime import last_states
+
+        return last_states(folder, kind)
+
+    return converted(last_states, kernel)
+
+
 PEERS: dict[str, Load] = {
     "lightrm w8a8": ours("w8a8"),
     "lightrm w8a8, nothing shared": ours("w8a8", shares=False),
@@ -150,7 +202,13 @@ PEERS: dict[str, Load] = {
     "bitsandbytes nf4": hugging_face(torch.bfloat16, bitsandbytes_4bit, "bitsandbytes"),
     "bitsandbytes int8": hugging_face(torch.bfloat16, bitsandbytes_8bit, "bitsandbytes"),
     "torchao int8": hugging_face(torch.float32, torchao_int8, "torchao, eager"),
+    "torchao int8, compiled": hugging_face(torch.bfloat16, torchao_compiled, "torchao, Inductor"),
     "torch quantize_dynamic": hugging_face(torch.float32, torch_dynamic, "FBGEMM"),
+    "OpenVINO int8": openvino(group=256),
+    "OpenVINO int8, its default groups": openvino(group=None),
+    "ONNX Runtime int8": onnx_runtime("int8", "DynamicQuantizeMatMul"),
+    "ONNX Runtime int8, blocks": onnx_runtime("int8-blocks", "MatMulNBits, int8 activations"),
+    "ONNX Runtime int4, blocks": onnx_runtime("int4-blocks", "MatMulNBits, int8 activations"),
     "llama.cpp Q8_0": llama_cpp("Q8_0"),
     "llama.cpp Q8_0, prompt kept": llama_cpp("Q8_0", keeps=True),
     "llama.cpp Q4_0": llama_cpp("Q4_0"),

@@ -40,6 +40,7 @@ LONG, OF_LONG = "1 x 4096", ("lightrm w8a8", "lightrm w4a8", "lightrm bf16", "tr
 SHAPES = {"7B": (4096, 11008, 32), "13B": (5120, 13696, 40)}  # width, ffn, heads
 PACKAGES = (
     "torch", "numpy", "numba", "transformers", "bitsandbytes", "torchao", "llama_cpp_python",
+    "openvino", "nncf", "onnxruntime",
 )  # fmt: skip
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForSequenceClassification"], "model_type": "llama", "vocab_size": 4096,
