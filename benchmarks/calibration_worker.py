@@ -1,10 +1,10 @@
-"""One layer calibrated in a process of its own, for `benchmarks.calibration`: seconds by step, and peak memory.
+"""A checkpoint calibrated: seconds by step, and peak memory beside the weights. Writes no result.
 
     python benchmarks/calibration_worker.py FOLDER SCHEME TOKENS THREADS
 
-Run by its path, so that PYTHONPATH says which version of lightrm it times. Texts of 512 random ids; those of
-`warm-up`, a smaller model, compile what is compiled. Seconds are CPU time over threads, so that other work on the
-machine does not lengthen them; `wall` is the clock's. Linux only, for it reads /proc.
+Run by its path, so that PYTHONPATH says which version of lightrm it times. FOLDER is of `benchmarks.scoring.build`,
+and FOLDER/warm-up a smaller model, on which is compiled what is compiled. Texts of 512 random ids. Seconds are CPU time
+over threads, since the clock's (`wall`) are longer on a busy machine. Linux only, for it reads /proc.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from lightrm.loading.placement import Placement
 from lightrm.schemes.grammar import parse_scheme
 
 STEPS = {  # what each step is, and the functions in which its time passes; the rest is passes over the two streams
-    "second moments and targets": ("gptq_rounding.Moments.of", "second_moments.Moments.add"),
+    "second moments and targets": ("gptq_rounding.Moments.of", "second_moments.Moments.of"),
     "regression": ("calibrated_loader.regressed",),
     "factor": ("gptq_rounding.inverse_factor", "gptq_rounding.factored"),
     "rounding": ("calibrated_loader.compensated_int8", "calibrated_loader.compensated_int4"),

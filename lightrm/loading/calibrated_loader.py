@@ -96,6 +96,13 @@ class CompensatingLoader(Loader):
 
     @torch.inference_mode()
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
+        try:
+            return self.all_layers(embedding_VD)
+        finally:
+            if self.draft is not None:
+                self.draft.close()
+
+    def all_layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
         layers = [] if self.draft is None else [self.kept(self.draft, i) for i in range(self.draft.finished)]
         decoder = Decoder(self.architecture, embedding_VD, layers, None, torch.float32)
         streams = self.streams(decoder)
@@ -106,8 +113,6 @@ class CompensatingLoader(Loader):
                 assert isinstance(streams, KeptStreams)
                 self.draft.keep(i, tensors_of(layer), self.facts(i), streams)
             layers.append(self.once(layer, self.beside(i)))
-        if self.draft is not None:
-            self.draft.close()
         return layers
 
     def streams(self, decoder: Decoder) -> Streams:
@@ -305,7 +310,9 @@ class CompensatingLoader(Loader):
     def share(self, name: str) -> float:
         """Return what share of a layer's weights, and of its time, about, is in one of its matrices."""
         sizes = {each: outputs * inputs for each, (outputs, inputs) in self.architecture.linears.items()}
-        return sizes[name] / sum(sizes.values())
+        ends = [round(64 * sum(list(sizes.values())[:k]) / sum(sizes.values())) for k in range(len(sizes) + 1)]
+        at = list(sizes).index(name)
+        return (ends[at + 1] - ends[at]) / 64  # such numbers add up to 1 exactly
 
     def compensated(self, weight_OI: torch.Tensor, moment: Symmetric) -> tuple[Held, torch.Tensor]:
         """Return the rounded weight, and its dequantized form. The moment is used up."""

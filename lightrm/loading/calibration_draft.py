@@ -107,21 +107,27 @@ class Draft:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.file: IO[bytes] = open(folder / "lock", "ab")  # noqa: SIM115  as long as the draft is
-        locked(self.file, folder)
-        header = folder / HEADER
-        wanted = {"format": str(FORMAT), **of}
-        if header.exists():
-            had = self.read(header)["of"]
-            other = [
-                f"{n} {had.get(n)!r}, now {wanted.get(n)!r}" for n in {**wanted, **had} if had.get(n) != wanted.get(n)
-            ]
-            if other:
-                raise InputError(f"{folder} was begun with {'; '.join(other)}: remove it, or go on with the same")
-        else:
-            write_json(header, sealed({"of": wanted}))
+        try:
+            locked(self.file, folder)
+            self.begin({"format": str(FORMAT), **of})
+        except Exception:
+            self.file.close()
+            raise
         self.finished = 0
         while self.record(self.finished).exists():
             self.finished += 1
+
+    def begin(self, of: Mapping[str, str]) -> None:
+        """Write the header, or check it."""
+        header = self.folder / HEADER
+        if not header.exists():
+            write_json(header, sealed({"of": dict(of)}))
+            return
+        had = self.read(header)["of"]
+        names = [name for name in {**of, **had} if had.get(name) != of.get(name)]
+        other = [f"{name} {had.get(name)!r}, now {of.get(name)!r}" for name in names]
+        if other:
+            raise InputError(f"{self.folder} was begun with {'; '.join(other)}: remove it, or go on with the same")
 
     def record(self, i: int) -> Path:
         return self.folder / f"layer-{i:05d}.json"
