@@ -6,6 +6,7 @@ whole.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -16,9 +17,9 @@ import weakref
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from lightrm.errors import CorruptFileError, LightRMError
+from lightrm.errors import CorruptFileError, InputError, LightRMError
 
 UNFINISHED = ".unfinished"  # ends the name of what is being written
 LARGEST_JSON = 2**28  # bytes; the largest tokenizer.json that people publish has 2^25
@@ -62,6 +63,21 @@ def to_disk(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def locked(file: IO[bytes], path: Path) -> None:
+    """Lock an open file until it is closed, where the file system has locks. Raises InputError, which names `path`, if
+    another run has it."""
+    try:
+        import fcntl  # noqa: PLC0415  Windows has none
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        pass
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            raise InputError(f"{path} is being written by another run") from error
+        # a file system without locks
 
 
 def read_json(path: Path, error: type[LightRMError]) -> dict[str, Any]:

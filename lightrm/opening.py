@@ -6,6 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from pathlib import Path
 
 from lightrm.architecture import Alibi, Architecture
 from lightrm.display.progress import item_progress
@@ -107,9 +108,10 @@ def open_model(
     beside: RewardModel | None = None,
     reference: str | os.PathLike[str] | None = None,
     progress: bool = False,
+    draft: Path | None = None,
 ) -> RewardModel:
-    """As `load`, with its options in one record. calibration: text side of the model -> ids of the calibration
-    texts."""
+    """As `load`, with its options in one record. calibration: text side of the model -> ids of the calibration texts.
+    draft: folder in which a calibration keeps what it has finished, and from which a stopped one goes on."""
     source = open_source(path_or_id, options.revision, options.base, options.layout, options.engine)
     if options.reduce is not None and not source.checkpoint.layout.steps:
         raise InputError("reduce is for process reward models; this one gives one score to a whole answer")
@@ -119,7 +121,7 @@ def open_model(
     if beside is not None and options.scheme == "auto":
         options = replace(options, scheme=beside.report.scheme.name)
     scheme = source.scheme(options, device, room)
-    placement = Placement(scheme, device, Alibi(options.alibi), twin_of(beside))
+    placement = Placement(scheme, device, Alibi(options.alibi), twin_of(beside), draft)
     hoped = 0 if calibration is not None else shared_bytes(beside, placement, a)
     residence = source.residence(scheme, device, room, options.token_budget, hoped)
     text = text_side(source.checkpoint, a, options)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, Task
 
 
+REMEMBERED = 3600.0  # seconds of the past from which the time left follows; a step of 30 would be forgotten at once
+
+
 class Advance(Protocol):
     """Called with the number of tokens, or of other things, that were just done."""
 
@@ -96,7 +99,8 @@ def item_progress(total: int, what: str, shown: bool = True) -> Iterator[Advance
         return
     from rich.progress import MofNCompleteColumn, Progress
 
-    with Progress(*columns(what, total, MofNCompleteColumn()), console=console(), transient=True) as bar:
+    shows = columns(what, total, MofNCompleteColumn())
+    with Progress(*shows, console=console(), transient=True, speed_estimate_period=REMEMBERED) as bar:
         task = bar.add_task("", total=total)
         yield lambda done: bar.advance(task, done)
 

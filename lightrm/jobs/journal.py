@@ -12,7 +12,6 @@ beside the output.
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import zlib
@@ -25,7 +24,7 @@ from lightrm.checksums import file_sum
 from lightrm.data.data_source import DataSource
 from lightrm.data.records import Row
 from lightrm.errors import InputError
-from lightrm.files import UNFINISHED, to_disk
+from lightrm.files import UNFINISHED, locked, to_disk
 from lightrm.jobs.job_outputs import Entry, Tell
 
 HEADER, OUTPUT = "lightrm journal", "output"
@@ -45,7 +44,7 @@ def journal_of(target: Path) -> Iterator[Journal]:
     finished = False
     while not finished:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666), "r+b") as file:
-            lock(file, path)
+            locked(file, path)
             if not path.exists() or os.fstat(file.fileno()).st_ino != path.stat().st_ino:
                 continue  # the run that had it has finished and removed it
             finished = True
@@ -59,19 +58,6 @@ def journal_of(target: Path) -> Iterator[Journal]:
                     path.unlink(missing_ok=True)
         if useless:  # Windows cannot remove an open file
             path.unlink(missing_ok=True)
-
-
-def lock(file: IO[bytes], path: Path) -> None:
-    try:
-        import fcntl  # noqa: PLC0415  Windows has none
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:
-        pass
-    except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            raise InputError(f"{path} is being written by another run") from error
-        # a file system without locks
 
 
 class Journal:

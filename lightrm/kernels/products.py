@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from lightrm.kernels import dispatch, gemm, library, library_products
+from lightrm.kernels import dispatch, float_gemm, gemm, library, library_products
 from lightrm.kernels.operands import WIDENED_ROWS, Held, Parts, Residual, Rows, Sums
 from lightrm.kernels.protocols import Products
 from lightrm.schemes.blockwise import Blockwise
@@ -95,6 +95,13 @@ def int8_product(values_TI: torch.Tensor, weight_OI: torch.Tensor) -> torch.Tens
     fits = values_TI.ndim == 2 and values_TI.shape[1] == weight_OI.shape[1] and values_TI.dtype == torch.int8
     check(fits and weight_OI.dtype == torch.int8, "int8_product", values=values_TI, weight=weight_OI)
     return gemm.product(values_TI, weight_OI)
+
+
+def large_product(a_NK: torch.Tensor, b_MK: torch.Tensor) -> torch.Tensor:
+    """a @ b.T of two large float32 matrices, (N, K) and (M, K) -> (N, M), by the library that is quick at it."""
+    fits = a_NK.ndim == b_MK.ndim == 2 and a_NK.shape[1] == b_MK.shape[1]
+    check(fits and a_NK.dtype == b_MK.dtype == torch.float32, "large_product", a=a_NK, b=b_MK)
+    return float_gemm.product(a_NK, b_MK)
 
 
 def placed(weight: Grouped | Blockwise | Rowwise, device: torch.device) -> Grouped | Tiled | Blockwise | Rowwise:

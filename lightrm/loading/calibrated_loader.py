@@ -5,12 +5,13 @@ is rounded for the quantized rows that it will read, and its target is what the 
 What earlier layers lost is predicted from the quantized rows by regression and added to the weight (asymmetric
 calibration: GPTAQ, arXiv 2504.02692; here for the residual stream too). An error that is the same in all rows is
 corrected in the bias (Nagel et al., arXiv 1906.04721). One layer is in float at a time; both streams are kept between
-layers.
+layers, in files if there is a draft. Rows pass by once, pack by pack, and leave sums behind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,20 +22,28 @@ from lightrm.engine.packing import SHARE_NOTHING, packs
 from lightrm.errors import SchemeError
 from lightrm.kernels import passes
 from lightrm.kernels.operands import HeadNorms, Held, Residual, Rows, Sums
-from lightrm.kernels.products import add_pending
+from lightrm.kernels.products import add_pending, large_product
+from lightrm.loading.calibration_draft import EXACT, QUANTIZED, Draft, KeptStreams, Streams
+from lightrm.loading.calibration_identity import identity
 from lightrm.loading.folding import READ_NORMS
-from lightrm.loading.gptq_rounding import Moments, compensated_int4, compensated_int8, regressed
+from lightrm.loading.gptq_rounding import compensated_int4, compensated_int8
+from lightrm.loading.layer_tensors import layer_of, tensors_of
 from lightrm.loading.loader import Loader
 from lightrm.loading.placement import Placement
+from lightrm.loading.regression import judged, regressed
+from lightrm.loading.second_moments import HalfRows, Moments
+from lightrm.loading.symmetric import Symmetric
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.linear import Linear
+from lightrm.model.packed_batch import PackedBatch
 from lightrm.schemes.int4 import group_for
 from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.quality import energies
 
 PACK = 2048  # calibration tokens computed at once
-Packs = list[torch.Tensor]  # one (T, width) for each pack
-Sides = tuple[Packs, Packs]  # as they will be, in the scheme; as they would be in float
+GATED_AT_ONCE = 1024  # of them, where rows are widest
+Both = tuple[torch.Tensor, torch.Tensor]  # of the quantized and of the exact stream
+Feed = Callable[[int, torch.Tensor, torch.Tensor], Iterator[Both]]  # pack, streams -> what a matrix reads, in parts
 
 
 def loader_for(checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]]) -> Loader:
@@ -51,6 +60,23 @@ def loader_for(checkpoint: Checkpoint, placement: Placement, calibration: Sequen
     return CompensatingLoader(checkpoint, placement, calibration)
 
 
+@dataclass(frozen=True, slots=True)
+class Exact(Linear):
+    """A layer in float32, whose product is that of `products.large_product`."""
+
+    def __call__(self, rows: Rows) -> Sums:
+        return Sums(self.product(rows.values_TI, self.bias_O))
+
+    def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
+        y_TO = large_product(x_TI, self.weight_OI)
+        return y_TO if bias_O is None else y_TO.add_(bias_O)
+
+    @property
+    def weight_OI(self) -> torch.Tensor:
+        assert isinstance(self.weight, torch.Tensor)
+        return self.weight
+
+
 class CompensatingLoader(Loader):
     """A Loader that rounds each matrix under the second moment of its calibration inputs.
 
@@ -64,140 +90,248 @@ class CompensatingLoader(Loader):
         apart = self.architecture.scaled_from
         self.packs = [batch.to(self.device) for _, batch in packs(calibration, PACK, SHARE_NOTHING, apart)]
         self.calibration = f"{len(calibration)} texts of {sum(map(len, calibration))} tokens" if calibration else ""
+        self.draft: Draft | None = None
+        if calibration and placement.draft is not None:
+            self.draft = Draft(placement.draft, identity(self, calibration))
 
     @torch.inference_mode()
     def layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
-        layers: list[Layer] = []
+        try:
+            return self.all_layers(embedding_VD)
+        finally:
+            if self.draft is not None:
+                self.draft.close()
+
+    def all_layers(self, embedding_VD: torch.Tensor) -> list[Layer]:
+        layers = [] if self.draft is None else [self.kept(self.draft, i) for i in range(self.draft.finished)]
         decoder = Decoder(self.architecture, embedding_VD, layers, None, torch.float32)
-        exact = [decoder.embed(pack.token_ids_T) for pack in self.packs]
-        sides = [x.to(self.scheme.dtype, copy=True) for x in exact], exact
-        for i in range(self.architecture.layers):
-            layer, sides = self.passed(decoder, i, sides)
+        streams = self.streams(decoder)
+        self.advance(len(layers))
+        for i in range(len(layers), self.architecture.layers):
+            layer = self.passed(decoder, i, streams)
+            if self.draft is not None:
+                assert isinstance(streams, KeptStreams)
+                self.draft.keep(i, tensors_of(layer), self.facts(i), streams)
             layers.append(self.once(layer, self.beside(i)))
-            self.advance(1)
         return layers
 
-    def passed(self, decoder: Decoder, i: int, sides: Sides) -> tuple[Layer, Sides]:
-        """Return one rounded layer, and both streams after it."""
+    def streams(self, decoder: Decoder) -> Streams:
+        """Return both streams before the first layer that is not finished."""
+        dtype = self.scheme.dtype
+        made: Streams = Streams([[torch.empty(0)] * len(self.packs)] * 2)
+        if self.draft is not None:
+            made = kept = self.draft.streams([len(pack) for pack in self.packs], self.architecture.width, dtype)
+            if self.draft.finished:
+                return made
+        for k, pack in enumerate(self.packs):
+            x_TD = decoder.embed(pack.token_ids_T)
+            made.put(EXACT, k, x_TD)
+            made.put(QUANTIZED, k, x_TD.to(dtype, copy=True))
+        if self.draft is not None:
+            kept.advance()
+        return made
+
+    def kept(self, draft: Draft, i: int) -> Layer:
+        """Return a layer that an earlier run finished."""
+        tensors, facts = draft.layer(i)
+        self.sqnr_db |= {f"layers.{i}.{name}": float(db) for name, db in facts["sqnr_db"].items()}
+        self.dtypes |= set(facts["dtypes"])
+        placed = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        return self.once(layer_of(placed, self.architecture, self.linear_of), self.beside(i))
+
+    def facts(self, i: int) -> dict[str, Any]:
+        prefix = f"layers.{i}."
+        found = {name.removeprefix(prefix): str(db) for name, db in self.sqnr_db.items() if name.startswith(prefix)}
+        return {"sqnr_db": found, "dtypes": sorted(self.dtypes)}
+
+    def passed(self, decoder: Decoder, i: int, streams: Streams) -> Layer:
+        """Return one rounded layer. Both streams are after it then."""
         prefix = f"layers.{i}."
         before = [self.read(f"{prefix}{name}.weight") for name in READ_NORMS]
         others = self.other_norms(prefix)
         attention, mlp = ((self.read_norm(norm), self.applied(norm)) for norm in before)
-        qkv = self.reader(prefix, "qkv", before[0], each(self.normed, sides, attention))
+        qkv = self.reader(prefix, "qkv", before[0], attention, streams)
         heads = decoder.head_norms(others.get("query_norm_E"), others.get("key_norm_E"))
-        mixed = each(partial(self.mixed, decoder, i, heads), sides, attention, qkv)
-        output, sides = self.writer(prefix, "output", sides, mixed, others.get("attention_post_norm_D"))
-        gate_up = self.reader(prefix, "gate_up", before[1], each(self.normed, sides, mlp))
-        gated = each(partial(self.gated, decoder), sides, mlp, gate_up)
-        down, sides = self.writer(prefix, "down", sides, gated, others.get("mlp_post_norm_D"))
-        return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down, **others), sides
+        mixed = partial(self.mixed, decoder, i, heads, attention, qkv)
+        output = self.writer(prefix, "output", streams, mixed, others.get("attention_post_norm_D"))
+        gate_up = self.reader(prefix, "gate_up", before[1], mlp, streams)
+        gated = partial(self.gated, decoder, mlp, gate_up)
+        down = self.writer(prefix, "down", streams, gated, others.get("mlp_post_norm_D"))
+        return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down, **others)
 
     def applied(self, norm_D: torch.Tensor) -> torch.Tensor | None:
         """Return the weight of a norm as the float layer behind it applies it; None if it is folded."""
         return None if self.folding is not None and self.folding.norms else self.float_copy(norm_D)
 
-    def normed(self, streams: Packs, norm_D: torch.Tensor | None) -> Packs:
+    def both(self, streams: Streams) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
+        """Yield the number of each pack, and its rows in the quantized and in the exact stream."""
+        for k in range(len(self.packs)):
+            yield k, streams.get(QUANTIZED, k).to(self.device), streams.get(EXACT, k).to(self.device)
+
+    def normed(self, x_TD: torch.Tensor, norm_D: torch.Tensor | None) -> torch.Tensor:
         """Return what qkv or gate_up reads, in float."""
         norm_D = None if norm_D is None else norm_D.float()
         eps, block = self.architecture.norm_eps, self.folding.normed_block if self.folding else 1
-        return [passes.norm(Residual(x_TD.float()), norm_D, eps, block=block).values_TI for x_TD in streams]
+        return passes.norm(Residual(x_TD.float()), norm_D, eps, block=block).values_TI
 
     def mixed(
         self,
         decoder: Decoder,
         i: int,
-        norms: HeadNorms | None,
-        streams: Packs,
-        norm_D: torch.Tensor | None,
-        qkv: Linear,
-    ) -> Packs:
-        """Return the output of attention in layer i, which `output` reads."""
+        heads: HeadNorms | None,
+        norms: tuple[torch.Tensor | None, torch.Tensor | None],
+        qkv: tuple[Linear, Linear],
+        k: int,
+        *streams: torch.Tensor,
+    ) -> Iterator[Both]:
+        """Yield the output of attention in layer i, which `output` reads."""
+        pack: PackedBatch = self.packs[k]
+        rotation = decoder.rotations(pack)[self.architecture.positions_in(i)]
+        paths = passes.paths(pack.segments, self.device, None, self.architecture.head_width)
         found = []
-        for x_TD, pack in zip(streams, self.packs, strict=True):
-            rotation = decoder.rotations(pack)[self.architecture.positions_in(i)]
-            heads = decoder.heads(qkv, decoder.norm(Residual(x_TD), norm_D, qkv), rotation, norms)
-            paths = passes.paths(pack.segments, x_TD.device, None, self.architecture.head_width)
-            found.append(decoder.attention_kernel(*heads, paths, decoder.rules[i]).values_TI.float())
-        return found
+        for x_TD, norm_D, linear in zip(streams, norms, qkv, strict=True):
+            split = decoder.heads(linear, decoder.norm(Residual(x_TD), norm_D, linear), rotation, heads)
+            found.append(decoder.attention_kernel(*split, paths, decoder.rules[i]).values_TI.float())
+        yield found[0], found[1]
 
-    def gated(self, decoder: Decoder, streams: Packs, norm_D: torch.Tensor | None, gate_up: Linear) -> Packs:
-        """Return activation(gate) * up, rotated as at run time, which `down` reads."""
+    def gated(
+        self,
+        decoder: Decoder,
+        norms: tuple[torch.Tensor | None, torch.Tensor | None],
+        gate_up: tuple[Linear, Linear],
+        k: int,
+        *streams: torch.Tensor,
+    ) -> Iterator[Both]:
+        """Yield activation(gate) * up, rotated as at run time, which `down` reads."""
         block, activation = self.folding.gated_block if self.folding else 1, self.architecture.activation
-        products = (gate_up(decoder.norm(Residual(x_TD), norm_D, gate_up)) for x_TD in streams)
-        return [passes.gated(Sums(product.float()), activation, block=block).values_TI for product in products]
+        for parts in zip(*(x_TD.split(GATED_AT_ONCE) for x_TD in streams), strict=True):
+            found = []
+            for x_TD, norm_D, linear in zip(parts, norms, gate_up, strict=True):
+                product = linear(decoder.norm(Residual(x_TD), norm_D, linear)).float()
+                found.append(passes.gated(Sums(product), activation, block=block).values_TI)
+                del product
+            yield found[0], found[1]
 
-    def reader(self, prefix: str, name: str, norm_D: torch.Tensor, rows: Sides) -> tuple[Linear, Linear]:
+    def reader(
+        self,
+        prefix: str,
+        name: str,
+        norm_D: torch.Tensor,
+        norms: tuple[torch.Tensor | None, torch.Tensor | None],
+        streams: Streams,
+    ) -> tuple[Linear, Linear]:
         """Return a layer behind a norm, rounded and in float. Its target is what it makes of the float stream's
-        rows."""
+        rows, so what it lacks is the product with what the rows lack."""
         plain = self.plain(prefix, name, norm_D)
-        sums = Moments.of(rows[0], (want - have for have, want in zip(*rows, strict=True)), self.corrects)
-        return self.rounded(prefix, name, plain, sums.through(weight_of(plain)), shifts=self.scheme.integer), plain
+        weight_OI = plain.weight_OI
+        deciding_JI = weight_OI[judged(len(weight_OI))]
 
-    def writer(
-        self, prefix: str, name: str, sides: Sides, rows: Sides, norm_D: torch.Tensor | None
-    ) -> tuple[Linear, Sides]:
-        """Return a rounded layer that adds to the residual stream, and both streams after it.
+        def rows() -> Iterator[HalfRows]:
+            for k, x_TD, y_TD in self.both(streams):
+                have_TI, want_TI = self.normed(x_TD, norms[0]), self.normed(y_TD, norms[1])
+                yield k % 2, have_TI, want_TI.sub_(have_TI)
+
+        sums = Moments.of(rows(), lambda lack_TI: lack_TI @ deciding_JI.T, self.corrects)
+        more_II = regressed(sums)
+        aim_OI = weight_OI if more_II is None else large_product(weight_OI, more_II.T).add_(weight_OI)
+        lack_O = weight_OI @ sums.lack_O
+        return self.rounded(prefix, name, plain, aim_OI, sums, lack_O, shifts=self.scheme.integer), plain
+
+    def writer(self, prefix: str, name: str, streams: Streams, feed: Feed, norm_D: torch.Tensor | None) -> Linear:
+        """Return a rounded layer that adds to the residual stream. Both streams are after it then.
 
         Its target is the float stream after the layer minus the quantized stream before it. If its product is normed
         before it is added (norm_D), the target is the float layer's product.
         """
-        plain, eps = self.plain(prefix, name, None), self.architecture.norm_eps
-        after = added(sides[1], rows[1], plain, norm_D, eps)
-        if norm_D is None:
-            lacking = (x - y - plain(Rows(have)).acc_TO for x, y, have in zip(after, sides[0], rows[0], strict=True))
-        else:
-            lacking = (plain(Rows(want)).acc_TO - plain(Rows(have)).acc_TO for have, want in zip(*rows, strict=True))
-        linear = self.rounded(prefix, name, plain, Moments.of(rows[0], lacking, self.corrects), shifts=False)
-        return linear, (added(sides[0], rows[0], linear, norm_D, eps), after)
+        plain = self.plain(prefix, name, None)
+        read: list[list[Rows]] = []  # what the rounded layer will read
 
-    def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Linear:
+        def rows() -> Iterator[HalfRows]:
+            for k, x_TD, y_TD in self.both(streams):
+                read.append([])
+                at = 0
+                for have_TI, want_TI in feed(k, x_TD, y_TD):
+                    part = slice(at, at + len(have_TI))
+                    at += len(have_TI)
+                    read[k].append(self.rows_of(have_TI, x_TD.dtype))
+                    lacking_TO = plain.product(want_TI - have_TI)
+                    if norm_D is None:
+                        lacking_TO += y_TD[part] - x_TD[part]
+                    add(y_TD[part], plain, Rows(want_TI), norm_D, self.architecture.norm_eps)
+                    yield k % 2, have_TI, lacking_TO
+                streams.put(EXACT, k, y_TD)
+
+        sums = Moments.of(rows(), lambda lack_TO: lack_TO[:, judged(lack_TO.shape[1])], self.corrects)
+        more_OI = regressed(sums)
+        aim_OI = plain.weight_OI if more_OI is None else more_OI.add_(plain.weight_OI)
+        linear = self.rounded(prefix, name, plain, aim_OI, sums, sums.lack_O, shifts=False)
+        for k in range(len(self.packs)):
+            x_TD = streams.get(QUANTIZED, k).to(self.device)
+            at = 0
+            for values in read[k]:
+                part = x_TD[at : at + len(values.values_TI)]
+                at += len(part)
+                add(part, linear, values, norm_D, self.architecture.norm_eps)
+            streams.put(QUANTIZED, k, x_TD)
+        return linear
+
+    def rows_of(self, x_TI: torch.Tensor, dtype: torch.dtype) -> Rows:
+        """Return rows as a layer of the scheme reads them."""
+        return passes.quantize(x_TI) if self.scheme.integer else Rows(x_TI.to(dtype))
+
+    def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Exact:
         """Return one layer in float32, folded as its rounded form will be."""
         parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
         block = self.folding.block(name) if self.folding else 1
-        return Linear(torch.cat(parts).float(), self.bias(prefix, name), block=block)
+        return Exact(torch.cat(parts).float(), self.bias(prefix, name), block=block)
 
-    def rounded(self, prefix: str, name: str, plain: Linear, sums: Moments, shifts: bool) -> Linear:
-        """Round one layer. sums: of the rows that it reads, and of what `plain` lacks on them; shifts: center the
-        rows."""
-        weight = weight_of(plain)
-        more = regressed(sums.halves) if len(sums.halves) > 1 else None
-        aim = weight if more is None else weight + more
-        held, stands_for = self.compensated(aim, sums.moment_II)
-        self.note(f"{prefix}{name}", *energies(aim, stands_for))
+    def rounded(
+        self,
+        prefix: str,
+        name: str,
+        plain: Exact,
+        aim_OI: torch.Tensor,
+        sums: Moments,
+        lack_O: torch.Tensor,
+        shifts: bool,
+    ) -> Linear:
+        """Round one layer. aim: what to round, the weight and what regression adds. sums: of the rows that it reads.
+        lack: mean of what its output lacks on them. shifts: center the rows."""
+        held, stands_for_OI = self.compensated(aim_OI, sums.merged())
+        self.note(f"{prefix}{name}", *energies(aim_OI, stands_for_OI))
+        self.advance(self.share(name))
         if not self.corrects:
             return self.linear_of(name, held, plain.bias_O)
-        missing = sums.lack_O + (weight if shifts else weight - stands_for) @ sums.mean_I
+        off_OI = plain.weight_OI if shifts else plain.weight_OI - stands_for_OI
+        missing = lack_O + off_OI @ sums.mean_I
         bias_O = missing if plain.bias_O is None else plain.bias_O + missing
         return self.linear_of(name, held, bias_O, sums.mean_I if shifts else None)
 
-    def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
-        """Return the rounded weight, and its dequantized form."""
+    def share(self, name: str) -> float:
+        """Return what share of a layer's weights, and of its time, about, is in one of its matrices."""
+        sizes = {each: outputs * inputs for each, (outputs, inputs) in self.architecture.linears.items()}
+        ends = [round(64 * sum(list(sizes.values())[:k]) / sum(sizes.values())) for k in range(len(sizes) + 1)]
+        at = list(sizes).index(name)
+        return (ends[at + 1] - ends[at]) / 64  # such numbers add up to 1 exactly
+
+    def compensated(self, weight_OI: torch.Tensor, moment: Symmetric) -> tuple[Held, torch.Tensor]:
+        """Return the rounded weight, and its dequantized form. The moment is used up."""
         if self.scheme.weights == "int8":
-            held = Rowwise(*compensated_int8(weight_OI, moment_II))
+            held = Rowwise(*compensated_int8(weight_OI, moment))
             return held, held.float()
-        made = compensated_int4(weight_OI, moment_II, group_for(weight_OI.shape[1], self.scheme.group))
+        made = compensated_int4(weight_OI, moment, group_for(weight_OI.shape[1], self.scheme.group))
         return made, made.float()
 
 
-def weight_of(plain: Linear) -> torch.Tensor:
-    assert isinstance(plain.weight, torch.Tensor)
-    return plain.weight
-
-
-def each(step: Callable[..., Packs], *of: Any) -> Sides:
-    """Apply a step to the quantized and to the float side."""
-    quantized, exact = zip(*of, strict=True)
-    return step(*quantized), step(*exact)
-
-
-def added(streams: Packs, inputs: Packs, linear: Linear, norm_D: torch.Tensor | None, eps: float) -> Packs:
-    """Add the product of a layer to the streams, in place; normed, if there is a norm."""
-    found = []
-    for x_TD, values_TI in zip(streams, inputs, strict=True):
-        residual, rows = Residual(x_TD), linear.rows(values_TI.to(x_TD.dtype))
-        if norm_D is None:
-            linear.add_to(residual, rows)
-        else:
-            passes.add_normed(residual, linear(rows), norm_D, eps)
-        found.append(add_pending(residual))
-    return found
+def add(x_TD: torch.Tensor, linear: Linear, rows: Rows, norm_D: torch.Tensor | None, eps: float) -> None:
+    """Add the product of a layer to a stream, in place; normed, if there is a norm."""
+    residual = Residual(x_TD)
+    if norm_D is not None:
+        passes.add_normed(residual, linear(rows), norm_D, eps)
+    elif isinstance(linear, Exact):
+        x_TD += linear(rows).acc_TO
+    else:
+        linear.add_to(residual, rows)
+    found_TD = add_pending(residual)
+    if found_TD.data_ptr() != x_TD.data_ptr():
+        x_TD.copy_(found_TD)

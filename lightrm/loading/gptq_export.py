@@ -38,6 +38,7 @@ from lightrm.loading.options import LoadOptions
 from lightrm.loading.packers import Packer, WholePacker
 from lightrm.loading.placement import LoadReport, Placement
 from lightrm.loading.quantized_folder import is_native
+from lightrm.loading.symmetric import Symmetric
 from lightrm.loading.text_side import text_side
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.schemes import grouped
@@ -59,10 +60,12 @@ def export_gptq(
     calibration: Iterable[tuple[Prompt, str]] | None = None,
     calibration_tokens: int | None = None,
     progress: bool = False,
+    draft: Path | None = None,
 ) -> LoadReport:
     """Quantize a checkpoint and write it as GPTQ files; arguments as for `lightrm.load`.
 
-    scheme: "w4a16", or "w8a16" for values of 8 bits, with an optional -gN.
+    scheme: "w4a16", or "w8a16" for values of 8 bits, with an optional -gN. draft: folder in which a calibration keeps
+    what it has finished, and from which a stopped one goes on.
 
     Raises CheckpointError if the destination exists or the source is quantized, SchemeError for another scheme or for
     widths that the format does not support.
@@ -86,7 +89,7 @@ def export_gptq(
     text = text_side(checkpoint, real_architecture(checkpoint), LoadOptions(template=template))
     ids = [] if calibration is None else text.first_texts(calibration, calibration_tokens)
     with item_progress(checkpoint.architecture.layers, "layers rounded", progress) as advance:
-        loaded = GptqLoader(checkpoint, Placement(wanted, place), ids, group, bits).load(advance=advance)
+        loaded = GptqLoader(checkpoint, Placement(wanted, place, draft=draft), ids, group, bits).load(advance=advance)
     write(destination, checkpoint, loaded.decoder, group, bits)
     return loaded.report
 
@@ -122,8 +125,8 @@ class GptqLoader(CompensatingLoader):
     def packer(self, outputs: int, inputs: int) -> Packer | WholePacker:
         return WholePacker(partial(grouped.quantize, group=self.group, bits=self.bits), self.device)
 
-    def compensated(self, weight_OI: torch.Tensor, moment_II: torch.Tensor) -> tuple[Held, torch.Tensor]:
-        made = compensated_grouped(weight_OI, moment_II, self.group, self.bits)
+    def compensated(self, weight_OI: torch.Tensor, moment: Symmetric) -> tuple[Held, torch.Tensor]:
+        made = compensated_grouped(weight_OI, moment, self.group, self.bits)
         return Parts((made,)), made.rows(0, made.shape[0]).float()
 
 

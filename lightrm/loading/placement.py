@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -27,12 +28,14 @@ class Placement:
     """Where and in which form a model is placed.
 
     alibi: the position table, for a model with ALiBi. twin: a resident model; tensors equal to its own are shared.
+    draft: folder in which a calibration keeps what it has finished; None keeps nothing.
     """
 
     scheme: Scheme
     device: torch.device
     alibi: Alibi = field(default_factory=Alibi)
     twin: Decoder | None = None
+    draft: Path | None = None
 
     def beside(self, i: int) -> Layer | None:
         """Return the twin's layer i."""
