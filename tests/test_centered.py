@@ -78,7 +78,10 @@ def test_any_shift_is_given_back() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["w8a8", "w4a8-g32"])
-def test_calibrated_models_are_centered_and_travel(scheme: str, tmp_path: Path) -> None:
+def test_calibrated_models_are_centered_and_travel(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_passes, "PAIRS", False)  # few texts: attention in bfloat16 moves their scores as far
     exact, plain = lightrm.load("demo", scheme="fp32"), lightrm.load("demo", scheme=scheme)
     better = lightrm.load("demo", scheme=scheme, calibration=TEXT)
     layer = better.engine.decoder.layers[0]

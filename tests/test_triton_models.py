@@ -13,6 +13,7 @@ pytest.importorskip("triton")
 
 import lightrm
 from lightrm.kernels import dispatch
+from lightrm.kernels.cpu import cpu_passes
 from lightrm.kernels.cuda import cuda_attention, cuda_passes, cuda_products, launch
 from lightrm.kernels.operands import Parts
 from tests.conftest import DATA
@@ -22,6 +23,12 @@ TINY = [[5, 9, 33, 71, 2], [1, 2], list(range(3, 40))]
 IDS = [[1, 409, 1187, 272, 2905, 31, 640, 2], [1, 88, 734, 2]]  # short: the interpreter runs a program a token
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="lends a CPU's tensors to a card's kernels")
 Lend = Callable[[int], None]
+
+
+@pytest.fixture(autouse=True)
+def float_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card's attention is compared in float32: so it is on the CPU, which may multiply in bfloat16."""
+    monkeypatch.setattr(cpu_passes, "PAIRS", False)
 
 
 @pytest.fixture
