@@ -33,8 +33,8 @@ CEILING, TRUTH, RESULT = "int8 products alone", "lightrm fp32", "scoring_cpu"
 SHORT = (16, 32, 64, 128)  # tokens: of these, reading the weights takes most of the time
 BRIEFLY = (
     ("1 x 16", "1 x 128", "4 x 256", "1 x 2048"),
-    ("lightrm w8a8", "lightrm w4a8", "lightrm bf16", "transformers bf16", "bitsandbytes nf4", "torchao int8, compiled",
-     "OpenVINO int8", "ONNX Runtime int8", "llama.cpp Q8_0", "llama.cpp Q4_K_M", "int8 products alone"),
+    ("lightrm w8a8", "lightrm w4a8", "lightrm bf16", "transformers bf16", "torchao int8, compiled",
+     "OpenVINO int8", "ONNX Runtime int8", "llama.cpp Q8_0", "llama.cpp Q4_K_M"),
 )  # fmt: skip
 LONG, OF_LONG = "1 x 4096", ("lightrm w8a8", "lightrm w4a8", "lightrm bf16", "transformers bf16", CEILING)
 SHAPES = {"7B": (4096, 11008, 32), "13B": (5120, 13696, 40)}  # width, ffn, heads

@@ -10,7 +10,6 @@ import pytest
 from benchmarks import (
     attention,
     bundled_model,
-    calibration,
     exact,
     fidelity,
     first_score,
@@ -37,7 +36,6 @@ TABLES = {
     "browser": browser.sentence,
     "attention": attention.table,
     "bundled_model": bundled_model.table,
-    "calibration": calibration.table,
     "exact": exact.table,
     "fidelity": fidelity.table,
     "fidelity_short": fidelity.short_table,

@@ -34,13 +34,14 @@ def linear(x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | N
 
 
 def norm_each(x_SD: torch.Tensor, weight_D: torch.Tensor | None, eps: float) -> torch.Tensor:
-    """Norm each row by itself: a library's mean over S rows may round differently for every S."""
-    return torch.cat([rms_norm(row[None], weight_D, eps) for row in x_SD]) if len(x_SD) else x_SD
+    """Norm each row by itself, in memory of its own: a library's mean over S rows may round differently for every S,
+    and for every alignment."""
+    return torch.cat([rms_norm(row.clone()[None], weight_D, eps) for row in x_SD]) if len(x_SD) else x_SD
 
 
 def value_head(x_SD: torch.Tensor, weight_KD: torch.Tensor, bias_K: torch.Tensor | None) -> torch.Tensor:
-    """Multiply each row by itself, for the same reason."""
-    rows = [linear(row[None], weight_KD, bias_K) for row in x_SD.float()]
+    """Multiply each row by itself, for the same reasons."""
+    rows = [linear(row.clone()[None], weight_KD, bias_K) for row in x_SD.float()]
     return torch.cat(rows) if rows else x_SD.new_empty(0, len(weight_KD), dtype=torch.float32)
 
 
