@@ -18,6 +18,7 @@ from lightrm.kernels.cpu.attention_loop import (
     add_alibi,
     cap_scores,
     clear,
+    gather,
     mask_future,
     mask_past,
     shrink,
@@ -66,20 +67,8 @@ def online_softmax(score_KQ, weight_PQ, total_Q, most_Q, shrink_Q, keys):
 
 
 @njit(**PLAIN)
-def gather_keys(key_TW, table, start, stop, block_KW):
-    """Copy the rows of positions start .. stop of a path, range by range."""
-    depth, width = (table.shape[0] - HEADER) // 2, key_TW.shape[1]
-    for d in range(depth):
-        begins, shift = table[HEADER + 2 * d], table[HEADER + 2 * d + 1]
-        ends = table[HEADER + 2 * d + 2] if d + 1 < depth else stop
-        for position in range(max(begins, start), min(ends, stop)):
-            for e in range(width):
-                block_KW[position - start, e] = key_TW[position + shift, e]
-
-
-@njit(**PLAIN)
 def gather_values(value_TE, table, start, stop, block_PE):
-    """As `gather_keys`, with two positions in a word; the second of the last word may be missing, and is 0."""
+    """As `gather`, with two positions in a word; the second of the last word may be missing, and is 0."""
     depth, width = (table.shape[0] - HEADER) // 2, value_TE.shape[1]
     for d in range(depth):
         begins, shift = table[HEADER + 2 * d], table[HEADER + 2 * d + 1]
@@ -148,7 +137,7 @@ def attend(query, key_TW, value_TE, table, head, scale, cap, window, slope, out)
     for start in range(max(begins - window + 1, 0) // KEYS * KEYS, end, KEYS):
         stop = min(start + KEYS, end)
         keys = stop - start
-        gather_keys(key_TW, table, start, stop, block_KW)
+        gather(key_TW, table, start, stop, block_KW)
         score(block_KW, query_WQ, score_KQ, keys)
         if cap != 0:
             cap_scores(score_KQ, cap, keys)
