@@ -23,13 +23,15 @@ from lightrm.kernels.paths import HEADER
 
 QUERIES, KEYS = 128, 64  # of a tile, of a block: in whole LANES and ROWS
 NEAR = np.float32(0.25)  # x^2 up to which the continued fraction is exact to float32
+INNER = {
+    name: option for name, option in PLAIN.items() if name != "cache"
+}  # numba keeps it with the loop that calls it
 MASKED = np.finfo(np.float32).min  # not -inf: a score that overflowed is no hidden one, and shall show
 
 
 @njit(**PLAIN)
-def online_softmax(score_KQ, total_Q, most_Q, shrink_Q, keys):
-    """Turn scores into weights and update the running maximum and total. shrink: what earlier sums must be multiplied
-    by."""
+def raise_maxima(score_KQ, total_Q, most_Q, shrink_Q, keys):
+    """Update the running maximum, and the total with it. shrink: what earlier sums must be multiplied by."""
     used = most_Q.shape[0]
     for i in range(used):
         shrink_Q[i] = most_Q[i]
@@ -40,9 +42,15 @@ def online_softmax(score_KQ, total_Q, most_Q, shrink_Q, keys):
     for i in range(used):
         shrink_Q[i] = exponential(shrink_Q[i] - most_Q[i])
         total_Q[i] *= shrink_Q[i]
+
+
+@njit(**PLAIN)
+def online_softmax(score_KQ, total_Q, most_Q, shrink_Q, keys):
+    """Turn scores into weights and update the running maximum and total."""
+    raise_maxima(score_KQ, total_Q, most_Q, shrink_Q, keys)
     for k in range(keys):
         row = score_KQ[k]
-        for i in range(used):
+        for i in range(most_Q.shape[0]):
             x = row[i]
             weight = exponential(x - most_Q[i]) + (x - x)  # NaN and Inf become NaN, numbers stay
             row[i] = float32(0) if x == MASKED else weight
@@ -101,7 +109,18 @@ def cap_scores(score_KQ, cap, keys):
             row[i] = cap * hyperbolic_tangent(row[i] / cap) + (row[i] - row[i])  # NaN and Inf become NaN
 
 
-SCORE, SCORE_NARROW, MIX = tile(ROWS, LANES, onto=False), tile(ROWS, VECTOR, onto=False), tile(ROWS, LANES, onto=True)
+@njit(**PLAIN)
+def apply_rule(score_KQ, start, stop, begins, end, cap, window, slope):
+    """Cap the scores of keys start .. stop and queries begins .. end, add ALiBi, and hide what a query does not see."""
+    keys = stop - start
+    if cap != 0:
+        cap_scores(score_KQ, cap, keys)
+    if slope != 0:
+        add_alibi(score_KQ, slope, start - begins, keys)
+    if stop > begins + 1:
+        mask_future(score_KQ, start - begins, keys)
+    if end - start > window:
+        mask_past(score_KQ, start - begins, keys, window)
 
 
 @njit(**PLAIN)
@@ -116,31 +135,40 @@ def gather(x_TE, table, start, stop, block_KE):
                 block_KE[position - start, e] = x_TE[position + shift, e]
 
 
-@njit(**PLAIN)
-def score(key_KE, query_EQ, score_KQ, keys):
-    """score (keys, Q) = key @ query, in whole tiles. Rows beyond `keys` are computed too and never read."""
-    key, query, out = key_KE.ctypes.data, query_EQ.ctypes.data, score_KQ.ctypes.data
-    row, (width, used) = key_KE.shape[1], query_EQ.shape
-    whole = used - used % LANES
-    for i in range(0, whole, LANES):
-        for k in range(0, keys, ROWS):
-            a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
-            SCORE(a, b, c, row, 1, used, used, width)
-    for i in range(whole, used, VECTOR):
-        for k in range(0, keys, ROWS):
-            a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
-            SCORE_NARROW(a, b, c, row, 1, used, used, width)
+def products(pairs):
+    """Return the two products of attention, in whole tiles, of floats or of pairs of bfloat16 (`simd.tile`)."""
+    wide, narrow = tile(ROWS, LANES, onto=False, pairs=pairs), tile(ROWS, VECTOR, onto=False, pairs=pairs)
+    onto = tile(ROWS, LANES, onto=True, pairs=pairs)
+
+    @njit(**INNER)
+    def score(key_KE, query_EQ, score_KQ, keys):
+        """score (keys, Q) = key @ query. Rows beyond `keys` are computed too and never read."""
+        key, query, out = key_KE.ctypes.data, query_EQ.ctypes.data, score_KQ.ctypes.data
+        row, (width, used) = key_KE.shape[1], query_EQ.shape
+        whole = used - used % LANES
+        for i in range(0, whole, LANES):
+            for k in range(0, keys, ROWS):
+                a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
+                wide(a, b, c, row, 1, used, used, width)
+        for i in range(whole, used, VECTOR):
+            for k in range(0, keys, ROWS):
+                a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
+                narrow(a, b, c, row, 1, used, used, width)
+
+    @njit(**INNER)
+    def mix(weight_KQ, value_KE, out_QE, keys):
+        """out (Q, E) += weight.T @ value. E is a multiple of LANES."""
+        weight, value, out = weight_KQ.ctypes.data, value_KE.ctypes.data, out_QE.ctypes.data
+        used, width = out_QE.shape
+        for e in range(0, width, LANES):
+            for i in range(0, used, ROWS):
+                a, c = weight + BYTES * i, out + BYTES * (i * width + e)
+                onto(a, value + BYTES * e, c, 1, used, width, width, keys)
+
+    return score, mix
 
 
-@njit(**PLAIN)
-def mix(weight_KQ, value_KE, out_QE, keys):
-    """out (Q, E) += weight.T @ value. E is a multiple of LANES."""
-    weight, value, out = weight_KQ.ctypes.data, value_KE.ctypes.data, out_QE.ctypes.data
-    used, width = out_QE.shape
-    for e in range(0, width, LANES):
-        for i in range(0, used, ROWS):
-            a, c = weight + BYTES * i, out + BYTES * (i * width + e)
-            MIX(a, value + BYTES * e, c, 1, used, width, width, keys)
+score, mix = products(pairs=False)
 
 
 @njit(**PLAIN)
@@ -174,14 +202,7 @@ def attend(query, key_TE, value_TE, table, head, scale, cap, window, slope, out)
         keys = stop - start
         gather(key_TE, table, start, stop, block_KE)
         score(block_KE, query_EQ, score_KQ, keys)
-        if cap != 0:
-            cap_scores(score_KQ, cap, keys)
-        if slope != 0:
-            add_alibi(score_KQ, slope, start - begins, keys)
-        if stop > begins + 1:
-            mask_future(score_KQ, start - begins, keys)
-        if end - start > window:
-            mask_past(score_KQ, start - begins, keys, window)
+        apply_rule(score_KQ, start, stop, begins, end, cap, window, slope)
         online_softmax(score_KQ, total_Q, most_Q, shrink_Q, keys)
         shrink(out_QE, shrink_Q)
         gather(value_TE, table, start, stop, block_KE)

@@ -12,25 +12,14 @@ from __future__ import annotations
 
 from numba import float32, njit, prange, uint32
 
-from lightrm.kernels.cpu.attention_loop import (
-    KEYS,
-    MASKED,
-    add_alibi,
-    cap_scores,
-    clear,
-    gather,
-    mask_future,
-    mask_past,
-    shrink,
-)
+from lightrm.kernels.cpu.attention_loop import KEYS, MASKED, apply_rule, clear, gather, products, raise_maxima, shrink
 from lightrm.kernels.cpu.head_loops import SIXTEEN, halved
 from lightrm.kernels.cpu.row_loops import PLAIN, exponential, over_rows
 from lightrm.kernels.cpu.scratch import float_rows, release, reserve, word_rows
-from lightrm.kernels.cpu.simd import BYTES, LANES, ROWS, VECTOR, tile
+from lightrm.kernels.cpu.simd import LANES, VECTOR
 from lightrm.kernels.paths import HEADER
 
-SCORE, SCORE_NARROW = tile(ROWS, LANES, onto=False, pairs=True), tile(ROWS, VECTOR, onto=False, pairs=True)
-MIX = tile(ROWS, LANES, onto=True, pairs=True)
+score, mix = products(pairs=True)
 
 
 @njit(**PLAIN)
@@ -42,16 +31,8 @@ def paired(low, high):
 @njit(**PLAIN)
 def online_softmax(score_KQ, weight_PQ, total_Q, most_Q, shrink_Q, keys):
     """As `attention_loop.online_softmax`; the weights go to weight_PQ, two keys in a word."""
+    raise_maxima(score_KQ, total_Q, most_Q, shrink_Q, keys)
     used = most_Q.shape[0]
-    for i in range(used):
-        shrink_Q[i] = most_Q[i]
-    for k in range(keys):
-        row = score_KQ[k]
-        for i in range(used):
-            most_Q[i] = max(most_Q[i], row[i])
-    for i in range(used):
-        shrink_Q[i] = exponential(shrink_Q[i] - most_Q[i])
-        total_Q[i] *= shrink_Q[i]
     if keys % 2 == 1:
         score_KQ[keys, :used] = MASKED
     for p in range((keys + 1) // 2):
@@ -84,33 +65,6 @@ def gather_values(value_TE, table, start, stop, block_PE):
 
 
 @njit(**PLAIN)
-def score(key_KW, query_WQ, score_KQ, keys):
-    """score (keys, Q) = key @ query, in whole tiles. Rows beyond `keys` are computed too and never read."""
-    key, query, out = key_KW.ctypes.data, query_WQ.ctypes.data, score_KQ.ctypes.data
-    row, (width, used) = key_KW.shape[1], query_WQ.shape
-    whole = used - used % LANES
-    for i in range(0, whole, LANES):
-        for k in range(0, keys, ROWS):
-            a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
-            SCORE(a, b, c, row, 1, used, used, width)
-    for i in range(whole, used, VECTOR):
-        for k in range(0, keys, ROWS):
-            a, b, c = key + BYTES * k * row, query + BYTES * i, out + BYTES * (k * used + i)
-            SCORE_NARROW(a, b, c, row, 1, used, used, width)
-
-
-@njit(**PLAIN)
-def mix(weight_PQ, value_PE, out_QE, pairs):
-    """out (Q, E) += weight.T @ value. E is a multiple of LANES."""
-    weight, value, out = weight_PQ.ctypes.data, value_PE.ctypes.data, out_QE.ctypes.data
-    used, width = out_QE.shape
-    for e in range(0, width, LANES):
-        for i in range(0, used, ROWS):
-            a, c = weight + BYTES * i, out + BYTES * (i * width + e)
-            MIX(a, value + BYTES * e, c, 1, used, width, width, pairs)
-
-
-@njit(**PLAIN)
 def attend(query, key_TW, value_TE, table, head, scale, cap, window, slope, out):
     row, count, begins, width = table[0], table[1], table[2], query.shape[2]
     used, end = -(-count // VECTOR) * VECTOR, begins + count
@@ -139,14 +93,7 @@ def attend(query, key_TW, value_TE, table, head, scale, cap, window, slope, out)
         keys = stop - start
         gather(key_TW, table, start, stop, block_KW)
         score(block_KW, query_WQ, score_KQ, keys)
-        if cap != 0:
-            cap_scores(score_KQ, cap, keys)
-        if slope != 0:
-            add_alibi(score_KQ, slope, start - begins, keys)
-        if stop > begins + 1:
-            mask_future(score_KQ, start - begins, keys)
-        if end - start > window:
-            mask_past(score_KQ, start - begins, keys, window)
+        apply_rule(score_KQ, start, stop, begins, end, cap, window, slope)
         online_softmax(score_KQ, weight_PQ, total_Q, most_Q, shrink_Q, keys)
         shrink(out_QE, shrink_Q)
         gather_values(value_TE, table, start, stop, block_PE)
