@@ -56,8 +56,7 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "row_loops.add_norm_quantize_rows", lambda: changed(cpu_passes.add_norm_quantize, x, sums, 1e-6, None, bias)
     yield "row_loops.add_normed_rows", lambda: changed(cpu_passes.add_normed, x, sums, bias, 1e-6)
     yield "row_loops.gated_quantize_rows", lambda: cpu_passes.gated_quantize(sums, 8, "gelu_tanh")
-    split = "head_loops.split_rows_in_half" if cpu_passes.PAIRS else "head_loops.split_rows"
-    yield split, lambda: cpu_passes.split_heads(sums, (80, 80), 80, rotation, norms)
+    yield "head_loops.split_rows", lambda: cpu_passes.split_heads(sums, (80, 80), 80, rotation, norms)
     dtype = torch.bfloat16 if cpu_passes.PAIRS else torch.float32
     attention = f"attention_{'pairs' if cpu_passes.PAIRS else 'loop'}.attention_rows"
     paths = cpu_attention.paths(flat((127, 1, 65)), torch.device("cpu"), None)

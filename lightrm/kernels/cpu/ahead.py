@@ -61,7 +61,7 @@ IN_FLOAT = {
     attention_loop.attention_rows: (f4[:, :, ::1], f4[:, :, ::1], f4[:, :, ::1], *RULE),
 }
 IN_HALF = {
-    head_loops.split_rows_in_half: (*SUMS, *TURNS, u2[:, :, ::1], u2[:, :, ::1]),
+    head_loops.split_rows: (*SUMS, *TURNS, u2[:, :, ::1], u2[:, :, ::1]),
     attention_pairs.attention_rows: (f4[:, :, ::1], u4[:, :, ::1], u2[:, :, ::1], *RULE),
 }
 FEW = {

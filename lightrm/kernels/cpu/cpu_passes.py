@@ -88,8 +88,8 @@ def split_heads(
     cos_TE, sin_TE = rotation if rotation is not None else (sums.row_scale_T.new_empty(tokens, 0),) * 2
     query_norm_E, key_norm_E, eps = (NOTHING, NOTHING, 0.0) if norms is None else norms
     launch(
-        head_loops.split_rows_in_half if in_half else head_loops.split_rows, *scaled(sums), cos_TE, sin_TE,
-        query_norm_E, key_norm_E, np.float32(eps), query_THE, *(bits(x) for x in (key_JTE, value_JTE)),
+        head_loops.split_rows, *scaled(sums), cos_TE, sin_TE, query_norm_E, key_norm_E, np.float32(eps), query_THE,
+        *(bits(x) for x in (key_JTE, value_JTE)),
     )  # fmt: skip
     return query_THE, key_JTE.transpose(0, 1), value_JTE.transpose(0, 1)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import float32, njit, prange, uint32
+from numba.extending import overload
 
 from lightrm.kernels.cpu.row_loops import PLAIN, dequantize, over_rows, root_mean_square
 from lightrm.kernels.cpu.scratch import floats, release, reserve
@@ -40,23 +41,6 @@ def split_row(out_E, acc_E, row_scale, scale_E, bias_E, cos_E, sin_E, norm_E, ep
     turn(out_E[:half], out_E[half : 2 * half], cos_E, sin_E)
 
 
-@over_rows
-def split_rows(
-    acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_norm_E, key_norm_E, eps, query_THE, key_JTE, value_JTE
-):
-    heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
-    for t in prange(acc_TO.shape[0]):
-        acc, row, cos, sin = acc_TO[t], row_scale_T[t], cos_TE[t], sin_TE[t]
-        for h in range(heads + 2 * shared):
-            part = slice(h * width, (h + 1) * width)
-            if h < heads:
-                split_row(query_THE[t, h], acc[part], row, scale_O[part], bias_O[part], cos, sin, query_norm_E, eps)
-            elif h < heads + shared:
-                split_row(key_JTE[h - heads, t], acc[part], row, scale_O[part], bias_O[part], cos, sin, key_norm_E, eps)
-            else:
-                dequantize(value_JTE[h - heads - shared, t], acc[part], row, scale_O[part], bias_O[part])
-
-
 @njit(**PLAIN)
 def halved(x):
     """The bits of x rounded to bfloat16, half to even. NaN stays NaN as arithmetic makes it."""
@@ -65,17 +49,28 @@ def halved(x):
     return uint32(uint32(uint32(bits + HALF_LESS_ONE) + odd) >> SIXTEEN)
 
 
-@njit(**PLAIN)
-def halve(out, x):
-    for k in range(out.shape[0]):
-        out[k] = np.uint16(halved(x[k]))
+def keep(out, x):
+    """Write a row of floats as `out` holds it: in float32, or as the bits of bfloat16."""
+
+
+@overload(keep)
+def keep_as(out, x):
+    def whole(out, x):
+        for k in range(out.shape[0]):
+            out[k] = x[k]
+
+    def half(out, x):
+        for k in range(out.shape[0]):
+            out[k] = np.uint16(halved(x[k]))
+
+    return whole if out.dtype == float32 else half
 
 
 @over_rows
-def split_rows_in_half(
+def split_rows(
     acc_TO, row_scale_T, scale_O, bias_O, cos_TE, sin_TE, query_norm_E, key_norm_E, eps, query_THE, key_JTE, value_JTE
 ):
-    """As `split_rows`, with keys and values in bfloat16."""
+    """Keys and values are kept in float32, or in bfloat16 if their arrays are of its bits."""
     heads, shared, width = query_THE.shape[1], key_JTE.shape[0], query_THE.shape[2]
     for t in prange(acc_TO.shape[0]):
         acc, row, cos, sin, room = acc_TO[t], row_scale_T[t], cos_TE[t], sin_TE[t], reserve(4 * width)
@@ -86,8 +81,8 @@ def split_rows_in_half(
                 split_row(query_THE[t, h], acc[part], row, scale_O[part], bias_O[part], cos, sin, query_norm_E, eps)
             elif h < heads + shared:
                 split_row(exact_E, acc[part], row, scale_O[part], bias_O[part], cos, sin, key_norm_E, eps)
-                halve(key_JTE[h - heads, t], exact_E)
+                keep(key_JTE[h - heads, t], exact_E)
             else:
                 dequantize(exact_E, acc[part], row, scale_O[part], bias_O[part])
-                halve(value_JTE[h - heads - shared, t], exact_E)
+                keep(value_JTE[h - heads - shared, t], exact_E)
         release(room)
