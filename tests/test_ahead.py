@@ -57,6 +57,8 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "row_loops.add_normed_rows", lambda: changed(cpu_passes.add_normed, x, sums, bias, 1e-6)
     yield "row_loops.gated_quantize_rows", lambda: cpu_passes.gated_quantize(sums, 8, "gelu_tanh")
     yield "head_loops.split_rows", lambda: cpu_passes.split_heads(sums, (80, 80), 80, rotation, norms)
+    narrow = int4.quantize(normal(50, 576), 32)
+    yield "widen_loop.widen_rows", lambda: cpu_passes.widen(narrow.packed, narrow.multiplier_OG)
     dtype = torch.bfloat16 if cpu_passes.PAIRS else torch.float32
     attention = f"attention_{'pairs' if cpu_passes.PAIRS else 'loop'}.attention_rows"
     paths = cpu_attention.paths(flat((127, 1, 65)), torch.device("cpu"), None)
@@ -66,7 +68,7 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     if dot_tiles.AVAILABLE:
         values, weight = int8s(9, 576), Rowwise(int8s(50, 576, seed=1), torch.ones(50))
         yield "few_rows.multiply_int8", lambda: cpu_products.product(values, weight)
-        yield "few_rows.multiply_int4", lambda: cpu_products.product(values, int4.quantize(normal(50, 576), 32))
+        yield "few_rows.multiply_int4", lambda: cpu_products.product(values, narrow)
 
 
 def changed(kernel: Callable[..., Any], x: torch.Tensor, *arguments: Any) -> tuple[Any, torch.Tensor]:

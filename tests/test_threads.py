@@ -23,7 +23,7 @@ import lightrm
 from lightrm.engine.residence import Residence
 from lightrm.errors import CopyError
 from lightrm.kernels import dispatch, gemm, integer
-from lightrm.kernels.cpu import cpu_passes, row_loops
+from lightrm.kernels.cpu import cpu_passes
 from lightrm.model.decoder import Decoder, Flow, Layer
 from tests.test_residence import IDS
 from tests.test_scoring import write_model
@@ -228,7 +228,7 @@ def test_threads_that_run_out_of_memory(folder: Path, monkeypatch: pytest.Monkey
 
 def test_what_is_found_out_or_compiled_once() -> None:
     """The first call of several threads at once, of everything that is kept from its first call."""
-    for kept in (gemm.cpu_product, gemm.chosen_product, dispatch.imported, row_loops.widen_rows):
+    for kept in (gemm.cpu_product, gemm.chosen_product, dispatch.imported):
         kept.cache_clear()
     here = torch.device("cpu")
     generator = torch.Generator().manual_seed(0)

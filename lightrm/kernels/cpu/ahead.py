@@ -29,7 +29,16 @@ from numba import carray, njit, types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from lightrm.kernels.cpu import attention_loop, attention_pairs, few_rows, head_loops, objects, row_loops, simd
+from lightrm.kernels.cpu import (
+    attention_loop,
+    attention_pairs,
+    few_rows,
+    head_loops,
+    objects,
+    row_loops,
+    simd,
+    widen_loop,
+)
 from lightrm.kernels.cpu.dot_tiles import AVAILABLE
 from lightrm.kernels.cpu.scratch import pointer
 
@@ -55,6 +64,7 @@ SIGNATURES = {
     row_loops.add_norm_quantize_rows: (ROWS, *SUMS, f4, VECTOR, VECTOR, i8, i1[:, ::1], VECTOR),
     row_loops.add_normed_rows: (ROWS, *SUMS, VECTOR, f4),
     row_loops.gated_quantize_rows: (*SUMS, i8, f4, f4, i1[:, ::1], VECTOR),
+    widen_loop.widen_rows: (u1[:, ::1], i1[:, ::1], i8, i8, i1[:, ::1]),
 }
 IN_FLOAT = {
     head_loops.split_rows: (*SUMS, *TURNS, f4[:, :, ::1], f4[:, :, ::1]),

@@ -14,7 +14,7 @@ import torch
 
 from lightrm.kernels import forks, integer
 from lightrm.kernels.arena import empty
-from lightrm.kernels.cpu import column_loop, head_loops, objects, row_loops
+from lightrm.kernels.cpu import column_loop, head_loops, objects, row_loops, widen_loop
 from lightrm.kernels.cpu.row_loops import Loop
 from lightrm.kernels.cpu.simd import PAIRS
 from lightrm.kernels.library import gated, norm_each, rms_norm, value_head
@@ -151,10 +151,9 @@ def widen(packed: torch.Tensor, multiplier_OG: torch.Tensor) -> torch.Tensor:
     outputs, groups = multiplier_OG.shape
     inputs = 2 * packed.shape[1]
     half = block_of(inputs) // 2
-    run = min(half, inputs // groups)
-    out = empty(outputs, inputs // (2 * half), 2, half // run, run, dtype=torch.int8)
-    launch(row_loops.widen_rows(half, run), packed.view(outputs, -1, half // run, run), multiplier_OG, out)
-    return out.view(outputs, inputs)
+    out_OI = empty(outputs, inputs, dtype=torch.int8)
+    launch(widen_loop.widen_rows, packed, multiplier_OG, half, min(half, inputs // groups), out_OI)
+    return out_OI
 
 
 def round_columns(

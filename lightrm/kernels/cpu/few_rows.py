@@ -10,17 +10,16 @@ T tokens, in whole TOKENS; O x I a weight, I in whole STEPs and O at least OUTPU
 
 from __future__ import annotations
 
-import numpy as np
 from numba import int32, njit, prange
 
-from lightrm.kernels.cpu.dot_tiles import OUTPUTS, STEP, TOKENS, TOP_BITS, dot_tile, widening
+from lightrm.kernels.cpu.dot_tiles import OUTPUTS, STEP, TOKENS, TOP_BITS, dot_tile
 from lightrm.kernels.cpu.row_loops import PLAIN, over_rows
 from lightrm.kernels.cpu.scratch import release, reserve, shorts, signed_bytes
+from lightrm.kernels.cpu.widen_loop import factors, widen_row
 
 CHANNELS = 10 * OUTPUTS  # that a thread takes at a time
 DEPTH = 4096  # the most inputs that are multiplied at a time: a tile's weights stay in the first level of cache
 FETCH_ALL, FETCH_TWO, FETCH_ONE = dot_tile(OUTPUTS), dot_tile(2), dot_tile(1)  # rows' worth, spread over the steps
-WIDEN_64, WIDEN_32, WIDEN_16, WIDEN_8, WIDEN_4 = (widening(run) for run in (64, 32, 16, 8, 4))
 
 
 @njit(**PLAIN)
@@ -70,34 +69,6 @@ def multiply_int8(x_TI, begin_TO, weight_OI, out_TO):
             o = min(first, outputs - OUTPUTS)  # the last tile begins early, and computes some channels again
             at = weight_OI.ctypes.data + o * inputs
             multiply_tile(at, inputs, TOP_BITS, x_TI, begin_TO, out_TO, o, at + OUTPUTS * inputs)
-
-
-@njit(**PLAIN)
-def factors(multiplier_N, factor_N, offset_N):
-    """What a nibble is multiplied by and what is added, for bytes w + 128; see `schemes.int4`."""
-    for n in range(multiplier_N.shape[0]):
-        multiplier = int32(multiplier_N[n])
-        times = int32(abs(multiplier))
-        less = int32(times * (int32(8) - int32(multiplier < 0)))
-        factor_N[n] = np.uint16(times)
-        offset_N[n] = np.uint16(int32((int32(128) - less) * int32(257)))
-
-
-@njit(**PLAIN)
-def widen_row(packed, factor, offset, out, blocks, half, run, whole, soon):
-    """whole: whether a block is one group. soon: how many bytes ahead memory is fetched."""
-    runs = half // run
-    high, block = (0, 2) if whole else (2 * runs, 4 * runs)
-    if run == 64:
-        WIDEN_64(packed, factor, offset, out, blocks, runs, high, block, soon)
-    elif run == 32:
-        WIDEN_32(packed, factor, offset, out, blocks, runs, high, block, soon)
-    elif run == 16:
-        WIDEN_16(packed, factor, offset, out, blocks, runs, high, block, soon)
-    elif run == 8:
-        WIDEN_8(packed, factor, offset, out, blocks, runs, high, block, soon)
-    else:
-        WIDEN_4(packed, factor, offset, out, blocks, runs, high, block, soon)
 
 
 @over_rows

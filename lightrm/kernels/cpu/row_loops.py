@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from types import FunctionType
 from typing import Any
 
@@ -47,7 +46,7 @@ class Loop:
 
 
 def over_rows(loop: FunctionType, options: dict[str, Any] = PLAIN) -> Loop:
-    alone = FunctionType(loop.__code__, loop.__globals__, loop.__name__, loop.__defaults__, loop.__closure__)
+    alone = FunctionType(loop.__code__, loop.__globals__, loop.__name__)
     alone.__qualname__ = f"{loop.__qualname__}.by_one"  # numba keeps compiled code under this name
     name = f"{loop.__module__.rpartition('.')[2]}.{loop.__name__}"
     return Loop(name, njit(parallel=True, **options)(loop), njit(**options)(alone))
@@ -273,34 +272,3 @@ def gated_quantize_rows(acc_TF2, row_scale_T, scale_F2, bias_F2, block, factor, 
             acc_TF2[t], row_scale_T[t], scale_F2, bias_F2, block, factor, cubic, row, hidden_F
         )
         release(room)
-
-
-@cache
-def widen_rows(half: int, run: int) -> Loop:
-    """Return the kernel that widens int4 in blocks of 2 * half, where `run` neighbours of a half share a multiplier.
-
-    packed (O, B, half / run, run), out (O, B, 2, half / run, run), multiplier (O, G). Trip counts that the compiler
-    knows make it ten times faster. numba finds the code that an earlier process compiled by the values that a function
-    closes over. These must be numbers only: a function among them would be a new value in each process.
-    """
-    runs = half // run
-
-    @over_rows
-    def widen(packed, multiplier_OG, out):
-        for o in prange(out.shape[0]):
-            packed_row, multiplier_G, out_row = packed[o], multiplier_OG[o], out[o]
-            shared = 2 * packed_row.shape[0] * runs // multiplier_G.shape[0]
-            for b in range(packed_row.shape[0]):
-                for r in range(runs):
-                    low = int32(multiplier_G[2 * b * runs // shared + r])
-                    high = int32(multiplier_G[(2 * b + 1) * runs // shared + r])
-                    times = int32(abs(low))
-                    less = int32(times * (int32(8) - int32(low < 0)))
-                    for k in range(run):
-                        out_row[b, 0, r, k] = np.int8(int32(int32(packed_row[b, r, k] & 15) * times) - less)
-                    times = int32(abs(high))
-                    less = int32(times * (int32(8) - int32(high < 0)))
-                    for k in range(run):
-                        out_row[b, 1, r, k] = np.int8(int32(int32(packed_row[b, r, k] >> 4) * times) - less)
-
-    return widen
