@@ -40,6 +40,7 @@ from lightrm.kernels.cpu import (
     widen_loop,
 )
 from lightrm.kernels.cpu.dot_tiles import AVAILABLE
+from lightrm.kernels.cpu.instructions import INT, WORD
 from lightrm.kernels.cpu.scratch import pointer
 
 V3 = "+sse3,+ssse3,+sse4.1,+sse4.2,+popcnt,+cx16,+avx,+avx2,+bmi,+bmi2,+f16c,+fma,+lzcnt,+movbe"
@@ -53,7 +54,6 @@ LEVELS = {
 f4, i1, i4, i8, u1, u2, u4 = (
     types.float32, types.int8, types.int32, types.int64, types.uint8, types.uint16, types.uint32,
 )  # fmt: skip
-INT, WORD = ir.IntType(32), ir.IntType(64)
 ROWS, SUMS, VECTOR = f4[:, ::1], (i4[:, ::1], f4[::1], f4[::1], f4[::1]), f4[::1]
 TURNS = (f4[:, ::1], f4[:, ::1], VECTOR, VECTOR, f4, f4[:, :, ::1])
 RULE = (i4[:, ::1], f4, f4, i8, VECTOR, f4[:, :, ::1])

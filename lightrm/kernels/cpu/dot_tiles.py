@@ -15,6 +15,7 @@ from numba import types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
+from lightrm.kernels.cpu.instructions import BYTE, HALF, INT, counted, load, number, spread, store
 from lightrm.kernels.cpu.simd import FEATURES
 
 LANES = 16 if FEATURES.get("avx512vnni") else 8  # int32 sums of a register; four times as many bytes
@@ -23,20 +24,7 @@ OUTPUTS, TOKENS = (6, 4) if LANES == 16 else (3, 3)  # of a tile: sums in three 
 STEP = 4 * LANES  # bytes of a row in a register
 TOP_BITS = 0x80808080  # flipping the top bit of a byte adds 128
 NIBBLES = 0x0F0F
-WORD, INT, HALF, BYTE = (ir.IntType(bits) for bits in (64, 32, 16, 8))
 FOR_READING, INTO_L2, OF_DATA = 0, 2, 1  # what LLVM's prefetch is told
-
-
-def number(count: int) -> ir.Constant:
-    return ir.Constant(WORD, count)
-
-
-def load(builder, address, kind):
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
-
-
-def store(builder, value, address):
-    builder.store(value, builder.inttoptr(address, value.type.as_pointer()), align=1)
 
 
 def fetch(builder, address):
@@ -45,31 +33,6 @@ def fetch(builder, address):
     prefetch = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
     how = (ir.Constant(INT, word) for word in (FOR_READING, INTO_L2, OF_DATA))
     builder.call(prefetch, [builder.inttoptr(address, BYTE.as_pointer()), *how])
-
-
-def spread(builder, scalar, lanes: int):
-    """Return a vector with a number in every lane."""
-    nothing = ir.Constant(ir.VectorType(scalar.type, lanes), ir.Undefined)
-    first = builder.insert_element(nothing, scalar, ir.Constant(INT, 0))
-    return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(INT, lanes), [0] * lanes))
-
-
-def counted(builder, times, starts, steps, body) -> None:
-    """Build `times` rounds of body(*values), at least one. The values begin at `starts`; the first of them grow by
-    `steps`, and body returns what the others are in the next round."""
-    before, inside, after = builder.block, builder.append_basic_block("rounds"), builder.append_basic_block("done")
-    builder.branch(inside)
-    builder.position_at_end(inside)
-    done, values = builder.phi(WORD), [builder.phi(start.type) for start in starts]
-    grown = [builder.add(value, step) for value, step in zip(values, steps, strict=False)]
-    following = builder.add(done, number(1))
-    later = [following, *grown, *body(*values)]
-    last = builder.block
-    for phi, start, next_one in zip([done, *values], [number(0), *starts], later, strict=True):
-        phi.add_incoming(start, before)
-        phi.add_incoming(next_one, last)
-    builder.cbranch(builder.icmp_signed("<", following, times), inside, after)
-    builder.position_at_end(after)
 
 
 def dot_tile(ahead: int) -> Callable[..., None]:

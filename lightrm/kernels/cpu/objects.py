@@ -26,8 +26,8 @@ INDEX, HOST = "index.json", "host"
 TEAM = {"lightrm_thread": "omp_get_thread_num", "lightrm_threads": "omp_get_num_threads"}
 NEEDED = {*TEAM, "malloc", "free", "abort", "memcpy", "memset", "memmove", "sqrtf"}  # what a kernel may call
 SOURCES = (
-    "attention_loop", "attention_pairs", "dot_tiles", "few_rows", "head_loops", "row_loops", "scratch", "simd",
-    "widen_loop", "ahead", "objects", "../paths", "../../schemes/int8",
+    "attention_loop", "attention_pairs", "dot_tiles", "few_rows", "head_loops", "instructions", "row_loops", "scratch",
+    "simd", "widen_loop", "ahead", "objects", "../paths", "../../schemes/int8",
 )  # fmt: skip
 DTYPES = {
     torch.float32: "float32", torch.int8: "int8", torch.int32: "int32", torch.uint8: "uint8", torch.uint16: "uint16",

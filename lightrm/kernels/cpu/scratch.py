@@ -13,7 +13,9 @@ from numba import carray, njit, types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-WORD, BYTES = ir.IntType(64), ir.IntType(8).as_pointer()
+from lightrm.kernels.cpu.instructions import BYTE, WORD
+
+BYTES = BYTE.as_pointer()
 INLINE = {"nogil": True, "error_model": "numpy", "cache": True}
 
 

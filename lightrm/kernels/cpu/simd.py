@@ -19,6 +19,8 @@ from numba import config, types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
+from lightrm.kernels.cpu.instructions import INT, counted, load, number, spread, store
+
 
 def features() -> dict[str, bool]:
     """Return the features of the CPU to compile for: of this one, unless numba is told otherwise."""
@@ -32,7 +34,7 @@ VECTOR = 16  # floats: one register with AVX-512, two with AVX2, four with NEON
 ROWS, LANES = (8, 2 * VECTOR) if FEATURES.get("avx512f") else (4, VECTOR)  # of a tile: sums in half of the registers
 FUSED = platform.machine().lower() not in ("x86_64", "amd64", "x86") or bool(FEATURES.get("fma"))
 PAIRS = bool(FEATURES.get("avx512bf16"))  # whether this CPU multiplies pairs of bfloat16
-FLOAT, WORD, SHORT, BYTES = ir.FloatType(), ir.IntType(64), ir.IntType(32), 4
+FLOAT, BYTES = ir.FloatType(), 4  # of a word
 
 
 class BFloat16(ir.Type):
@@ -56,7 +58,7 @@ def tile(rows: int, lanes: int, onto: bool, pairs: bool = False) -> Callable[...
     replacing. A word is a float, or of A and B a pair of bfloat16 if `pairs`.
     """
     width = VECTOR if pairs else lanes
-    vector, word = ir.VectorType(FLOAT, width), SHORT if pairs else FLOAT
+    vector, word = ir.VectorType(FLOAT, width), INT if pairs else FLOAT
     parts = range(0, lanes, width)
 
     def generate(context, builder, signature, arguments):
@@ -64,21 +66,8 @@ def tile(rows: int, lanes: int, onto: bool, pairs: bool = False) -> Callable[...
 
         def moved(address, count, by=1):
             """Return address + count * by words."""
-            by = ir.Constant(WORD, by) if isinstance(by, int) else by
-            count = ir.Constant(WORD, count) if isinstance(count, int) else count
-            return builder.add(address, builder.mul(builder.mul(count, by), ir.Constant(WORD, BYTES)))
-
-        def pointer(address, kind):
-            return builder.inttoptr(address, kind.as_pointer())
-
-        def load(address, kind):
-            return builder.load(pointer(address, kind), align=BYTES)
-
-        def spread(scalar):
-            """Return a vector with a number in every lane."""
-            nothing = ir.Constant(ir.VectorType(word, width), ir.Undefined)
-            first = builder.insert_element(nothing, scalar, ir.Constant(SHORT, 0))
-            return builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(SHORT, width), [0] * width))
+            by, count = (number(x) if isinstance(x, int) else x for x in (by, count))
+            return builder.add(address, builder.mul(builder.mul(count, by), number(BYTES)))
 
         def multiply_add(x, y, total):
             if pairs:
@@ -93,27 +82,22 @@ def tile(rows: int, lanes: int, onto: bool, pairs: bool = False) -> Callable[...
 
         zero = ir.Constant(vector, [0.0] * width)
         places = [(r, moved(moved(c, r, c_row), at)) for r in range(rows) for at in parts]
-        begin = [load(place, vector) if onto else zero for _, place in places]
-        before, body, after = builder.block, builder.append_basic_block("steps"), builder.append_basic_block("done")
-        builder.branch(body)
-        builder.position_at_end(body)
-        k, sums = builder.phi(WORD), [builder.phi(vector) for _ in places]
-        b_row = moved(b, k, b_step)
-        b_lanes = [load(moved(b_row, at), ir.VectorType(word, width)) for at in parts]
-        column = moved(a, k, a_step)
-        scalars = [spread(load(moved(column, r, a_row), word)) for r in range(rows)]
-        more = [
-            multiply_add(scalars[r], b_lanes[n % len(parts)], total)
-            for n, ((r, _), total) in enumerate(zip(places, sums, strict=True))
-        ]
-        following = builder.add(k, ir.Constant(WORD, 1))
-        for phi, first, later in zip([k, *sums], [ir.Constant(WORD, 0), *begin], [following, *more], strict=True):
-            phi.add_incoming(first, before)
-            phi.add_incoming(later, body)
-        builder.cbranch(builder.icmp_signed("<", following, depth), body, after)
-        builder.position_at_end(after)
-        for (_, place), total in zip(places, more, strict=True):
-            builder.store(total, pointer(place, vector), align=BYTES)
+        begin = [load(builder, place, vector) if onto else zero for _, place in places]
+        found = []
+
+        def step(column, b_row, *sums):
+            b_lanes = [load(builder, moved(b_row, at), ir.VectorType(word, width)) for at in parts]
+            scalars = [spread(builder, load(builder, moved(column, r, a_row), word), width) for r in range(rows)]
+            found[:] = [
+                multiply_add(scalars[r], b_lanes[n % len(parts)], total)
+                for n, ((r, _), total) in enumerate(zip(places, sums, strict=True))
+            ]
+            return found
+
+        steps = [builder.mul(distance, number(BYTES)) for distance in (a_step, b_step)]
+        counted(builder, depth, [a, b, *begin], steps, step)
+        for (_, place), total in zip(places, found, strict=True):
+            store(builder, total, place)
         return context.get_dummy_value()
 
     @intrinsic
