@@ -111,7 +111,7 @@ class CompensatingLoader(Loader):
             layer = self.passed(decoder, i, streams)
             if self.draft is not None:
                 assert isinstance(streams, KeptStreams)
-                self.draft.keep(i, tensors_of(layer), self.facts(i), streams)
+                self.draft.keep(i, dict(tensors_of(layer, self.architecture)), self.facts(i), streams)
             layers.append(self.once(layer, self.beside(i)))
         return layers
 

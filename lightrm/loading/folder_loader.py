@@ -22,17 +22,18 @@ from lightrm.engine.shared_weights import share_equal
 from lightrm.engine.streaming import StreamedLayers
 from lightrm.errors import CorruptFileError
 from lightrm.kernels.dispatch import kernels_for
+from lightrm.kernels.operands import Held
+from lightrm.loading import layer_tensors
 from lightrm.loading.folding import Folding
 from lightrm.loading.head_loader import attribute_names
 from lightrm.loading.placement import Loaded, LoadReport, Placement
 from lightrm.loading.quantized_folder import CONFIG, WEIGHTS, Manifest
-from lightrm.model.decoder import Decoder, Layer, Layers, field_of
+from lightrm.model.decoder import Decoder, Layer, Layers
 from lightrm.model.gate import Gate
 from lightrm.model.head import ValueHead
 from lightrm.model.linear import Linear, linear_for
 from lightrm.schemes.grammar import Scheme
 from lightrm.schemes.int4 import Int4
-from lightrm.schemes.int8 import Rowwise
 
 
 def restore(
@@ -170,18 +171,13 @@ def check_fits(tensors: Tensors, a: Architecture, scheme: Scheme) -> None:
 def layer_of(tensors: Tensors, i: int, a: Architecture, scheme: Scheme) -> Layer:
     folding = Folding(a)
 
-    def linear(name: str) -> Linear:
-        stem = f"layers.{i}.{name}."
-        weight: Rowwise | Int4
-        if scheme.weights == "int8":
-            weight = Rowwise(tensors[stem + "values"], tensors[stem + "scale"])
-        else:
-            weight = Int4(*(tensors[stem + part] for part in ("packed", "multiplier", "scale")))
-        bias, shift = tensors.get(stem + "bias"), tensors.get(stem + "shift")
+    def linear(name: str, weight: Held, bias: torch.Tensor | None, shift: torch.Tensor | None) -> Linear:
         if shift is not None and not scheme.integer:  # 16-bit rows are not shifted: the bias takes it back
             assert bias is not None
+            assert isinstance(weight, Int4)
             bias, shift = bias - weight.float() @ shift, None
         return linear_for(scheme, weight, bias, folding.block(name), shift)
 
-    norms = {field_of(name): None if name in folding.norms else tensors[f"layers.{i}.{name}"] for name in a.norms}
-    return Layer(qkv=linear("qkv"), output=linear("output"), gate_up=linear("gate_up"), down=linear("down"), **norms)
+    stem = f"layers.{i}."
+    held = {name.removeprefix(stem): tensors[name] for name in tensors.file.tensors if name.startswith(stem)}
+    return layer_tensors.layer_of(held, a, linear)

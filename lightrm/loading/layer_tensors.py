@@ -1,8 +1,9 @@
-"""A quantized layer as tensors by name, and back, in every form that calibration rounds to."""
+"""A quantized layer as tensors by name, and back, in every form that lightrm rounds to: for its own folders, and for
+what a calibration keeps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
@@ -17,19 +18,18 @@ from lightrm.schemes.int8 import Rowwise
 LinearOf = Callable[[str, Held, torch.Tensor | None, torch.Tensor | None], Linear]
 
 
-def tensors_of(layer: Layer) -> dict[str, torch.Tensor]:
-    """Return all that a layer holds."""
-    found: dict[str, torch.Tensor | None] = {}
+def tensors_of(layer: Layer, a: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield all that a layer holds, with its name."""
     for name in LINEARS:
         linear: Linear = getattr(layer, name)
-        found |= {f"{name}.{part}": tensor for part, tensor in parts_of(linear.weight).items()}
-        found |= {f"{name}.bias": linear.bias_O, f"{name}.shift": linear.shift_I}
-    for field in ("attention_norm_D", "mlp_norm_D", *OTHER_NORMS):
-        found[field] = getattr(layer, field)
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
-
-
-OTHER_NORMS = ("attention_post_norm_D", "mlp_post_norm_D", "query_norm_E", "key_norm_E")
+        for part, tensor in parts_of(linear.weight).items():
+            yield f"{name}.{part}", tensor
+        for part, vector in (("bias", linear.bias_O), ("shift", linear.shift_I)):
+            if vector is not None:
+                yield f"{name}.{part}", vector
+    for name in a.norms:
+        if (norm := getattr(layer, field_of(name))) is not None:
+            yield name, norm
 
 
 def parts_of(weight: Held) -> dict[str, torch.Tensor]:
@@ -44,20 +44,22 @@ def parts_of(weight: Held) -> dict[str, torch.Tensor]:
     return {"packed": one.packed, "zero": one.zero_GO, "scale": one.scale_GO, "group": one.group_I, "bits": bits}
 
 
+def held_of(parts: Mapping[str, torch.Tensor]) -> Held:
+    """Return the weight of which these are the parts."""
+    if "values" in parts:
+        return Rowwise(parts["values"], parts["scale"])
+    if "multiplier" in parts:
+        return Int4(parts["packed"], parts["multiplier"], parts["scale"])
+    return Parts((Grouped(parts["packed"], parts["zero"], parts["scale"], parts["group"], int(parts["bits"])),))
+
+
 def layer_of(tensors: Mapping[str, torch.Tensor], a: Architecture, linear_of: LinearOf) -> Layer:
     """Put a layer together. linear_of: makes a linear layer of its name, weight, bias and shift."""
 
     def linear(name: str) -> Linear:
-        held = {part.partition(".")[2]: t for part, t in tensors.items() if part.startswith(f"{name}.")}
-        bias, shift = held.pop("bias", None), held.pop("shift", None)
-        weight: Held
-        if "values" in held:
-            weight = Rowwise(held["values"], held["scale"])
-        elif "multiplier" in held:
-            weight = Int4(held["packed"], held["multiplier"], held["scale"])
-        else:
-            weight = Parts((Grouped(held["packed"], held["zero"], held["scale"], held["group"], int(held["bits"])),))
-        return linear_of(name, weight, bias, shift)
+        parts = {part.partition(".")[2]: t for part, t in tensors.items() if part.startswith(f"{name}.")}
+        bias, shift = parts.pop("bias", None), parts.pop("shift", None)
+        return linear_of(name, held_of(parts), bias, shift)
 
-    norms = {field_of(name): tensors.get(field_of(name)) for name in a.norms}
+    norms = {field_of(name): tensors.get(name) for name in a.norms}
     return Layer(qkv=linear("qkv"), output=linear("output"), gate_up=linear("gate_up"), down=linear("down"), **norms)

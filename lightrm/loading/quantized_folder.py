@@ -39,13 +39,12 @@ from lightrm.display.progress import item_progress
 from lightrm.errors import CorruptFileError, SchemeError
 from lightrm.files import read_json, write_json
 from lightrm.judge.bounds import FidelityNote
-from lightrm.kernels.operands import Held, Parts
+from lightrm.kernels.operands import Parts
+from lightrm.loading import layer_tensors
 from lightrm.loading.placement import Loaded
-from lightrm.model.decoder import Decoder, field_of
+from lightrm.model.decoder import Decoder
 from lightrm.model.head import ValueHead
 from lightrm.schemes.grammar import Scheme, parse_scheme
-from lightrm.schemes.int4 import Int4
-from lightrm.schemes.int8 import Rowwise
 
 WEIGHTS, CONFIG, FORMAT = "lightrm.safetensors", "config.json", 4
 
@@ -126,18 +125,11 @@ def tensors_of(decoder: Decoder, head: ValueHead) -> Iterator[tuple[str, torch.T
     """Yield every tensor of a quantized model, with its name in the file."""
     yield "embedding", decoder.embedding_VD
     for i in range(len(decoder.layers)):
-        layer = decoder.layers[i]
-        for name in LINEARS:
-            linear = getattr(layer, name)
-            for part, tensor in parts_of(linear.weight).items():
-                yield f"layers.{i}.{name}.{part}", tensor
-            if linear.bias_O is not None and bool(linear.bias_O.any()):
-                yield f"layers.{i}.{name}.bias", linear.bias_O.float()
-            if (shift_I := linear.shift_I) is not None:
-                yield f"layers.{i}.{name}.shift", shift_I
-        for name in decoder.architecture.norms:
-            if (norm := getattr(layer, field_of(name))) is not None:
-                yield f"layers.{i}.{name}", norm
+        for name, tensor in layer_tensors.tensors_of(decoder.layers[i], decoder.architecture):
+            if not name.endswith(".bias"):
+                yield f"layers.{i}.{name}", tensor
+            elif bool(tensor.any()):
+                yield f"layers.{i}.{name}", tensor.float()
     yield from stacked("head", head.weights, head.biases)
     if (gate := head.gate) is not None:
         yield from stacked("gate", gate.weights, gate.biases)
@@ -154,13 +146,6 @@ def stacked(
         yield f"{stem}.{k}.weight", weight
         if bias is not None:
             yield f"{stem}.{k}.bias", bias
-
-
-def parts_of(weight: Held) -> dict[str, torch.Tensor]:
-    if isinstance(weight, Rowwise):
-        return {"values": weight.values_OI, "scale": weight.scale_O}
-    assert isinstance(weight, Int4)
-    return {"packed": weight.packed, "multiplier": weight.multiplier_OG, "scale": weight.scale_O}
 
 
 def read_manifest(folder: Path) -> Manifest:
