@@ -206,26 +206,23 @@ def summary(sizes: list[int], answers: dict[str, list[dict[str, Any]]]) -> dict[
     return rows
 
 
-def table(result: dict[str, Any]) -> str:
+def table(result: dict[str, Any], kernels: bool = True) -> str:
     """Speed of each scorer over lightrm's w8a8 in the same round, by workload; memory and error from the last."""
     loads = result["workloads"]
     rows = {name: row for found in loads.values() for name, row in found.items()}  # of the last load that has it
     titles = [f"{load} tokens" if " x " in load else load for load in loads]
     lines = [
-        f"| | {' | '.join(titles)} | peak memory | error | kernel |",
-        f"| --- |{' ---: |' * len(loads)} ---: | ---: | --- |",
+        f"| | {' | '.join(titles)} | peak memory | error |{' kernel |' * kernels}",
+        f"| --- |{' ---: |' * len(loads)} ---: | ---: |{' --- |' * kernels}",
     ]
     for name, row in rows.items():
-        cells = [
-            f"{found[name]['speed against']['lightrm w8a8']:.2f}" if name in found else "-" for found in loads.values()
-        ]
+        found = [rows.get(name) for rows in loads.values()]
+        cells = ["-" if one is None else f"{one['speed against']['lightrm w8a8']:.2f}" for one in found]
         peak = "-" if row["peak memory"] is None else f"{row['peak memory'] / 2**30:.1f} GiB"
-        errors = [
-            found[name]["error"] for found in loads.values() if name in found and found[name]["error"] is not None
-        ]
+        errors = [one["error"] for one in found if one is not None and one["error"] is not None]
         error = f"{100 * errors[-1]:.1f} %" if errors else "-"
-        lines.append(f"| {name} | {' | '.join(cells)} | {peak} | {error} | {row['kernel']} |")
-    absolute = ", ".join(f"{found['lightrm w8a8']['tokens/s']:.0f} ({load})" for load, found in loads.items())
+        lines.append(f"| {name} | {' | '.join(cells)} | {peak} | {error} |" + f" {row['kernel']} |" * kernels)
+    absolute = ", ".join(f"{rows['lightrm w8a8']['tokens/s']:.0f} ({load})" for load, rows in loads.items())
     lines.append(f"\nw8a8 alone, tokens/s of {result['layers']} layers: {absolute}. {measured_on(result)}")
     for error in dict.fromkeys(result["failed"].values()):
         names = [name for name, why in result["failed"].items() if why == error]
@@ -237,11 +234,7 @@ def short_table(result: dict[str, Any]) -> str:
     """The same for a reader in a hurry: the loads and the rows of `BRIEFLY`."""
     kept = {load: found for load, found in result["workloads"].items() if load in BRIEFLY[0]}
     rows = {load: {name: row for name, row in found.items() if name in BRIEFLY[1]} for load, found in kept.items()}
-    whole = table(result | {"workloads": rows, "failed": {}})
-    return (
-        "\n".join("|".join(line.split("|")[:-2]) + "|" if line.startswith("|") else line for line in whole.splitlines())
-        + "\n"
-    )
+    return table(result | {"workloads": rows, "failed": {}}, kernels=False)
 
 
 def main() -> None:
