@@ -184,7 +184,7 @@ def build(folder: Path) -> None:
     for loop, signature in kernels():
         name, code = compiled(loop, signature)
         (folder / f"{loop.name}.o").write_bytes(code)
-        arguments = [f"{kind.dtype}{kind.ndim}" if isinstance(kind, types.Array) else str(kind) for kind in signature]
+        arguments = [(str(getattr(kind, "dtype", kind)), getattr(kind, "ndim", 0)) for kind in signature]
         index["kernels"][loop.name] = {
             "entry": name, "sha256": hashlib.sha256(code).hexdigest(), "arguments": arguments
         }  # fmt: skip

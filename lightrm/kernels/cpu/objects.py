@@ -29,10 +29,10 @@ SOURCES = (
     "attention_loop", "attention_pairs", "dot_tiles", "few_rows", "head_loops", "instructions", "row_loops", "scratch",
     "simd", "widen_loop", "ahead", "objects", "../paths", "../../schemes/int8",
 )  # fmt: skip
-DTYPES = {
-    torch.float32: "float32", torch.int8: "int8", torch.int32: "int32", torch.uint8: "uint8", torch.uint16: "uint16",
-    torch.uint32: "uint32",
-}  # fmt: skip
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
+    torch.float32, torch.int8, torch.int32, torch.uint8, torch.uint16, torch.uint32,
+)}  # fmt: skip
+Kind = tuple[torch.dtype | None, int]  # a tensor's dtype and dimensions; of a number float32 or None, and 0
 TILES = [simd.ROWS, simd.LANES, simd.PAIRS, simd.FUSED, dot_tiles.LANES, dot_tiles.AVAILABLE]
 
 
@@ -57,14 +57,18 @@ class Code:
             self.engine.add_object_file(llvm.ObjectFileRef.from_data(code))
         self.engine.finalize_object()
         of_one = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+        self.expected: dict[str, list[Kind]] = {
+            name: [(DTYPES.get(kind), dimensions) for kind, dimensions in facts["arguments"]]
+            for name, facts in self.kernels.items()
+        }
         self.entries = {
             name: of_one(self.engine.get_function_address(facts["entry"])) for name, facts in self.kernels.items()
         }
 
     def run(self, name: str, arguments: Sequence[Any], threads: int) -> bool:
         """Run a kernel on its arguments, on so many threads. Returns False if it is not here or takes others."""
-        facts = self.kernels.get(name)
-        words = None if facts is None else words_of(arguments, facts["arguments"])
+        expected = self.expected.get(name)
+        words = None if expected is None else words_of(arguments, expected)
         if words is None:
             return False
         if threads == 1:
@@ -74,16 +78,16 @@ class Code:
         return True
 
 
-def words_of(arguments: Sequence[Any], expected: Sequence[str]) -> Any:
+def words_of(arguments: Sequence[Any], expected: Sequence[Kind]) -> Any:
     """Return arguments as an array of 64-bit words: of a tensor its address and its shape, of a number its bits. None
     if they are of other kinds."""
     words: list[int] = []
-    for argument, kind in zip(arguments, expected, strict=True):
-        if isinstance(argument, torch.Tensor):
-            if f"{DTYPES.get(argument.dtype)}{argument.ndim}" != kind or not argument.is_contiguous():
+    for argument, (dtype, dimensions) in zip(arguments, expected, strict=True):
+        if dimensions:
+            if argument.dtype != dtype or argument.ndim != dimensions or not argument.is_contiguous():
                 return None
             words += (argument.data_ptr(), *argument.shape)
-        elif kind == "float32":
+        elif dtype == torch.float32:
             words.append(struct.unpack("<I", struct.pack("<f", argument))[0])
         else:
             words.append(int(argument))
