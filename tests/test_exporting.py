@@ -19,7 +19,7 @@ from lightrm import errors
 from lightrm.cli import main
 from lightrm.files import UNFINISHED
 from lightrm.loading.gptq_export import export_gptq
-from lightrm.loading.gptq_rounding import compensated_grouped
+from lightrm.loading.gptq_rounding import compensated_grouped, factored
 from lightrm.loading.symmetric import Symmetric
 from lightrm.schemes import grouped
 from tests.conftest import DATA
@@ -172,10 +172,13 @@ def test_calibration_brings_a_layers_output_closer() -> None:
     """Under the second moment of correlated inputs, and on the same grid."""
     mixing = normal(24, 96, seed=1, scale=1.0)
     inputs, weight = normal(400, 24, seed=2, scale=1.0) @ mixing, normal(48, 96, seed=3)
-    plain, better = grouped.quantize(weight, GROUP), compensated_grouped(weight, Symmetric.of(inputs.T @ inputs), GROUP)
+    plain, better = (
+        grouped.quantize(weight, GROUP),
+        compensated_grouped(weight, factored(Symmetric.of(inputs.T @ inputs)), GROUP)[0],
+    )
     loss = [float((inputs @ (made.rows(0, 48).float() - weight).T).norm()) for made in (plain, better)]
     assert loss[1] < 0.7 * loss[0]
-    white = compensated_grouped(weight, Symmetric.of(torch.eye(96)), GROUP)
+    white = compensated_grouped(weight, factored(Symmetric.of(torch.eye(96))), GROUP)[0]
     assert torch.equal(white.packed, plain.packed), "uncorrelated inputs leave nothing to compensate"
     assert torch.equal(white.scale_GO, plain.scale_GO)
 

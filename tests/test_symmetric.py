@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lightrm.kernels.products import large_product
+from lightrm.kernels import products
+from lightrm.kernels.products import add_large_product, large_product
 from lightrm.loading import symmetric
 from lightrm.loading.symmetric import Symmetric
 from tests.test_schemes import normal
@@ -23,15 +24,14 @@ def side(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.usefixtures("side")
 def test_sums_are_those_of_full_matrices(size: int) -> None:
     x, y, a, b = normal(50, size), normal(9, size, seed=1), normal(size, seed=2), normal(size, seed=3)
-    held, full = Symmetric.zeros(size).add_rows_(x), x.T @ x
+    held, full = Symmetric.zeros(size).add_rows_(x.T.contiguous()), x.T @ x
     torch.testing.assert_close(held.full(), full, **CLOSE)
     full = (full + full.T) / 2
     assert torch.equal(Symmetric.of(full).full(), full)
     torch.testing.assert_close(held.times(y), y @ full, **CLOSE)
-    assert held.diagonal_mean() == pytest.approx(float(full.diagonal().mean()))
-    more = held.clone().add_pair_(a, b).add_(held).damp_(0.5)
-    expected = 2 * full + torch.outer(a, b) + torch.outer(b, a)
-    expected += 0.5 * expected.diagonal().mean() * torch.eye(size)
+    assert held.part(0.5) == pytest.approx(0.5 * float(full.diagonal().mean()))
+    more = held.clone().add_pair_(a, b).add_(held).damp_(7)
+    expected = 2 * full + torch.outer(a, b) + torch.outer(b, a) + 7 * torch.eye(size)
     torch.testing.assert_close(more.full(), expected, **CLOSE)
     torch.testing.assert_close(held.full(), full, **CLOSE)
 
@@ -45,7 +45,8 @@ def test_the_factor_is_that_of_the_reversed_matrix(size: int) -> None:
         damped = (x.T @ x).double()
         damped += 0.01 * damped.diagonal().mean() * torch.eye(size)
         truth = torch.linalg.cholesky(damped.flip(0, 1)).flip(0, 1)
-        factor = Symmetric.of(x.T @ x).damp_(0.01).factor_()
+        moment = Symmetric.of(x.T @ x)
+        factor = moment.damp_(moment.part(0.01)).factor_()
         whole = factor.columns(0, size)
         assert not whole.tril(-1).any()
         assert (whole - truth).norm() < 1e-4 * truth.norm()
@@ -53,7 +54,9 @@ def test_the_factor_is_that_of_the_reversed_matrix(size: int) -> None:
             assert torch.equal(factor.columns(start, end), whole[:end, start:end])
         y = normal(5, size, seed=4)
         exact = y.double() @ torch.linalg.inv(damped)
-        assert (factor.solved_(y) - exact).norm() < 1e-3 * exact.norm()
+        for given in (y.clone(), y.T.contiguous().T):
+            assert factor.solved_(given) is given
+            assert (given - exact).norm() < 1e-3 * exact.norm()
 
 
 def test_a_matrix_that_is_not_positive_has_no_factor() -> None:
@@ -71,6 +74,14 @@ def test_large_products_are_float32_s(shape: tuple[int, int, int]) -> None:
     assert found.shape == exact.shape
     assert found.dtype == torch.float32
     assert float((found - exact).norm()) <= 2 * float((plain - exact).norm()) + 1e-6 * float(exact.norm())
+
+
+def test_large_products_are_added_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, total = normal(37, 20), normal(5, 20, seed=1), normal(37, 5, seed=2)
+    expected = total + a @ b.T
+    monkeypatch.setattr(products, "PRODUCT_AT_ONCE", 16)
+    add_large_product(total, a, b)
+    torch.testing.assert_close(total, expected)
 
 
 def test_large_products_check_what_they_get() -> None:

@@ -18,6 +18,7 @@ from lightrm.schemes.int8 import Rowwise
 from lightrm.schemes.tiled import Tiled, tiled
 
 MOST_INPUTS = (2**31 - 1) // 2**14  # |int8 * int8| is at most 2^14
+PRODUCT_AT_ONCE = 2**22  # numbers of a product that is added: allocators keep memory of 16 MB, and get larger anew
 
 
 def product(rows: Rows, weight: Held, bias_O: torch.Tensor | None) -> Sums:
@@ -102,6 +103,13 @@ def large_product(a_NK: torch.Tensor, b_MK: torch.Tensor) -> torch.Tensor:
     fits = a_NK.ndim == b_MK.ndim == 2 and a_NK.shape[1] == b_MK.shape[1]
     check(fits and a_NK.dtype == b_MK.dtype == torch.float32, "large_product", a=a_NK, b=b_MK)
     return float_gemm.product(a_NK, b_MK)
+
+
+def add_large_product(sum_NM: torch.Tensor, a_NK: torch.Tensor, b_MK: torch.Tensor) -> None:
+    """Add a @ b.T to sum, in place: some rows at a time, so that the product is small."""
+    rows = max(1, PRODUCT_AT_ONCE // max(1, len(b_MK)))
+    for part, a_PK in zip(sum_NM.split(rows), a_NK.split(rows), strict=True):
+        part.add_(large_product(a_PK, b_MK))
 
 
 def placed(weight: Grouped | Blockwise | Rowwise, device: torch.device) -> Grouped | Tiled | Blockwise | Rowwise:

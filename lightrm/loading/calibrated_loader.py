@@ -11,7 +11,6 @@ layers, in files if there is a draft. Rows pass by once, pack by pack, and leave
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,29 +20,31 @@ from lightrm.checkpoints.checkpoint import Checkpoint
 from lightrm.engine.packing import SHARE_NOTHING, packs
 from lightrm.errors import SchemeError
 from lightrm.kernels import passes
-from lightrm.kernels.operands import HeadNorms, Held, Residual, Rows, Sums
-from lightrm.kernels.products import add_pending, large_product
+from lightrm.kernels.operands import HeadNorms, Residual, Rows, Sums
+from lightrm.kernels.products import large_product
 from lightrm.loading.calibration_draft import EXACT, QUANTIZED, Draft, KeptStreams, Streams
 from lightrm.loading.calibration_identity import identity
+from lightrm.loading.calibration_rows import Exact, add, add_rows, put
 from lightrm.loading.folding import READ_NORMS
-from lightrm.loading.gptq_rounding import compensated_int4, compensated_int8
+from lightrm.loading.gptq_rounding import compensated_int4, compensated_int8, factored
 from lightrm.loading.layer_tensors import layer_of, tensors_of
 from lightrm.loading.loader import Loader
+from lightrm.loading.packers import Packer, WholePacker
 from lightrm.loading.placement import Placement
 from lightrm.loading.regression import judged, regressed
 from lightrm.loading.second_moments import HalfRows, Moments
-from lightrm.loading.symmetric import Symmetric
+from lightrm.loading.symmetric import Factor
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.model.linear import Linear
 from lightrm.model.packed_batch import PackedBatch
-from lightrm.schemes.int4 import group_for
-from lightrm.schemes.int8 import Rowwise
-from lightrm.schemes.quality import energies
+from lightrm.schemes.quality import energy
 
 PACK = 2048  # calibration tokens computed at once
-GATED_AT_ONCE = 1024  # of them, where rows are widest
+GATED_AT_ONCE = 512  # of them, where rows are widest
+ROUNDED_AT_ONCE = 2**24  # weights that are rounded at once: 64 MB in float
 Both = tuple[torch.Tensor, torch.Tensor]  # of the quantized and of the exact stream
 Feed = Callable[[int, torch.Tensor, torch.Tensor], Iterator[Both]]  # pack, streams -> what a matrix reads, in parts
+Fed = tuple[int, torch.Tensor, torch.Tensor, Iterator[Both]]
 
 
 def loader_for(checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]]) -> Loader:
@@ -58,23 +59,6 @@ def loader_for(checkpoint: Checkpoint, placement: Placement, calibration: Sequen
             f"calibration compensates lightrm's own rounding: {placement.scheme} has nothing to calibrate"
         )
     return CompensatingLoader(checkpoint, placement, calibration)
-
-
-@dataclass(frozen=True, slots=True)
-class Exact(Linear):
-    """A layer in float32, whose product is that of `products.large_product`."""
-
-    def __call__(self, rows: Rows) -> Sums:
-        return Sums(self.product(rows.values_TI, self.bias_O))
-
-    def product(self, x_TI: torch.Tensor, bias_O: torch.Tensor | None = None) -> torch.Tensor:
-        y_TO = large_product(x_TI, self.weight_OI)
-        return y_TO if bias_O is None else y_TO.add_(bias_O)
-
-    @property
-    def weight_OI(self) -> torch.Tensor:
-        assert isinstance(self.weight, torch.Tensor)
-        return self.weight
 
 
 class CompensatingLoader(Loader):
@@ -150,14 +134,16 @@ class CompensatingLoader(Loader):
         before = [self.read(f"{prefix}{name}.weight") for name in READ_NORMS]
         others = self.other_norms(prefix)
         attention, mlp = ((self.read_norm(norm), self.applied(norm)) for norm in before)
-        qkv = self.reader(prefix, "qkv", before[0], attention, streams)
+        qkv, plain = self.reader(prefix, "qkv", before[0], attention, streams)
         heads = decoder.head_norms(others.get("query_norm_E"), others.get("key_norm_E"))
-        mixed = partial(self.mixed, decoder, i, heads, attention, qkv)
+        mixed = self.fed(streams, partial(self.mixed, decoder, i, heads, attention, (qkv, plain)))
+        del plain  # a float layer is in memory while others read what it makes
         output = self.writer(prefix, "output", streams, mixed, others.get("attention_post_norm_D"))
-        gate_up = self.reader(prefix, "gate_up", before[1], mlp, streams)
-        gated = partial(self.gated, decoder, mlp, gate_up)
+        gate_up, plain = self.reader(prefix, "gate_up", before[1], mlp, streams)
+        gated = self.fed(streams, partial(self.gated, decoder, mlp, (gate_up, plain)))
+        del plain
         down = self.writer(prefix, "down", streams, gated, others.get("mlp_post_norm_D"))
-        return Layer(attention[0], qkv[0], output, mlp[0], gate_up[0], down, **others)
+        return Layer(attention[0], qkv, output, mlp[0], gate_up, down, **others)
 
     def applied(self, norm_D: torch.Tensor) -> torch.Tensor | None:
         """Return the weight of a norm as the float layer behind it applies it; None if it is folded."""
@@ -167,6 +153,11 @@ class CompensatingLoader(Loader):
         """Yield the number of each pack, and its rows in the quantized and in the exact stream."""
         for k in range(len(self.packs)):
             yield k, streams.get(QUANTIZED, k).to(self.device), streams.get(EXACT, k).to(self.device)
+
+    def fed(self, streams: Streams, feed: Feed) -> Iterator[Fed]:
+        """Yield what `both` does, and with it what a matrix reads. Lets go of the feed at the end."""
+        for k, x_TD, y_TD in self.both(streams):
+            yield k, x_TD, y_TD, feed(k, x_TD, y_TD)
 
     def normed(self, x_TD: torch.Tensor, norm_D: torch.Tensor | None) -> torch.Tensor:
         """Return what qkv or gate_up reads, in float."""
@@ -224,88 +215,117 @@ class CompensatingLoader(Loader):
         rows, so what it lacks is the product with what the rows lack."""
         plain = self.plain(prefix, name, norm_D)
         weight_OI = plain.weight_OI
-        deciding_JI = weight_OI[judged(len(weight_OI))]
+        few_JI = weight_OI[judged(len(weight_OI))]
 
         def rows() -> Iterator[HalfRows]:
             for k, x_TD, y_TD in self.both(streams):
                 have_TI, want_TI = self.normed(x_TD, norms[0]), self.normed(y_TD, norms[1])
                 yield k % 2, have_TI, want_TI.sub_(have_TI)
 
-        sums = Moments.of(rows(), lambda lack_TI: lack_TI @ deciding_JI.T, self.corrects)
+        sums = Moments.of(rows(), lambda _, lack_TI: lack_TI @ few_JI.T, self.corrects)
         more_II = regressed(sums)
-        aim_OI = weight_OI if more_II is None else large_product(weight_OI, more_II.T).add_(weight_OI)
-        lack_O = weight_OI @ sums.lack_O
-        return self.rounded(prefix, name, plain, aim_OI, sums, lack_O, shifts=self.scheme.integer), plain
 
-    def writer(self, prefix: str, name: str, streams: Streams, feed: Feed, norm_D: torch.Tensor | None) -> Linear:
+        def aim(some: slice) -> torch.Tensor:
+            part_OI = weight_OI[some]
+            return part_OI.clone() if more_II is None else large_product(part_OI, more_II.T).add_(part_OI)
+
+        wanted_O = weight_OI @ (sums.mean_I + sums.mean_O)
+        return self.rounded(prefix, name, plain, aim, sums, wanted_O, shifts=self.scheme.integer), plain
+
+    def writer(
+        self, prefix: str, name: str, streams: Streams, fed: Iterator[Fed], norm_D: torch.Tensor | None
+    ) -> Linear:
         """Return a rounded layer that adds to the residual stream. Both streams are after it then.
 
         Its target is the float stream after the layer minus the quantized stream before it. If its product is normed
-        before it is added (norm_D), the target is the float layer's product.
+        before it is added (norm_D), the target is the float layer's product. The bias is left out of both.
         """
         plain = self.plain(prefix, name, None)
-        read: list[list[Rows]] = []  # what the rounded layer will read
+        weight_OI, few = plain.weight_OI, judged(len(plain.weight_OI))
+        read = [self.room(len(pack), weight_OI.shape[1]) for pack in self.packs]
 
-        def rows() -> Iterator[HalfRows]:
-            for k, x_TD, y_TD in self.both(streams):
-                read.append([])
+        def sides() -> Iterator[HalfRows]:
+            for k, x_TD, y_TD, parts in fed:
                 at = 0
-                for have_TI, want_TI in feed(k, x_TD, y_TD):
+                for have_TI, want_TI in parts:
                     part = slice(at, at + len(have_TI))
                     at += len(have_TI)
-                    read[k].append(self.rows_of(have_TI, x_TD.dtype))
-                    lacking_TO = plain.product(want_TI - have_TI)
-                    if norm_D is None:
-                        lacking_TO += y_TD[part] - x_TD[part]
-                    add(y_TD[part], plain, Rows(want_TI), norm_D, self.architecture.norm_eps)
-                    yield k % 2, have_TI, lacking_TO
+                    put(read[k], part, self.rows_of(have_TI))
+                    made_TO = large_product(want_TI, weight_OI)
+                    target_TO = made_TO.clone() if norm_D is not None else made_TO + (y_TD[part] - x_TD[part])
+                    add(y_TD[part], Sums(plain.with_bias(made_TO)), norm_D, self.architecture.norm_eps)
+                    del made_TO, want_TI
+                    yield k % 2, have_TI, target_TO
+                    del target_TO, have_TI
                 streams.put(EXACT, k, y_TD)
 
-        sums = Moments.of(rows(), lambda lack_TO: lack_TO[:, judged(lack_TO.shape[1])], self.corrects)
-        more_OI = regressed(sums)
-        aim_OI = plain.weight_OI if more_OI is None else more_OI.add_(plain.weight_OI)
-        linear = self.rounded(prefix, name, plain, aim_OI, sums, sums.lack_O, shifts=False)
-        for k in range(len(self.packs)):
+        sums = Moments.of(sides(), lambda x_TI, y_TO: y_TO[:, few] - x_TI @ weight_OI[few].T, self.corrects)
+        better_OI = regressed(sums, weight_OI)
+
+        def aim(some: slice) -> torch.Tensor:
+            return (weight_OI if better_OI is None else better_OI)[some].clone()
+
+        linear = self.rounded(prefix, name, plain, aim, sums, sums.mean_O, shifts=False)
+        for k, rows in enumerate(read):
             x_TD = streams.get(QUANTIZED, k).to(self.device)
-            at = 0
-            for values in read[k]:
-                part = x_TD[at : at + len(values.values_TI)]
-                at += len(part)
-                add(part, linear, values, norm_D, self.architecture.norm_eps)
+            if norm_D is None:
+                add_rows(x_TD, linear, rows)
+            else:
+                add(x_TD, linear(rows), norm_D, self.architecture.norm_eps)
             streams.put(QUANTIZED, k, x_TD)
         return linear
 
-    def rows_of(self, x_TI: torch.Tensor, dtype: torch.dtype) -> Rows:
+    def rows_of(self, x_TI: torch.Tensor) -> Rows:
         """Return rows as a layer of the scheme reads them."""
-        return passes.quantize(x_TI) if self.scheme.integer else Rows(x_TI.to(dtype))
+        return passes.quantize(x_TI) if self.scheme.integer else Rows(x_TI.to(self.scheme.dtype))
+
+    def room(self, tokens: int, inputs: int) -> Rows:
+        """Return memory for such rows."""
+        empty = partial(torch.empty, device=self.device)
+        if self.scheme.integer:
+            return Rows(empty(tokens, inputs, dtype=torch.int8), empty(tokens))
+        return Rows(empty(tokens, inputs, dtype=self.scheme.dtype))
 
     def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Exact:
         """Return one layer in float32, folded as its rounded form will be."""
-        parts = [self.folded(part, w, norm_D).to(self.device) for part, w in self.parts(prefix, name, "weight")]
+        weight_OI = torch.empty(self.architecture.linears[name], device=self.device)
+        start = 0
+        for part, weight in self.parts(prefix, name, "weight"):
+            folded = self.folded(part, weight, norm_D)
+            weight_OI[start : start + len(folded)] = folded
+            start += len(folded)
+            del weight, folded  # before the next part is read
         block = self.folding.block(name) if self.folding else 1
-        return Exact(torch.cat(parts).float(), self.bias(prefix, name), block=block)
+        return Exact(weight_OI, self.bias(prefix, name), block=block)
 
     def rounded(
         self,
         prefix: str,
         name: str,
         plain: Exact,
-        aim_OI: torch.Tensor,
+        aim: Callable[[slice], torch.Tensor],
         sums: Moments,
-        lack_O: torch.Tensor,
+        wanted_O: torch.Tensor,
         shifts: bool,
     ) -> Linear:
-        """Round one layer. aim: what to round, the weight and what regression adds. sums: of the rows that it reads.
-        lack: mean of what its output lacks on them. shifts: center the rows."""
-        held, stands_for_OI = self.compensated(aim_OI, sums.merged())
-        self.note(f"{prefix}{name}", *energies(aim_OI, stands_for_OI))
+        """Round one layer, some outputs at a time. aim: outputs -> what to round, which may be changed. sums: of the
+        rows that it reads. wanted: mean of its output on them, without its bias. shifts: center the rows."""
+        factor, mean_I = factored(sums.merged()), sums.mean_I
+        outputs, inputs = plain.weight_OI.shape
+        packer, missing_O = self.packer(outputs, inputs), wanted_O.clone()
+        step = max(ROUNDED_AT_ONCE // inputs, 1)
+        for start in range(0, outputs, step):
+            some = slice(start, min(start + step, outputs))
+            aim_OI = aim(some)
+            lost_OI = self.compensated(packer, start, aim_OI, factor)
+            packer.signal, packer.noise = packer.signal + energy(aim_OI), packer.noise + energy(lost_OI.T)
+            if not shifts:
+                missing_O[some] -= aim_OI.sub_(lost_OI) @ mean_I
+        self.note(f"{prefix}{name}", packer.signal, packer.noise)
         self.advance(self.share(name))
         if not self.corrects:
-            return self.linear_of(name, held, plain.bias_O)
-        off_OI = plain.weight_OI if shifts else plain.weight_OI - stands_for_OI
-        missing = lack_O + off_OI @ sums.mean_I
-        bias_O = missing if plain.bias_O is None else plain.bias_O + missing
-        return self.linear_of(name, held, bias_O, sums.mean_I if shifts else None)
+            return self.linear_of(name, packer.weight(), plain.bias_O)
+        return self.linear_of(name, packer.weight(), plain.with_bias(missing_O), mean_I if shifts else None)
 
     def share(self, name: str) -> float:
         """Return what share of a layer's weights, and of its time, about, is in one of its matrices."""
@@ -314,24 +334,15 @@ class CompensatingLoader(Loader):
         at = list(sizes).index(name)
         return (ends[at + 1] - ends[at]) / 64  # such numbers add up to 1 exactly
 
-    def compensated(self, weight_OI: torch.Tensor, moment: Symmetric) -> tuple[Held, torch.Tensor]:
-        """Return the rounded weight, and its dequantized form. The moment is used up."""
+    def compensated(
+        self, packer: Packer | WholePacker, start: int, weight_OI: torch.Tensor, factor: Factor
+    ) -> torch.Tensor:
+        """Round some outputs into a packer, from `start` on. Return what they lost, float32 (O, I)."""
+        assert isinstance(packer, Packer)
         if self.scheme.weights == "int8":
-            held = Rowwise(*compensated_int8(weight_OI, moment))
-            return held, held.float()
-        made = compensated_int4(weight_OI, moment, group_for(weight_OI.shape[1], self.scheme.group))
-        return made, made.float()
-
-
-def add(x_TD: torch.Tensor, linear: Linear, rows: Rows, norm_D: torch.Tensor | None, eps: float) -> None:
-    """Add the product of a layer to a stream, in place; normed, if there is a norm."""
-    residual = Residual(x_TD)
-    if norm_D is not None:
-        passes.add_normed(residual, linear(rows), norm_D, eps)
-    elif isinstance(linear, Exact):
-        x_TD += linear(rows).acc_TO
-    else:
-        linear.add_to(residual, rows)
-    found_TD = add_pending(residual)
-    if found_TD.data_ptr() != x_TD.data_ptr():
-        x_TD.copy_(found_TD)
+            rows, lost_OI = compensated_int8(weight_OI, factor)
+            packer.place(start, (rows.values_OI, rows.scale_O))
+        else:
+            made, lost_OI = compensated_int4(weight_OI, factor, packer.group)
+            packer.place(start, (made.packed, made.multiplier_OG, made.scale_O))
+        return lost_OI

@@ -30,7 +30,7 @@ from lightrm.display.progress import item_progress
 from lightrm.engine.devices import choose_device
 from lightrm.errors import CheckpointError, SchemeError
 from lightrm.files import write_json
-from lightrm.kernels.operands import Held, Parts
+from lightrm.kernels.operands import Parts
 from lightrm.loading.calibrated_loader import CompensatingLoader
 from lightrm.loading.gptq_rounding import compensated_grouped
 from lightrm.loading.loader import Loader
@@ -38,7 +38,7 @@ from lightrm.loading.options import LoadOptions
 from lightrm.loading.packers import Packer, WholePacker
 from lightrm.loading.placement import LoadReport, Placement
 from lightrm.loading.quantized_folder import is_native
-from lightrm.loading.symmetric import Symmetric
+from lightrm.loading.symmetric import Factor
 from lightrm.loading.text_side import text_side
 from lightrm.model.decoder import Decoder, Layer
 from lightrm.schemes import grouped
@@ -125,9 +125,13 @@ class GptqLoader(CompensatingLoader):
     def packer(self, outputs: int, inputs: int) -> Packer | WholePacker:
         return WholePacker(partial(grouped.quantize, group=self.group, bits=self.bits), self.device)
 
-    def compensated(self, weight_OI: torch.Tensor, moment: Symmetric) -> tuple[Held, torch.Tensor]:
-        made = compensated_grouped(weight_OI, moment, self.group, self.bits)
-        return Parts((made,)), made.rows(0, made.shape[0]).float()
+    def compensated(
+        self, packer: Packer | WholePacker, start: int, weight_OI: torch.Tensor, factor: Factor
+    ) -> torch.Tensor:
+        made, lost_OI = compensated_grouped(weight_OI, factor, self.group, self.bits)
+        assert isinstance(packer, WholePacker)
+        packer.place(start, made)
+        return lost_OI
 
 
 def write(folder: Path, checkpoint: Checkpoint, decoder: Decoder, group: int, bits: int) -> None:

@@ -31,20 +31,19 @@ BLOCK = 128
 
 def compensated(
     weight_OI: torch.Tensor,
-    moment: Symmetric,
+    factor: Factor,
     group: int,
     choose: Callable[[torch.Tensor], torch.Tensor],
     bounds: tuple[int, int] = (LOW, HIGH),
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round a weight to q * step. Returns q int8 (O, I) within `bounds`, and step (O, G) in the dtype that `choose`
-    returns.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Round a weight, float32, to q * step. Returns q int8 (O, I) within `bounds`, step (O, G) in the dtype that
+    `choose` returns, and what is lost, weight - q * step, float32 (O, I).
 
-    moment: (I, I), summed over calibration rows; it is used up. choose: weights of one group (O, K), as compensated so
-    far -> their steps (O,). group divides I.
+    factor: see `factored`. choose: weights of one group (O, K), as compensated so far -> their steps (O,). group
+    divides I.
     """
     outputs, inputs = weight_OI.shape
-    factor = factored(moment)
-    lost_OI = weight_OI.to(torch.float32, copy=True, memory_format=torch.contiguous_format)  # w, then w - q * step
+    lost_OI = weight_OI.T.clone(memory_format=torch.contiguous_format).T  # w, then w - q * step; columns without gaps
     q_OI = torch.empty(outputs, inputs, dtype=torch.int8, device=weight_OI.device)
     steps = [choose(lost_OI)] if group == inputs else []
     side = BLOCK if group == inputs else max(group, BLOCK - BLOCK % group)
@@ -53,7 +52,8 @@ def compensated(
         upper = factor.columns(start, end)
         within = inverse(upper[start:]).float()
         was = lost_OI[:, start:end]
-        now = was + large_product(large_product(lost_OI[:, :start], upper[:start].T), within.T)
+        owed_BO = large_product(upper[:start].T, lost_OI[:, :start])
+        now = large_product(owed_BO.T.contiguous(), within.T).add_(was)
         for first in range(0, end - start, min(group, end - start)):
             last = min(first + group, end - start)
             if group < inputs:
@@ -61,31 +61,39 @@ def compensated(
             q, _ = passes.round_columns(now, range(first, last), end - start, steps[-1].float(), within, bounds)
             q_OI[:, start + first : start + last] = q
             was[:, first:last] -= q * steps[-1].float()[:, None]
-    return q_OI, torch.stack(steps, 1)
+    return q_OI, torch.stack(steps, 1), lost_OI
 
 
-def compensated_int4(weight_OI: torch.Tensor, moment: Symmetric, group: int) -> int4.Int4:
-    """Round to `schemes.int4`, whose step is the channel's scale times a small integer."""
+def compensated_int4(weight_OI: torch.Tensor, factor: Factor, group: int) -> tuple[int4.Int4, torch.Tensor]:
+    """Round to `schemes.int4`, whose step is the channel's scale times a small integer. Returns what is lost, too."""
     scale_O = int4.channel_scale(weight_OI)
-    q_OI, step_OG = compensated(weight_OI, moment, group, lambda part: scale_O * int4.best_multiplier(part, scale_O))
+    choose = partial(step_of, scale_O)
+    q_OI, step_OG, lost_OI = compensated(weight_OI, factor, group, choose)
     multiplier_OG = (step_OG / scale_O[:, None]).round().to(torch.int8)
-    return int4.Int4(int4.pack(q_OI, multiplier_OG), multiplier_OG, scale_O)
+    return int4.Int4(int4.pack(q_OI, multiplier_OG), multiplier_OG, scale_O), lost_OI
 
 
-def compensated_int8(weight_OI: torch.Tensor, moment: Symmetric) -> tuple[torch.Tensor, torch.Tensor]:
-    """Round to `schemes.int8`: int8 (O, I) and a float32 scale for each row."""
-    _, scale_O = int8.quantize_rows(weight_OI)
-    inputs = weight_OI.shape[1]
-    q_OI, _ = compensated(weight_OI, moment, inputs, lambda row: scale_O, (-int8.LEVELS, int8.LEVELS))
-    return q_OI, scale_O
+def step_of(scale_O: torch.Tensor, weight_OK: torch.Tensor) -> torch.Tensor:
+    return scale_O * int4.best_multiplier(weight_OK, scale_O)
 
 
-def compensated_grouped(weight_OI: torch.Tensor, moment: Symmetric, group: int, bits: int = 4) -> grouped.Grouped:
-    """Round to symmetric GPTQ values, with a float16 step for each group."""
+def compensated_int8(weight_OI: torch.Tensor, factor: Factor) -> tuple[int8.Rowwise, torch.Tensor]:
+    """Round to `schemes.int8`, with a float32 scale for each row. Returns what is lost, too."""
+    scale_O = int8.peaks(weight_OI) / int8.LEVELS
+    inputs, bounds = weight_OI.shape[1], (-int8.LEVELS, int8.LEVELS)
+    q_OI, _, lost_OI = compensated(weight_OI, factor, inputs, lambda row: scale_O, bounds)
+    return int8.Rowwise(q_OI, scale_O), lost_OI
+
+
+def compensated_grouped(
+    weight_OI: torch.Tensor, factor: Factor, group: int, bits: int = 4
+) -> tuple[grouped.Grouped, torch.Tensor]:
+    """Round to symmetric GPTQ values, with a float16 step for each group. Returns what is lost, too."""
     step = partial(grouped.best_step, bits=bits)
-    return grouped.pack(*compensated(weight_OI, moment, group, step, grouped.bounds(bits)), bits)
+    q_OI, step_OG, lost_OI = compensated(weight_OI, factor, group, step, grouped.bounds(bits))
+    return grouped.pack(q_OI, step_OG, bits), lost_OI
 
 
 def factored(moment: Symmetric) -> Factor:
-    """Return R of the damped moment, in the moment's place."""
-    return moment.damp_(DAMPING).factor_()
+    """Return R of a second moment (I, I), summed over calibration rows, and damped. It takes the moment's place."""
+    return moment.damp_(moment.part(DAMPING)).factor_()

@@ -52,12 +52,16 @@ class Packer:
         for part in torch.split(rows_OI, max(1, PACKED_AT_ONCE // rows_OI.shape[1])):
             rows = part.to(self.held[0].device)
             parts = self.pack(rows)
-            for whole, made in zip(self.held, parts, strict=True):
-                whole[start : start + len(rows)] = made
+            self.place(start, parts)
             if self.measures:
                 signal, noise = energies(rows, self.stands_for(parts))
                 self.signal, self.noise = self.signal + signal, self.noise + noise
             start += len(rows)
+
+    def place(self, start: int, parts: tuple[torch.Tensor, ...]) -> None:
+        """Place rows in the final format, from `start` on."""
+        for whole, made in zip(self.held, parts, strict=True):
+            whole[start : start + len(made)] = made
 
     def pack(self, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Return some rows in the final format."""
@@ -96,13 +100,17 @@ class WholePacker:
 
     def put(self, start: int, rows_OI: torch.Tensor) -> None:
         made = self.make(rows_OI.to(self.device))
-        self.parts.append(made)
+        self.place(start, made)
         if not self.measures:
             return
         step = max(1, PACKED_AT_ONCE // rows_OI.shape[1])
         for at, rows in zip(range(0, len(rows_OI), step), torch.split(rows_OI, step), strict=True):
             signal, noise = energies(rows.to(self.device), made.rows(at, at + len(rows)))
             self.signal, self.noise = self.signal + signal, self.noise + noise
+
+    def place(self, start: int, part: Grouped | Blockwise) -> None:
+        """Place rows in the final format, from `start` on, where the last ones ended."""
+        self.parts.append(part)
 
     def weight(self) -> Held:
         return Parts(tuple(self.parts))

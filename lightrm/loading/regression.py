@@ -13,10 +13,9 @@ from collections.abc import Sequence
 import torch
 
 from lightrm.loading.second_moments import Half, Moments
-from lightrm.loading.symmetric import Symmetric
 
 RIDGES = (3.0, 1.0, 0.3)  # of the mean of the second moment's diagonal; from strong to weak, each begins at the last
-JUDGED = 64  # outputs that decide on a ridge for all of them, evenly spaced; up to twice as many
+JUDGED = 16  # outputs that decide on a ridge for all of them, evenly spaced; up to twice as many
 CLOSE = 1e-2  # what is left of y^T x when the gradients stop: a loss is off by less than a hundredth of what D explains
 MOST_STEPS = 60
 
@@ -26,12 +25,20 @@ def judged(outputs: int) -> slice:
     return slice(None, None, max(1, outputs // JUDGED))
 
 
-def regressed(moments: Moments) -> torch.Tensor | None:
-    """Return the weight D (O, I) that predicts y from x; None if it would not help. Takes the place of
-    `moments.cross_OI`, and merges the halves."""
+def regressed(moments: Moments, given_OI: torch.Tensor | None = None) -> torch.Tensor | None:
+    """Return the weight (O, I) that predicts y from x; None if a given weight, or else 0, predicts it as well.
+
+    What is judged is what the given weight lacks; the ridge draws towards it: (y^T x + ridge given) inverse(x^T x +
+    ridge). The result takes the place of `moments.cross_OI`; the halves are merged.
+    """
     ridge = best_ridge(moments.halves) if len(moments.halves) > 1 else None
     whole = moments.merged()
-    return None if ridge is None else ridge_regression(moments.cross_OI, whole.clone(), ridge)
+    if ridge is None:
+        return None
+    more = whole.part(ridge)
+    if given_OI is not None:
+        moments.cross_OI.add_(given_OI, alpha=more)
+    return whole.clone().damp_(more).factor_().solved_(moments.cross_OI)
 
 
 def best_ridge(halves: Sequence[Half]) -> float | None:
@@ -48,7 +55,7 @@ def best_ridge(halves: Sequence[Half]) -> float | None:
 
 def approached(d_JI: torch.Tensor, half: Half, ridge: float) -> torch.Tensor:
     """Return cross @ inverse(moment + ridge * mean of its diagonal), about; every row by itself, from d on."""
-    more = max(ridge * half.moment.diagonal_mean(), 1e-12)
+    more = half.moment.part(ridge)
     left = half.judged_JI - half.moment.times(d_JI) - more * d_JI
     enough = CLOSE**2 * half.judged_JI.square().sum(1)
     towards, size = left.clone(), left.square().sum(1)
@@ -63,11 +70,6 @@ def approached(d_JI: torch.Tensor, half: Half, ridge: float) -> torch.Tensor:
         before, size = size, left.square().sum(1)
         towards = left + (size / before.clamp(min=1e-30))[:, None] * towards
     return d_JI
-
-
-def ridge_regression(cross_OI: torch.Tensor, moment: Symmetric, ridge: float) -> torch.Tensor:
-    """Return cross @ inverse(moment + ridge * mean of its diagonal), in the place of cross. The moment is used up."""
-    return moment.damp_(ridge).factor_().solved_(cross_OI)
 
 
 def left_of(d_JI: torch.Tensor, half: Half) -> float:

@@ -17,9 +17,9 @@ from itertools import pairwise
 
 import torch
 
-from lightrm.kernels.products import large_product
+from lightrm.kernels.products import add_large_product, large_product
 
-SIDE = 1024  # of a block
+SIDE = 512  # of a block
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,10 @@ class Symmetric:
 
     @classmethod
     def zeros(cls, size: int, device: torch.device | None = None) -> Symmetric:
-        spans = pairwise([*range(0, size, SIDE), size])
-        return cls(tuple(torch.zeros(end - start, size - start, device=device) for start, end in spans))
+        shapes = [(end - start, size - start) for start, end in pairwise([*range(0, size, SIDE), size])]
+        counts = [high * wide for high, wide in shapes]
+        whole = torch.zeros(sum(counts), device=device)  # one piece of memory, which leaves no holes
+        return cls(tuple(part.view(shape) for part, shape in zip(whole.split(counts), shapes, strict=True)))
 
     @classmethod
     def of(cls, full_II: torch.Tensor) -> Symmetric:
@@ -58,22 +60,22 @@ class Symmetric:
             made[start:, start:end] = row.T
         return made
 
-    def diagonal_mean(self) -> float:
-        return float(torch.cat([row.diagonal() for row in self.rows]).mean())
+    def part(self, share: float) -> float:
+        """Return a share of the diagonal's mean, but never zero."""
+        return max(share * float(torch.cat([row.diagonal() for row in self.rows]).mean()), 1e-12)
 
     def clone(self) -> Symmetric:
-        return Symmetric(tuple(row.clone() for row in self.rows))
+        return Symmetric.zeros(self.size, self.rows[0].device).add_(self)
 
     def add_(self, other: Symmetric) -> Symmetric:
         for row, more in zip(self.rows, other.rows, strict=True):
             row.add_(more)
         return self
 
-    def add_rows_(self, x_TI: torch.Tensor) -> Symmetric:
-        """Add x^T x."""
-        x_IT = x_TI.T.contiguous()
+    def add_rows_(self, x_IT: torch.Tensor) -> Symmetric:
+        """Add x x^T."""
         for start, end, row in self.spans():
-            row.add_(large_product(x_IT[start:end], x_IT[start:]))
+            add_large_product(row, x_IT[start:end], x_IT[start:])
         return self
 
     def add_pair_(self, a_I: torch.Tensor, b_I: torch.Tensor) -> Symmetric:
@@ -82,19 +84,19 @@ class Symmetric:
             row.addr_(a_I[start:end], b_I[start:]).addr_(b_I[start:end], a_I[start:])
         return self
 
-    def damp_(self, share: float) -> Symmetric:
-        """Add a share of the diagonal's mean to the diagonal."""
-        more = max(share * self.diagonal_mean(), 1e-12)
+    def damp_(self, more: float) -> Symmetric:
+        """Add a number to the diagonal."""
         for row in self.rows:
             row.diagonal().add_(more)
         return self
 
     def times(self, x_NI: torch.Tensor) -> torch.Tensor:
-        """Return x @ H, for few rows x."""
+        """Return x @ H."""
         y_NI = torch.zeros_like(x_NI)
         for start, end, row in self.spans():
-            y_NI[:, start:] += x_NI[:, start:end] @ row
-            y_NI[:, start:end] += x_NI[:, end:] @ row[:, len(row) :].T
+            y_NI[:, start:] += large_product(x_NI[:, start:end], row.T)
+            if end < self.size:
+                y_NI[:, start:end] += large_product(x_NI[:, end:], row[:, len(row) :])
         return y_NI
 
     def factor_(self) -> Factor:
@@ -134,15 +136,17 @@ class Factor:
         return torch.cat(parts)
 
     def solved_(self, x_NI: torch.Tensor) -> torch.Tensor:
-        """Return x @ inverse(R R^T), in the place of x."""
-        found = list(zip(self.held.spans(), self.inverses, strict=True))
-        for (start, end, row), inverted in reversed(found):  # y R^T = x
-            block = x_NI[:, start:end] - large_product(x_NI[:, end:], row[:, len(row) :])
-            x_NI[:, start:end] = large_product(block, inverted)
-        for (start, end, row), inverted in found:  # z R = y
-            x_NI[:, start:end] = large_product(x_NI[:, start:end], inverted.T)
+        """Return x @ inverse(R R^T), in the place of x. Quick if the columns of x have no gaps."""
+        x_IN, found = x_NI.T, list(zip(self.held.spans(), self.inverses, strict=True))
+        for (start, end, row), inverted in reversed(found):  # R y = x
+            block = x_IN[start:end]
             if end < self.held.size:
-                x_NI[:, end:] -= large_product(x_NI[:, start:end], row[:, len(row) :].T)
+                block = block - large_product(row[:, len(row) :], x_IN[end:].T)
+            x_IN[start:end] = large_product(inverted, block.T)
+        for (start, end, row), inverted in found:  # R^T z = y
+            x_IN[start:end] = large_product(inverted.T, x_IN[start:end].T)
+            if end < self.held.size:
+                add_large_product(x_IN[end:], -row[:, len(row) :].T, x_IN[start:end].T)
         return x_NI
 
 

@@ -19,10 +19,15 @@ TINY = 1e-30  # keeps 127 / peak finite in float32
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize (R, C) of any float dtype. Returns int8 (R, C) and the scale of each row, float32 (R,)."""
     x = x.float()
-    peak = x.abs().amax(-1).clamp(min=TINY)
+    peak = peaks(x)
     factor = torch.full_like(peak, LEVELS) / peak  # LEVELS / peak would be the reciprocal times LEVELS, one bit off
     values = (x * factor[:, None]).round_().nan_to_num_(0, LEVELS, -LEVELS)
     return values.to(torch.int8), peak / LEVELS
+
+
+def peaks(x: torch.Tensor) -> torch.Tensor:
+    """Return the largest magnitude of each row, float32; its scale is that over LEVELS."""
+    return x.abs().amax(-1).clamp(min=TINY)
 
 
 def dequantize_rows(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:

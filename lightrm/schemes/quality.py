@@ -8,6 +8,8 @@ import torch
 
 from lightrm.schemes.int8 import TINY
 
+AT_ONCE = 2**18  # numbers that are in float64 at one time
+
 
 def ratio_db(signal: float, noise: float) -> float:
     """10 log10(signal / noise), in dB; inf without noise."""
@@ -16,8 +18,15 @@ def ratio_db(signal: float, noise: float) -> float:
 
 def energies(exact: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
     """Return the sum of squares of a tensor and that of its error, in float64."""
-    exact = exact.double()
-    return float(exact.square().sum()), float((found.double() - exact).square_().sum())
+    pairs = zip(*(tensor.reshape(-1).split(AT_ONCE) for tensor in (exact, found)), strict=True)
+    sums = [(energy(one), energy(other.double().sub_(one))) for one, other in pairs]
+    signals, noises = zip(*sums, strict=True)
+    return sum(signals), sum(noises)
+
+
+def energy(tensor: torch.Tensor) -> float:
+    """Return the sum of squares of a tensor, in float64."""
+    return sum(float(part.double().square_().sum()) for part in tensor.reshape(-1).split(AT_ONCE))
 
 
 def sqnr_db(exact: torch.Tensor, found: torch.Tensor) -> float:
