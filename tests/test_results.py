@@ -10,6 +10,7 @@ import pytest
 from benchmarks import (
     attention,
     bundled_model,
+    calibration,
     exact,
     fidelity,
     first_score,
@@ -36,6 +37,7 @@ TABLES = {
     "browser": browser.sentence,
     "attention": attention.table,
     "bundled_model": bundled_model.table,
+    "calibration": calibration.table,
     "exact": exact.table,
     "fidelity": fidelity.table,
     "fidelity_short": fidelity.short_table,
