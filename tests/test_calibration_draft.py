@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file
 
 from lightrm import errors
 from lightrm.cli import main
@@ -188,3 +189,23 @@ def test_streams_in_files_are_what_was_put_there(tmp_path: Path) -> None:
     kept.path(0).write_bytes(before[:20])
     with pytest.raises(errors.CorruptFileError, match="cut short"):
         kept.get(EXACT, 2)
+
+
+@pytest.mark.parametrize("form", [("--scheme", "w8a8"), ("--scheme", "w4a8"), ("--format", "gptq")], ids=str)
+def test_outputs_are_rounded_a_few_at_a_time(
+    form: tuple[str, str], pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the same numbers as all at once, but where the last bits of a product decide."""
+    found = []
+    for name, most in (("whole", calibrated_loader.ROUNDED_AT_ONCE), ("slices", 3000)):
+        monkeypatch.setattr(calibrated_loader, "ROUNDED_AT_ONCE", most)
+        CliRunner().invoke(main, options(tmp_path / name, pairs, *form), catch_exceptions=False)
+        checkpoint = tmp_path / name / "model.safetensors"
+        found.append(load_file(checkpoint if checkpoint.is_file() else next((tmp_path / name).glob("*.safetensors"))))
+    assert found[0].keys() == found[1].keys()
+    whole = [name for name, tensor in found[0].items() if not tensor.is_floating_point() and ".0." in name]
+    assert len(whole) >= 4
+    for name in whole:
+        one, other = (tensors[name].contiguous().view(torch.uint8) for tensors in found)
+        assert one.shape == other.shape
+        assert (one == other).float().mean() > 0.97, name

@@ -16,7 +16,7 @@ from lightrm.kernels.operands import Held, Parts
 from lightrm.schemes import int4, int8
 from lightrm.schemes.blockwise import Blockwise
 from lightrm.schemes.grammar import Scheme
-from lightrm.schemes.grouped import Grouped
+from lightrm.schemes.grouped import Grouped, joined
 from lightrm.schemes.quality import energies
 
 PACKED_AT_ONCE = 2**18  # numbers that are rounded at one time
@@ -100,7 +100,7 @@ class WholePacker:
 
     def put(self, start: int, rows_OI: torch.Tensor) -> None:
         made = self.make(rows_OI.to(self.device))
-        self.place(start, made)
+        self.parts.append(made)
         if not self.measures:
             return
         step = max(1, PACKED_AT_ONCE // rows_OI.shape[1])
@@ -108,9 +108,11 @@ class WholePacker:
             signal, noise = energies(rows.to(self.device), made.rows(at, at + len(rows)))
             self.signal, self.noise = self.signal + signal, self.noise + noise
 
-    def place(self, start: int, part: Grouped | Blockwise) -> None:
-        """Place rows in the final format, from `start` on, where the last ones ended."""
-        self.parts.append(part)
+    def place(self, start: int, rows: Grouped) -> None:
+        """Place rows in the final format, from `start` on: with those before them they are one matrix."""
+        before = [part for part in self.parts if isinstance(part, Grouped)]
+        assert start == sum(part.shape[0] for part in before)
+        self.parts = [joined([*before, rows])]
 
     def weight(self) -> Held:
         return Parts(tuple(self.parts))
