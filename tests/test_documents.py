@@ -224,8 +224,9 @@ def test_figures_in_words_are_those_of_the_tables() -> None:
     assert "calibrated w4a8 errs little more than a third as much in 1 % more bytes" in fidelity
     assert 1 / 3 < error["w4a8+cal"] / error["nf4"] < 0.4
     assert round(100 * rows["w4a8+cal"]["bytes"] / rows["nf4"]["bytes"]) == 101
-    assert "in groups of 32 less than a third" in fidelity
-    assert error["w4a8-g32+cal"] / error["nf4"] < 1 / 3
+    wholes = [rows[scheme]["whole"]["mean_error"] for scheme in ("w4a8+cal", "w4a8-g32+cal")]
+    assert "Groups of 32 are not clearly better there" in fidelity
+    assert wholes[0]["low"] < wholes[1]["high"]
     assert "Calibrated w8a8 errs by less than twice what bf16 does" in fidelity
     assert error["w8a8+cal"] < 2 * error["bf16"]
     found = read_result("exact")["models"]["The 135 M reference model"]["w8a8+cal"]
