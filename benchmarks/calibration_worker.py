@@ -28,7 +28,7 @@ from lightrm.schemes.grammar import parse_scheme
 STEPS = {  # what each step is, and the functions in which its time passes; the rest is passes over the two streams
     "second moments and targets": ("gptq_rounding.Moments.of", "second_moments.Moments.of"),
     "regression": ("calibrated_loader.regressed",),
-    "factor": ("gptq_rounding.inverse_factor", "calibrated_loader.factored"),
+    "factor": ("gptq_rounding.inverse_factor", "gptq_rounding.factored", "calibrated_loader.factored"),
     "rounding": ("calibrated_loader.compensated_int8", "calibrated_loader.compensated_int4"),
 }
 LENGTH = 512

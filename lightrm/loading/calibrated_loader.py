@@ -21,10 +21,10 @@ from lightrm.engine.packing import SHARE_NOTHING, packs
 from lightrm.errors import SchemeError
 from lightrm.kernels import passes
 from lightrm.kernels.operands import HeadNorms, Residual, Rows, Sums
-from lightrm.kernels.products import large_product
+from lightrm.kernels.products import add_pending, large_product
 from lightrm.loading.calibration_draft import EXACT, QUANTIZED, Draft, KeptStreams, Streams
 from lightrm.loading.calibration_identity import identity
-from lightrm.loading.calibration_rows import Exact, add, add_rows, put
+from lightrm.loading.calibration_rows import Exact, put
 from lightrm.loading.folding import READ_NORMS
 from lightrm.loading.gptq_rounding import compensated_int4, compensated_int8, factored
 from lightrm.loading.layer_tensors import layer_of, tensors_of
@@ -44,7 +44,7 @@ GATED_AT_ONCE = 512  # of them, where rows are widest
 ROUNDED_AT_ONCE = 2**24  # weights that are rounded at once: 64 MB in float
 Both = tuple[torch.Tensor, torch.Tensor]  # of the quantized and of the exact stream
 Feed = Callable[[int, torch.Tensor, torch.Tensor], Iterator[Both]]  # pack, streams -> what a matrix reads, in parts
-Fed = tuple[int, torch.Tensor, torch.Tensor, Iterator[Both]]
+Fed = tuple[int, torch.Tensor, torch.Tensor, Iterator[Both]]  # pack, streams, and what its feed yields
 
 
 def loader_for(checkpoint: Checkpoint, placement: Placement, calibration: Sequence[Sequence[int]]) -> Loader:
@@ -138,11 +138,11 @@ class CompensatingLoader(Loader):
         heads = decoder.head_norms(others.get("query_norm_E"), others.get("key_norm_E"))
         mixed = self.fed(streams, partial(self.mixed, decoder, i, heads, attention, (qkv, plain)))
         del plain  # a float layer is in memory while others read what it makes
-        output = self.writer(prefix, "output", streams, mixed, others.get("attention_post_norm_D"))
+        output = self.writer(decoder, prefix, "output", streams, mixed, others.get("attention_post_norm_D"))
         gate_up, plain = self.reader(prefix, "gate_up", before[1], mlp, streams)
         gated = self.fed(streams, partial(self.gated, decoder, mlp, (gate_up, plain)))
         del plain
-        down = self.writer(prefix, "down", streams, gated, others.get("mlp_post_norm_D"))
+        down = self.writer(decoder, prefix, "down", streams, gated, others.get("mlp_post_norm_D"))
         return Layer(attention[0], qkv, output, mlp[0], gate_up, down, **others)
 
     def applied(self, norm_D: torch.Tensor) -> torch.Tensor | None:
@@ -233,7 +233,13 @@ class CompensatingLoader(Loader):
         return self.rounded(prefix, name, plain, aim, sums, wanted_O, shifts=self.scheme.integer), plain
 
     def writer(
-        self, prefix: str, name: str, streams: Streams, fed: Iterator[Fed], norm_D: torch.Tensor | None
+        self,
+        decoder: Decoder,
+        prefix: str,
+        name: str,
+        streams: Streams,
+        fed: Iterator[Fed],
+        norm_D: torch.Tensor | None,
     ) -> Linear:
         """Return a rounded layer that adds to the residual stream. Both streams are after it then.
 
@@ -252,8 +258,12 @@ class CompensatingLoader(Loader):
                     at += len(have_TI)
                     put(read[k], part, self.rows_of(have_TI))
                     made_TO = large_product(want_TI, weight_OI)
-                    target_TO = made_TO.clone() if norm_D is not None else made_TO + (y_TD[part] - x_TD[part])
-                    add(y_TD[part], Sums(plain.with_bias(made_TO)), norm_D, self.architecture.norm_eps)
+                    if norm_D is None:
+                        target_TO = made_TO + (y_TD[part] - x_TD[part])
+                        y_TD[part] += plain.with_bias(made_TO)
+                    else:
+                        target_TO, made = made_TO.clone(), Sums(plain.with_bias(made_TO))
+                        passes.add_normed(Residual(y_TD[part]), made, norm_D, self.architecture.norm_eps)
                     del made_TO, want_TI
                     yield k % 2, have_TI, target_TO
                     del target_TO, have_TI
@@ -267,12 +277,9 @@ class CompensatingLoader(Loader):
 
         linear = self.rounded(prefix, name, plain, aim, sums, sums.mean_O, shifts=False)
         for k, rows in enumerate(read):
-            x_TD = streams.get(QUANTIZED, k).to(self.device)
-            if norm_D is None:
-                add_rows(x_TD, linear, rows)
-            else:
-                add(x_TD, linear(rows), norm_D, self.architecture.norm_eps)
-            streams.put(QUANTIZED, k, x_TD)
+            residual = Residual(streams.get(QUANTIZED, k).to(self.device))
+            decoder.add(linear, residual, rows, norm_D)
+            streams.put(QUANTIZED, k, add_pending(residual))
         return linear
 
     def rows_of(self, x_TI: torch.Tensor) -> Rows:
@@ -281,20 +288,16 @@ class CompensatingLoader(Loader):
 
     def room(self, tokens: int, inputs: int) -> Rows:
         """Return memory for such rows."""
-        empty = partial(torch.empty, device=self.device)
-        if self.scheme.integer:
-            return Rows(empty(tokens, inputs, dtype=torch.int8), empty(tokens))
-        return Rows(empty(tokens, inputs, dtype=self.scheme.dtype))
+        dtype = torch.int8 if self.scheme.integer else self.scheme.dtype
+        values_TI = torch.empty(tokens, inputs, dtype=dtype, device=self.device)
+        return Rows(values_TI, torch.empty(tokens, device=self.device) if self.scheme.integer else None)
 
     def plain(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Exact:
         """Return one layer in float32, folded as its rounded form will be."""
         weight_OI = torch.empty(self.architecture.linears[name], device=self.device)
-        start = 0
-        for part, weight in self.parts(prefix, name, "weight"):
-            folded = self.folded(part, weight, norm_D)
+        for start, folded in self.folded_parts(prefix, name, norm_D):
             weight_OI[start : start + len(folded)] = folded
-            start += len(folded)
-            del weight, folded  # before the next part is read
+            del folded  # before the next part is read
         block = self.folding.block(name) if self.folding else 1
         return Exact(weight_OI, self.bias(prefix, name), block=block)
 
@@ -312,20 +315,19 @@ class CompensatingLoader(Loader):
         rows that it reads. wanted: mean of its output on them, without its bias. shifts: center the rows."""
         factor, mean_I = factored(sums.merged()), sums.mean_I
         outputs, inputs = plain.weight_OI.shape
-        packer, missing_O = self.packer(outputs, inputs), wanted_O.clone()
-        step = max(ROUNDED_AT_ONCE // inputs, 1)
+        packer, bias_O, step = self.packer(outputs, inputs), wanted_O.clone(), max(ROUNDED_AT_ONCE // inputs, 1)
         for start in range(0, outputs, step):
             some = slice(start, min(start + step, outputs))
             aim_OI = aim(some)
             lost_OI = self.compensated(packer, start, aim_OI, factor)
             packer.signal, packer.noise = packer.signal + energy(aim_OI), packer.noise + energy(lost_OI.T)
             if not shifts:
-                missing_O[some] -= aim_OI.sub_(lost_OI) @ mean_I
+                bias_O[some] -= aim_OI.sub_(lost_OI) @ mean_I
         self.note(f"{prefix}{name}", packer.signal, packer.noise)
         self.advance(self.share(name))
         if not self.corrects:
             return self.linear_of(name, packer.weight(), plain.bias_O)
-        return self.linear_of(name, packer.weight(), plain.with_bias(missing_O), mean_I if shifts else None)
+        return self.linear_of(name, packer.weight(), plain.with_bias(bias_O), mean_I if shifts else None)
 
     def share(self, name: str) -> float:
         """Return what share of a layer's weights, and of its time, about, is in one of its matrices."""

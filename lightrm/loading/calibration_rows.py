@@ -1,6 +1,6 @@
-"""What calibration does with rows and streams: a layer in float, rows kept for a layer, products added to a stream.
+"""Two pieces of calibration: a layer in float, and rows that are kept for a layer.
 
-Shapes: T tokens, O x I a weight, D the width of a stream.
+Shapes: T tokens, O x I a weight.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from dataclasses import dataclass
 
 import torch
 
-from lightrm.kernels import passes
-from lightrm.kernels.operands import Residual, Rows, Sums
-from lightrm.kernels.products import add_pending, large_product
+from lightrm.kernels.operands import Rows, Sums
+from lightrm.kernels.products import large_product
 from lightrm.model.linear import Linear
 
 
@@ -37,26 +36,3 @@ def put(rows: Rows, part: slice, made: Rows) -> None:
     rows.values_TI[part] = made.values_TI
     if rows.scale_T is not None and made.scale_T is not None:
         rows.scale_T[part] = made.scale_T
-
-
-def add(x_TD: torch.Tensor, product: Sums, norm_D: torch.Tensor | None, eps: float) -> None:
-    """Add a layer's product to a stream, in place; normed, if there is a norm."""
-    if norm_D is None:
-        x_TD += product.acc_TO
-    else:
-        residual = Residual(x_TD)
-        passes.add_normed(residual, product, norm_D, eps)
-        keep(x_TD, residual)
-
-
-def add_rows(x_TD: torch.Tensor, linear: Linear, rows: Rows) -> None:
-    """Add the product of a quantized layer and its rows to a stream, in place, as at run time."""
-    residual = Residual(x_TD)
-    linear.add_to(residual, rows)
-    keep(x_TD, residual)
-
-
-def keep(x_TD: torch.Tensor, residual: Residual) -> None:
-    found_TD = add_pending(residual)
-    if found_TD.data_ptr() != x_TD.data_ptr():
-        x_TD.copy_(found_TD)

@@ -67,14 +67,11 @@ def compensated(
 def compensated_int4(weight_OI: torch.Tensor, factor: Factor, group: int) -> tuple[int4.Int4, torch.Tensor]:
     """Round to `schemes.int4`, whose step is the channel's scale times a small integer. Returns what is lost, too."""
     scale_O = int4.channel_scale(weight_OI)
-    choose = partial(step_of, scale_O)
-    q_OI, step_OG, lost_OI = compensated(weight_OI, factor, group, choose)
+    q_OI, step_OG, lost_OI = compensated(
+        weight_OI, factor, group, lambda part: scale_O * int4.best_multiplier(part, scale_O)
+    )
     multiplier_OG = (step_OG / scale_O[:, None]).round().to(torch.int8)
     return int4.Int4(int4.pack(q_OI, multiplier_OG), multiplier_OG, scale_O), lost_OI
-
-
-def step_of(scale_O: torch.Tensor, weight_OK: torch.Tensor) -> torch.Tensor:
-    return scale_O * int4.best_multiplier(weight_OK, scale_O)
 
 
 def compensated_int8(weight_OI: torch.Tensor, factor: Factor) -> tuple[int8.Rowwise, torch.Tensor]:

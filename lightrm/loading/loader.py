@@ -176,12 +176,8 @@ class Loader:
         if self.keeps_file and (kept := self.file_weight(prefix, name)) is not None:
             return self.linear_of(name, kept, self.bias(prefix, name))
         packer = self.packer(*self.architecture.linears[name])
-        start = 0
-        for part, weight in self.parts(prefix, name, "weight"):
-            folded = self.folded(part, weight, norm_D)
-            del weight
+        for start, folded in self.folded_parts(prefix, name, norm_D):
             packer.put(start, folded)
-            start += len(folded)
             del folded  # before the next part is read
         if self.measures:
             self.note(f"{prefix}{name}", packer.signal, packer.noise)
@@ -249,6 +245,16 @@ class Loader:
         assert norm_D is not None
         self.folding.reads_residual(placed, self.float_copy(norm_D))
         return self.folding.value(placed) if part == "value" else placed
+
+    def folded_parts(self, prefix: str, name: str, norm_D: torch.Tensor | None) -> Iterator[tuple[int, torch.Tensor]]:
+        """Yield the parts of one linear layer, folded, and the row at which each starts. Holds one at a time."""
+        start = 0
+        for part, weight in self.parts(prefix, name, "weight"):
+            folded, count = self.folded(part, weight, norm_D), len(weight)
+            del weight
+            yield start, folded
+            del folded
+            start += count
 
     def folded_bias(self, part: str, bias: torch.Tensor) -> torch.Tensor:
         placed = self.float_copy(bias)

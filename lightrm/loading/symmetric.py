@@ -95,8 +95,7 @@ class Symmetric:
         y_NI = torch.zeros_like(x_NI)
         for start, end, row in self.spans():
             y_NI[:, start:] += large_product(x_NI[:, start:end], row.T)
-            if end < self.size:
-                y_NI[:, start:end] += large_product(x_NI[:, end:], row[:, len(row) :])
+            y_NI[:, start:end] += large_product(x_NI[:, end:], row[:, len(row) :])
         return y_NI
 
     def factor_(self) -> Factor:
@@ -139,14 +138,11 @@ class Factor:
         """Return x @ inverse(R R^T), in the place of x. Quick if the columns of x have no gaps."""
         x_IN, found = x_NI.T, list(zip(self.held.spans(), self.inverses, strict=True))
         for (start, end, row), inverted in reversed(found):  # R y = x
-            block = x_IN[start:end]
-            if end < self.held.size:
-                block = block - large_product(row[:, len(row) :], x_IN[end:].T)
+            block = x_IN[start:end] - large_product(row[:, len(row) :], x_IN[end:].T)
             x_IN[start:end] = large_product(inverted, block.T)
         for (start, end, row), inverted in found:  # R^T z = y
             x_IN[start:end] = large_product(inverted.T, x_IN[start:end].T)
-            if end < self.held.size:
-                add_large_product(x_IN[end:], -row[:, len(row) :].T, x_IN[start:end].T)
+            add_large_product(x_IN[end:], -row[:, len(row) :].T, x_IN[start:end].T)
         return x_NI
 
 

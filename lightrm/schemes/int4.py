@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 
 from lightrm.errors import SchemeError
-from lightrm.schemes.int8 import TINY
+from lightrm.schemes.int8 import peaks
 
 LOW, HIGH = -(2**3), 2**3 - 1
 MOST = (2**7 - 1) // -LOW  # the largest multiplier that keeps multiplier * LOW in int8
@@ -75,7 +75,7 @@ def group_for(width: int, asked: int) -> int:
 def channel_scale(weight_OI: torch.Tensor) -> torch.Tensor:
     """Return the scale of each channel, float32 (O,): LOW times the largest multiplier is the channel's largest
     weight."""
-    return weight_OI.float().abs().amax(1).clamp(min=TINY) / (MOST * -LOW)
+    return peaks(weight_OI.float()) / (MOST * -LOW)
 
 
 def best_multiplier(weight_NK: torch.Tensor, scale_N: torch.Tensor) -> torch.Tensor:

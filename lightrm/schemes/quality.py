@@ -25,7 +25,7 @@ def energies(exact: torch.Tensor, found: torch.Tensor) -> tuple[float, float]:
 
 
 def energy(tensor: torch.Tensor) -> float:
-    """Return the sum of squares of a tensor, in float64."""
+    """Return the sum of squares of a tensor, in float64, of which no whole copy is made."""
     return sum(float(part.double().square_().sum()) for part in tensor.reshape(-1).split(AT_ONCE))
 
 
