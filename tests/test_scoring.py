@@ -12,6 +12,7 @@ import torch
 
 import lightrm
 from lightrm.errors import TooLongError
+from lightrm.model.head import ValueHead
 from tests.zoo import HEAD_WEIGHT, LLAMA_CONFIG, Specimen, llama_weights, write_tokenizer
 
 
@@ -59,6 +60,24 @@ def test_rank(rm: lightrm.RewardModel) -> None:
     assert all(r.response == [*ANSWERS, ANSWERS[0]][r.index] for r in ranked)
     twins = [r.index for r in ranked if r.response == ANSWERS[0]]
     assert twins == [0, 5], "equal scores keep their input order"
+
+
+def test_equal_answers_have_equal_scores(rm: lightrm.RewardModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if a product of floats were rounded otherwise in each row of a batch."""
+    exact = ValueHead.__call__
+    monkeypatch.setattr(ValueHead, "__call__", lambda head, x_SD: exact(head, x_SD) + torch.arange(len(x_SD)))
+    scores = rm.score("what?", ["x", *ANSWERS, "", "x"])
+    assert scores[0] == scores[5] == scores[7]
+    assert scores[2] == scores[6]
+    assert [r.index for r in rm.rank("what?", ["x"] * 4)] == [0, 1, 2, 3]
+    ids, done = [[5, 6, 7], [8], [5, 6, 7], [5, 6], [8], [8]], []
+    found = {
+        k: score for group, some in rm.engine.scores(ids, done.append) for k, score in zip(group, some, strict=True)
+    }
+    assert sorted(found) == list(range(6))
+    assert found[0] == found[2]
+    assert found[1] == found[4] == found[5]
+    assert sum(done) == pytest.approx(sum(map(len, ids)))
 
 
 def test_the_best_of_a_ranking(rm: lightrm.RewardModel) -> None:

@@ -195,6 +195,24 @@ def test_the_same_api(folders: dict[str, Path]) -> None:
         lightrm.load(folders["deberta"], calibration=[PAIR])
 
 
+@pytest.mark.parametrize("budget", [64, 4096])
+def test_equal_sequences_have_equal_scores(
+    budget: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the class rounded otherwise in each row of a batch. The bar still counts every token."""
+    rm = lightrm.load(folders["gpt_neox"], scheme="fp32", token_budget=budget)
+    exact = ClassHead.__call__
+    monkeypatch.setattr(ClassHead, "__call__", lambda head, x_SK: exact(head, x_SK) + torch.arange(len(x_SK)))
+    ids = [[5] * 30, [6, 7], [5] * 30, [8] * 31, [6, 7], [6, 7]]
+    done: list[float] = []
+    scores = rm.engine.all_scores(ids, done.append)
+    assert scores[0] == scores[2]
+    assert scores[1] == scores[4] == scores[5]
+    assert sum(done) == sum(map(len, ids))
+    if budget == 4096:
+        assert rm.engine.distinct_tokens(ids) == 3 * 31
+
+
 def test_threads_and_forks_get_the_same_scores(folders: dict[str, Path]) -> None:
     rm = lightrm.load(folders["gpt_neox"], token_budget=64)
     ids = sequences(1)

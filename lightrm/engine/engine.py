@@ -18,6 +18,7 @@ import torch
 from lightrm.architecture import Architecture, GateForm
 from lightrm.display.progress import Advance, ignored
 from lightrm.display.sizes import size_text
+from lightrm.engine.copies import Copies
 from lightrm.engine.memory import activation_bytes
 from lightrm.engine.packing import Run, pack, packs, tokens_at
 from lightrm.engine.residence import Residence
@@ -84,7 +85,8 @@ class Engine:
         head = self.head if head is None else head
         if head.undecided and not head.each:
             raise InputError(undecided(head))
-        waiting = list(range(len(sequences)))
+        copies = Copies(sequences)
+        waiting = copies.firsts
         caller = object()
         self.callers.add(caller)
         try:
@@ -94,7 +96,7 @@ class Engine:
                     done.update(group)
                     positions = [waiting[k] for k in group]
                     self.check_finite(positions, found, sequences)
-                    yield positions, found
+                    yield copies.scored(positions, found, advance)
                 waiting = [i for k, i in enumerate(waiting) if k not in done]  # some, where memory ran out on the way
         finally:  # at any moment, and in any thread, where a caller let go of its results in the middle: no lock
             self.callers.discard(caller)

@@ -16,6 +16,7 @@ import torch
 from lightrm.display.progress import Advance, ignored
 from lightrm.display.sizes import size_text
 from lightrm.engine.class_head import ClassHead
+from lightrm.engine.copies import Copies
 from lightrm.engine.engine import MemoryWarning, is_out_of_memory, undecided
 from lightrm.engine.padded_batches import Forward, Grouping, batches, padded
 from lightrm.engine.residence import Residence
@@ -73,7 +74,8 @@ class PaddedEngine:
         head = self.head if head is None else head
         if head.undecided and not head.each:
             raise InputError(undecided(head))
-        waiting = list(range(len(sequences)))
+        copies = Copies(sequences)
+        waiting = copies.firsts
         while waiting:
             done: set[int] = set()
             for group in batches([len(sequences[i]) for i in waiting], self.tokens, self.grouping):
@@ -84,7 +86,7 @@ class PaddedEngine:
                 done.update(positions)
                 advance(sum(len(sequences[i]) for i in positions))
                 self.check_finite(positions, found)
-                yield positions, found
+                yield copies.scored(positions, found, advance)
             waiting = [i for i in waiting if i not in done]
 
     def all_scores(
@@ -119,7 +121,7 @@ class PaddedEngine:
 
     def distinct_tokens(self, sequences: Sequence[Sequence[int]]) -> int:
         """Tokens that scoring these computes, with padding."""
-        lengths = [len(ids) for ids in sequences]
+        lengths = [len(sequences[k]) for k in Copies(sequences).firsts]
         return sum(len(group) * lengths[group[0]] for group in batches(lengths, self.tokens, self.grouping))
 
     def warm_up(self, sequences: Sequence[Sequence[int]]) -> None:
