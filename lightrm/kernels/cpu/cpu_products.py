@@ -28,7 +28,9 @@ def takes(values_TI: torch.Tensor, weight: Rowwise | Int4) -> bool:
 def product(values_TI: torch.Tensor, weight: Rowwise | Int4) -> torch.Tensor:
     """Multiply int8 (T, I) by an int8 or int4 weight (O, I): int32 (T, O), exact, without the scales of the weight."""
     tokens, outputs = len(values_TI), len(weight.scale_O)
-    x_TI = functional.pad(values_TI, (0, 0, 0, -tokens % TOKENS)).contiguous()
+    x_TI = values_TI.contiguous()
+    if missing := -tokens % TOKENS:
+        x_TI = functional.pad(x_TI, (0, 0, 0, missing))
     begin_TO = torch.empty(len(x_TI), OUTPUTS, dtype=torch.int32)
     acc_TO = empty(len(x_TI), outputs, dtype=torch.int32)
     if isinstance(weight, Rowwise):

@@ -23,8 +23,8 @@ FETCH_ALL, FETCH_TWO, FETCH_ONE = dot_tile(OUTPUTS), dot_tile(2), dot_tile(1)  #
 
 
 @njit(**PLAIN)
-def begin(x_TI, begin_TO):
-    """What each sum begins with: -128 times the sum of its row of x."""
+def start_sums(x_TI, begin_TO):
+    """Set what each sum begins with: -128 times the sum of its row of x."""
     for t in range(x_TI.shape[0]):
         total = int32(0)
         for i in range(x_TI.shape[1]):
@@ -38,10 +38,10 @@ def multiply_tile(w, w_row, flip, x_TI, begin_TO, out_TO, first, soon):
     """Multiply all rows by the OUTPUTS channels from `first` on, some inputs after the other. w: address of the
     channels, whose rows are w_row bytes apart. soon: address of the next tile's, 0 if it is fetched elsewhere."""
     (tokens, outputs), inputs = out_TO.shape, x_TI.shape[1]
-    x, begin, out = x_TI.ctypes.data, begin_TO.ctypes.data, out_TO.ctypes.data + 4 * first
+    x, out = x_TI.ctypes.data, out_TO.ctypes.data + 4 * first
     pieces = -(-inputs // DEPTH)
     depth = -(-inputs // (pieces * STEP)) * STEP
-    before, before_row = begin, 4 * OUTPUTS
+    before, before_row = begin_TO.ctypes.data, 4 * OUTPUTS
     tiles = tokens // TOKENS
     for i in range(0, inputs, depth):
         some = min(depth, inputs - i)
@@ -62,7 +62,7 @@ def multiply_tile(w, w_row, flip, x_TI, begin_TO, out_TO, first, soon):
 
 @over_rows
 def multiply_int8(x_TI, begin_TO, weight_OI, out_TO):
-    begin(x_TI, begin_TO)
+    start_sums(x_TI, begin_TO)
     outputs, inputs = weight_OI.shape
     for part in prange(-(-outputs // CHANNELS)):
         for first in range(part * CHANNELS, min(part * CHANNELS + CHANNELS, outputs), OUTPUTS):
@@ -74,7 +74,7 @@ def multiply_int8(x_TI, begin_TO, weight_OI, out_TO):
 @over_rows
 def multiply_int4(x_TI, begin_TO, packed, multiplier_OG, half, run, out_TO):
     """half: bytes of a block of the layout. run: of these, how many neighbours share a multiplier."""
-    begin(x_TI, begin_TO)
+    start_sums(x_TI, begin_TO)
     (outputs, groups), inputs = multiplier_OG.shape, x_TI.shape[1]
     row, blocks = packed.shape[1], packed.shape[1] // half
     for part in prange(-(-outputs // CHANNELS)):
