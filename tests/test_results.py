@@ -58,6 +58,7 @@ TABLES = {
     "scoring_cpu": scoring.table,
     "scoring_short": scoring.short_table,
     "scoring_without_vnni": scoring.table,
+    "scoring_zen5": scoring.table,
     "sentence_transformers": sentence_transformers.sentence,
     "sharing_cpu": sharing.table,
     "sharing_pass": sharing.sentence,
@@ -121,7 +122,7 @@ def test_results_say_where_they_come_from() -> None:
         assert {"commit", "date", "versions", "machine"} <= result.keys(), path.name
 
 
-@pytest.mark.parametrize("name", ["scoring_cpu", "scoring_without_vnni"])
+@pytest.mark.parametrize("name", ["scoring_cpu", "scoring_without_vnni", "scoring_zen5"])
 def test_peers_compute_the_same_model(name: str) -> None:
     """In the committed comparisons, unquantized peers agree with float32: all really scored the same weights."""
     rows = {peer: row for peer, row in read_result(name)["workloads"]["4 x 256"].items() if row["error"] is not None}
