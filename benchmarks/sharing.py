@@ -162,7 +162,7 @@ def table(result: dict[str, Any]) -> str:
         cells = [f"{most:.2f}", f"{own:.2f}", f"{100 * own / most:.0f} %"]
         cells += ["-" if row[name] is None else f"{row[name]:.2f}" for name in OTHERS]
         lines.append(f"| {row['load']} | {' | '.join(cells)} |")
-    return "\n".join([*lines, "", sentence(result)])
+    return "\n".join([*lines, "", measured_on(result), "", sentence(result)])
 
 
 def sentence(result: dict[str, Any]) -> str:
@@ -173,7 +173,7 @@ def sentence(result: dict[str, Any]) -> str:
         f"An evaluation pass over {whole['sequences']} answers of pairs_dev and lists_dev (every {whole['every']}th "
         f"record, {whole['tokens']} tokens), 32 layers: {' and '.join(quicker)} in batches sorted by length, "
         f"{over[ALONE]:.2f} times as fast as lightrm without sharing (ideal {whole['ideal']:.2f}). From text to packs "
-        f"takes {100 * whole['beside the model']:.2f} % of the model's time. {measured_on(result)}\n"
+        f"takes {100 * whole['beside the model']:.2f} % of the model's time. {measured_on(whole)}\n"
     )
 
 
@@ -186,14 +186,16 @@ def main() -> None:
     parser.add_argument("--only", choices=["pass", "grid"], help="measure this part anew, keep the other")
     arguments = parser.parse_args()
     result: dict[str, Any] = read_result(RESULT) if arguments.only else {}
-    result |= {**provenance(available(PACKAGES)), **this_cpu()}
+    here = {**provenance(available(PACKAGES)), **this_cpu()}  # each part has its own: the other may be older
     if arguments.only != "grid":
         whole = evaluation(real_groups(arguments.data, arguments.tokenizer, arguments.every), arguments.rounds)
         beside = beside_the_model(arguments.data, arguments.every) / whole["seconds of 32 layers"][OURS]
-        result["pass"] = whole | {"beside the model": beside, "every": arguments.every, "rounds": arguments.rounds}
+        result["pass"] = (
+            here | whole | {"beside the model": beside, "every": arguments.every, "rounds": arguments.rounds}
+        )
         print(json.dumps(result["pass"]), flush=True)
     if arguments.only != "pass":
-        result |= {"grid": grid(arguments.rounds), "rounds": arguments.rounds}
+        result |= here | {"grid": grid(arguments.rounds), "rounds": arguments.rounds}
     write_result(RESULT, result)
     quote(RESULT, table)
     quote(RESULT, sentence, block="sharing_pass")
