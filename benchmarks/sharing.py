@@ -198,7 +198,6 @@ def main() -> None:
         result |= here | {"grid": grid(arguments.rounds), "rounds": arguments.rounds}
     write_result(RESULT, result)
     quote(RESULT, table)
-    quote(RESULT, sentence, block="sharing_pass")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,6 @@ TABLES = {
     "scoring_zen5": scoring.table,
     "sentence_transformers": sentence_transformers.sentence,
     "sharing_cpu": sharing.table,
-    "sharing_pass": sharing.sentence,
     "streaming": streaming.table,
     "text_differential": text_differential.sentence,
     "text_speed": text_speed.line,
@@ -75,7 +74,6 @@ RESULT_OF = {
     "gemma_fidelity": "gemma",
     "gemma_rotations": "gemma",
     "scoring_short": "scoring_cpu",
-    "sharing_pass": "sharing_cpu",
 }  # where block and result have different names
 BLOCK = re.compile(r"<!-- generated: (\w+) -->\n(.*?)<!-- end: (\w+) -->", re.DOTALL)
 
