@@ -250,11 +250,11 @@ class Loader:
         """Yield the parts of one linear layer, folded, and the row at which each starts. Holds one at a time."""
         start = 0
         for part, weight in self.parts(prefix, name, "weight"):
-            folded, count = self.folded(part, weight, norm_D), len(weight)
+            folded = self.folded(part, weight, norm_D)
             del weight
             yield start, folded
-            del folded
-            start += count
+            start += len(folded)
+            del folded  # before the next part is read
 
     def folded_bias(self, part: str, bias: torch.Tensor) -> torch.Tensor:
         placed = self.float_copy(bias)
