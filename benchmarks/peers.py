@@ -222,6 +222,7 @@ def gemms_alone(folder: Path) -> tuple[Score, str]:
     zeros."""
     from lightrm.kernels import gemm
     from lightrm.kernels.arena import Arena, use_arena
+    from lightrm.kernels.cpu.cpu_products import described
     from lightrm.kernels.library_products import multiply
     from lightrm.kernels.operands import Rows
     from lightrm.schemes.int8 import Rowwise
@@ -249,7 +250,7 @@ def gemms_alone(folder: Path) -> tuple[Score, str]:
         return np.zeros(len(texts), np.float32)
 
     inputs = {n: torch.ones(PADDED_TOKENS, n, dtype=torch.int8) for n in (width, ffn)}
-    return score, gemm.cpu_product()[1]
+    return score, described(gemm.cpu_product()[1]).partition(";")[0]
 
 
 PEERS["int8 products alone"] = gemms_alone

@@ -39,11 +39,21 @@ def provenance(packages: tuple[str, ...] = ("torch", "numpy")) -> dict[str, Any]
 def this_cpu() -> dict[str, Any]:
     """Return the CPU's name and instructions, and PyTorch's threads. Ratios depend on the instructions: VNNI multiplies
     int8 four times as fast as floats, and AMX multiplies bfloat16 as fast as int8."""
-    vnni = torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()  # PyTorch has no public names for them
-    has = {"VNNI": vnni, "AMX": torch.cpu._is_amx_tile_supported()}
+    has = {"VNNI": has_vnni(), "AMX": torch.cpu._is_amx_tile_supported()}
     lacks = [f"no {name}" for name, there in has.items() if not there] or ["VNNI and AMX"]
     device = ", ".join([cpu_name(), torch.backends.cpu.get_cpu_capability(), *lacks])
     return {"device": device, "threads": torch.get_num_threads()}
+
+
+def has_vnni() -> bool:
+    """Whether this CPU has instructions for products of int8. PyTorch has no public names for these questions."""
+    return torch.cpu._is_vnni_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether this CPU has instructions for products of bfloat16; without them PyTorch takes several times as long for
+    them as for float32, and a benchmark leaves them out."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def cpu_name() -> str:

@@ -7,7 +7,8 @@ every peer is a process of its own, asleep while another works, and its peak mem
 peer once, ratios are taken within a round, and the median of the rounds is reported. `error` is that of the scores
 against float32, over their spread, on random weights: it compares kernels, and says nothing about real models.
 Since lightrm computes a part of the last layer only, few layers flatter it: at two layers, by up to a half.
-Writes results/scoring_cpu.json and the table in the documents. For cards: benchmarks.gpu.
+Writes results/scoring_cpu.json and the tables in the documents; on a CPU without VNNI results/scoring_without_vnni.json
+and its own. For cards: benchmarks.gpu.
 """
 
 from __future__ import annotations
@@ -25,11 +26,12 @@ import numpy as np
 import torch
 
 from benchmarks.peers import PEERS, READINGS
-from benchmarks.record import ROOT, measured_on, provenance, quote, this_cpu, write_result
+from benchmarks.record import ROOT, has_vnni, measured_on, provenance, quote, this_cpu, write_result
 from lightrm.checkpoints.stored import write_safetensors
 
 SHARING = ("lightrm w8a8, nothing shared", "llama.cpp Q8_0, prompt kept")  # for benchmarks.sharing
-CEILING, TRUTH, RESULT = "int8 products alone", "lightrm fp32", "scoring_cpu"
+CEILING, TRUTH = "int8 products alone", "lightrm fp32"
+RESULT, WITHOUT_VNNI = "scoring_cpu", "scoring_without_vnni"
 SHORT = (16, 32, 64, 128)  # tokens: of these, reading the weights takes most of the time
 BRIEFLY = (
     ("1 x 16", "1 x 128", "4 x 256", "1 x 2048"),
@@ -252,9 +254,13 @@ def main() -> None:
     print(table(result))
     if arguments.dry:
         return
-    write_result(RESULT, result)
-    quote(RESULT, table)
-    quote(RESULT, short_table, block="scoring_short")
+    if has_vnni():
+        write_result(RESULT, result)
+        quote(RESULT, table)
+        quote(RESULT, short_table, block="scoring_short")
+    else:
+        write_result(WITHOUT_VNNI, result)
+        quote(WITHOUT_VNNI, table)
 
 
 if __name__ == "__main__":

@@ -25,16 +25,24 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.bundled_model import prompt_of
-from benchmarks.record import measured_on, provenance, quote, read_result, this_cpu, write_result
+from benchmarks.record import (
+    measured_on,
+    multiplies_bfloat16,
+    provenance,
+    quote,
+    read_result,
+    this_cpu,
+    write_result,
+)  # fmt: skip
 from benchmarks.scoring import PACKAGES, SHARING, Groups, Peer, available, build
 from training.records import read_jsonl
 
 RESULT = "sharing_cpu"
-OURS, PADDED = "lightrm w8a8", ("transformers bf16", "transformers fp32")  # which is quicker depends on the CPU
+OURS, PADDED = "lightrm w8a8", ("transformers bf16", "transformers fp32")
 ALONE, KEPT = SHARING
 OTHERS = (*PADDED, KEPT)
-LENGTHS = ((1000, 100), (300, 300), (100, 400))
-ANSWERS = (1, 2, 4, 8, 16, 64)
+ANSWERS = (1, 2, 4, 8, 16)
+LOADS = {(1000, 100): (*ANSWERS, 64), (300, 300): ANSWERS, (100, 400): ANSWERS}  # tokens of prompt and answer
 WITH_OTHERS = 4  # answers: they are slow
 WARMING: Groups = [(20, [20, 30]), (0, [300])]
 LAYERS, WHOLE = (2, 6), 32
@@ -94,14 +102,20 @@ def faster(times: Times, name: str) -> float | None:
     return statistics.median(b / a for a, b in zip(times[OURS], times[name], strict=True))
 
 
+def padded() -> list[str]:
+    """The peers that batch by padding. Which dtype is the quicker one depends on the CPU."""
+    return [name for name in PADDED if "bf16" not in name or multiplies_bfloat16()]
+
+
 def grid(rounds: int) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), LAYERS[0])
-        peers = {name: Peer(name, Path(folder)) for name in (OURS, ALONE, *OTHERS)}
-        for prompt, answer in LENGTHS:
-            for n in ANSWERS:
-                names = [OURS, ALONE, *(OTHERS if n == WITH_OTHERS else ())]
+        others = [*padded(), KEPT]
+        peers = {name: Peer(name, Path(folder)) for name in (OURS, ALONE, *others)}
+        for (prompt, answer), counts in LOADS.items():
+            for n in counts:
+                names = [OURS, ALONE, *(others if n == WITH_OTHERS else ())]
                 groups = [(prompt, [answer] * n)]
                 times = seconds(peers, names, groups, rounds)
                 row = {"load": f"{prompt} / {answer} x {n}", "ideal": ideal(groups)}
@@ -115,7 +129,7 @@ def grid(rounds: int) -> list[dict[str, Any]]:
 
 def evaluation(groups: Groups, rounds: int) -> dict[str, Any]:
     """The pass, by the time of 32 layers that two depths in the same round imply."""
-    names = [OURS, ALONE, *PADDED]
+    names = [OURS, ALONE, *padded()]
     with tempfile.TemporaryDirectory() as few, tempfile.TemporaryDirectory() as many:
         for folder, layers in zip((few, many), LAYERS, strict=True):
             build(Path(folder), layers)

@@ -1,13 +1,13 @@
 """Models larger than the memory: speed of streamed layers against resident ones, and the memory that they really take.
 
-    python -m benchmarks.streaming [--layers 4] [--rounds 2]
+    python -m benchmarks.streaming [--layers 4] [--rounds 2] [--most 131072]
 
-A checkpoint of LLaMA-7B's layer shapes, fp16 on disk and in the system's file cache, scored as bf16 from its own files
-and as w8a8 from a folder of `lightrm quantize`. Each run is a process of its own; resident and streamed runs take
-turns, and `speed` is the median of their ratios. `reading` is the time to make all layers with nothing beside, as a
-share of the resident run: below 100 % it can hide behind the computing, which is the ceiling of streaming. `peak` is
-the largest resident memory of the process, `bound` what `lightrm plan` says of it. Windows of more than LARGE tokens
-run once.
+A checkpoint of LLaMA-7B's layer shapes, fp16 on disk and in the system's file cache, scored from its own files as bf16,
+or as fp32 where the CPU has no bfloat16, and as w8a8 from a folder of `lightrm quantize`. Each run is a process of its
+own; resident and streamed runs take turns, and `speed` is the median of their ratios. `reading` is the time to make all
+layers with nothing beside, as a share of the resident run: below 100 % it can hide behind the computing, which is the
+ceiling of streaming. `peak` is the largest resident memory of the process, `bound` what `lightrm plan` says of it.
+Windows of more than LARGE tokens run once.
 
 Two models of one base: two checkpoints of Baichuan-13B's layout and shape that differ in W_pack and head, the second
 loaded beside the first. Linux only, for it reads /proc. Writes results/streaming.json and the table in the documents.
@@ -29,12 +29,13 @@ import torch
 from safetensors.torch import load_file
 
 import lightrm
-from benchmarks.record import ROOT, measured_on, provenance, quote, this_cpu, write_result
+from benchmarks.record import ROOT, measured_on, multiplies_bfloat16, provenance, quote, this_cpu, write_result
 from benchmarks.scoring import build
 from lightrm.checkpoints.stored import write_safetensors
 
+FLOAT = "bf16" if multiplies_bfloat16() else "fp32"
 RESULT, LARGE, LENGTH = "streaming", 16384, 1024
-WINDOWS = {"w8a8": (4096, 16384, 65536, 131072), "bf16": (4096, 16384)}  # of itself, lightrm takes 32768
+WINDOWS = {"w8a8": (4096, 16384, 65536, 131072), FLOAT: (4096, 16384)}  # of itself, lightrm takes 32768
 WORKER = f"""
 import json, sys, time
 import numpy as np, torch
@@ -85,9 +86,9 @@ def worker(program: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def windows(folder: Path, scheme: str, rounds: int) -> list[dict[str, Any]]:
+def windows(folder: Path, scheme: str, rounds: int, most: int) -> list[dict[str, Any]]:
     found = []
-    for window in WINDOWS[scheme]:
+    for window in (tokens for tokens in WINDOWS[scheme] if tokens <= most):
         runs = []
         for _ in range(rounds if window <= LARGE else 1):
             resident, streamed = (worker(WORKER, str(folder), scheme, str(window), m) for m in ("resident", "streamed"))
@@ -170,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--most", type=int, default=131072, help="tokens of the largest window")
     arguments = parser.parse_args()
     result: dict[str, Any] = {**provenance(("torch", "numpy", "numba")), "layers": arguments.layers}
     result |= {**this_cpu(), "twin layers": 2}
@@ -185,8 +187,8 @@ def main() -> None:
         rm.save(own)
         del rm
         result["windows"] = [
-            *windows(own, "w8a8", arguments.rounds),
-            *windows(plain, "bf16", arguments.rounds),
+            *windows(own, "w8a8", arguments.rounds, arguments.most),
+            *windows(plain, FLOAT, arguments.rounds, arguments.most),
         ]
     write_result(RESULT, result)
     quote(RESULT, table)

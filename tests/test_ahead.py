@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from lightrm.kernels import forks
-from lightrm.kernels.cpu import ahead, cpu_attention, cpu_passes, cpu_products, dot_tiles, objects
+from lightrm.kernels.cpu import ahead, cpu_attention, cpu_passes, cpu_products, objects
 from lightrm.kernels.operands import HeadNorms, Sums
 from lightrm.schemes import int4
 from lightrm.schemes.int8 import Rowwise
@@ -65,10 +65,11 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     q, k, v = rows(193, 4, 24), rows(193, 2, 24, seed=1).to(dtype), rows(193, 2, 24, seed=2).to(dtype)
     for kind in KINDS:
         yield attention, lambda kind=kind: cpu_attention.attention(q, k, v, paths, rule_of(24, 4, kind))
-    if dot_tiles.AVAILABLE:
-        values, weight = int8s(9, 576), Rowwise(int8s(50, 576, seed=1), torch.ones(50))
-        yield "few_rows.multiply_int8", lambda: cpu_products.product(values, weight)
-        yield "few_rows.multiply_int4", lambda: cpu_products.product(values, narrow)
+    values, weight, packed = int8s(9, 576), int8s(48, 576, seed=1), int4.quantize(normal(48, 576), 32)
+    if cpu_products.DOTS or cpu_products.PAIRS:
+        module = "few_rows" if cpu_products.DOTS else "int16_rows"
+        yield f"{module}.multiply_int8", lambda: cpu_products.product(values, Rowwise(weight, torch.ones(48)))
+        yield f"{module}.multiply_int4", lambda: cpu_products.product(values, packed)
 
 
 def changed(kernel: Callable[..., Any], x: torch.Tensor, *arguments: Any) -> tuple[Any, torch.Tensor]:
@@ -145,12 +146,12 @@ def test_the_levels_of_a_wheel(tmp_path: Path) -> None:
         pytest.skip("this CPU has less than AVX2")
     program = f"""
 import pathlib
-from lightrm.kernels.cpu import ahead, objects, cpu_passes, dot_tiles
+from lightrm.kernels.cpu import ahead, objects, cpu_passes, cpu_products
 folder = pathlib.Path({str(tmp_path)!r})
 ahead.build(folder / "avx2")
 objects.FOLDER = folder
 code = objects.code()
-assert code is not None and code.name == "avx2" and not cpu_passes.PAIRS and not dot_tiles.AVAILABLE
+assert code is not None and code.name == "avx2" and not cpu_passes.PAIRS and cpu_products.PAIRS
 import torch
 from tests import test_ahead as tests
 for name, call in tests.calls():

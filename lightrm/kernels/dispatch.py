@@ -1,6 +1,7 @@
 """Which implementation runs on which device, and why. Only `passes` and `products` ask here, and what shows the reason.
 
-- CPU: numba's passes, attention and products of few rows, PyTorch's other products
+- CPU: numba's passes and attention; numba's products of few rows, or of all rows where the CPU has AVX2 and no VNNI;
+  PyTorch's other products
 - CUDA, capability >= 8.0: Triton's products and passes
 - CUDA, capability 7.5: PyTorch's int8 products and attention, Triton's passes, since its products do not compile there
 - otherwise: plain PyTorch, correct and slow, and the reason says so
@@ -24,7 +25,7 @@ from lightrm.kernels.protocols import (
     BlockwiseProducts,
     CardAttention,
     CardProducts,
-    FewRows,
+    CompiledProducts,
     Passes,
     Rounding,
 )
@@ -66,23 +67,15 @@ def kernels_for(device: torch.device, path: Path = "float") -> KernelChoice:
         return KernelChoice("torch", f"products in float on a CPU go through PyTorch's own routines{attention}")
     product, why = gemm.cpu_product()
     slow_products = product is gemm.float_blocks
-    error = imported("cpu.cpu_passes")[1]
-    if error:
+    own, error = imported("cpu.cpu_products")
+    objects, simd = imported("cpu.objects")[0], imported("cpu.simd")[0]
+    if own is None or objects is None or simd is None:
         reason = f"numba cannot be imported ({error}): install it; int8 products: {why}"
         return KernelChoice("plain PyTorch passes", reason, True, slow_products)
-    objects = imported("cpu.objects")[0]
-    ahead = None if objects is None else objects.code()
-    name = "numba" if ahead is None else "numba, compiled ahead"
-    return KernelChoice(name, f"this is a CPU; int8 products: {why}{cpu_extras()}", False, slow_products)
-
-
-def cpu_extras() -> str:
-    """Return in words what this CPU's instructions decide beside its int8 products."""
-    few, simd = imported("cpu.cpu_products")[0], imported("cpu.simd")[0]
-    if few is None or simd is None:
-        return ""
-    own = f"; of up to {few.MOST_ROWS} rows: compiled by numba" if few.AVAILABLE else ""
-    return f"{own}; attention: products in {'bfloat16' if simd.PAIRS else 'float32'}"
+    name = "numba" if objects.code() is None else "numba, compiled ahead"
+    attention = f"attention: products in {'bfloat16' if simd.PAIRS else 'float32'}"
+    reason = f"this is a CPU; int8 products: {own.described(why)}; {attention}"
+    return KernelChoice(name, reason, False, slow_products and not own.PAIRS)
 
 
 def on_card(device: torch.device, path: Path) -> KernelChoice:
@@ -158,9 +151,9 @@ def rounding(device: torch.device) -> Rounding:
     return reference if compiled is None else cast(Rounding, compiled)
 
 
-def few_rows(values_TI: torch.Tensor, weight: Rowwise | Int4) -> FewRows | None:
-    """Return the product of few int8 rows, or None where that of a library is used."""
-    compiled = cast(FewRows | None, numba_on(values_TI.device, "cpu.cpu_products"))
+def compiled_products(values_TI: torch.Tensor, weight: Rowwise | Int4) -> CompiledProducts | None:
+    """Return the products of int8 rows that take this one, or None where a library's is used."""
+    compiled = cast(CompiledProducts | None, numba_on(values_TI.device, "cpu.cpu_products"))
     return compiled if compiled is not None and compiled.takes(values_TI, weight) else None
 
 
@@ -190,6 +183,6 @@ if TYPE_CHECKING:  # modules that are imported by name are held against their pr
     PASSES: tuple[Passes, ...] = (plain, cpu_passes, cuda_passes)
     ATTENTION: tuple[Attention, ...] = (library, cpu_attention, cuda_attention)
     CARD: tuple[CardAttention, CardProducts] = (cuda_attention, cuda_products)
-    FEW_ROWS: FewRows = cpu_products
+    COMPILED: CompiledProducts = cpu_products
     BLOCKWISE: BlockwiseProducts = bnb_products
     ROUNDING: tuple[Rounding, ...] = (reference, cpu_passes)

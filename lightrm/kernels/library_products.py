@@ -1,4 +1,5 @@
-"""Products of int8 rows by libraries that sum exactly. 4-bit weights are widened some output channels at a time.
+"""Products of int8 rows by libraries that sum exactly, where this CPU has none of our own (`dispatch`). 4-bit weights
+are widened some output channels at a time.
 
 Shapes: T tokens, O x I a weight, G groups along I.
 """
@@ -17,9 +18,9 @@ from lightrm.schemes.int8 import Rowwise
 
 def multiply(rows: Rows, weight: Rowwise | Int4, bias_O: torch.Tensor | None) -> Sums:
     """Return the product as sums whose scales are applied by the next pass."""
-    few = dispatch.few_rows(rows.values_TI, weight)
-    if few is not None:
-        acc_TO = few.product(rows.values_TI, weight)
+    compiled = dispatch.compiled_products(rows.values_TI, weight)
+    if compiled is not None:
+        acc_TO = compiled.product(rows.values_TI, weight)
     elif isinstance(weight, Rowwise):
         acc_TO = gemm.product(rows.values_TI, weight.values_OI)
     else:

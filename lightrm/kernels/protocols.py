@@ -85,8 +85,8 @@ class Products(Protocol):
     def widened_product(self, x_TI: torch.Tensor, weight: Int4, bias_O: torch.Tensor | None, /) -> torch.Tensor: ...
 
 
-class FewRows(Protocol):
-    """Products of few int8 rows, for the shapes that `takes` names: int32 sums."""
+class CompiledProducts(Protocol):
+    """Products of int8 rows that numba compiles, for the CPUs and shapes that `takes` names: int32 sums."""
 
     def takes(self, values_TI: torch.Tensor, weight: Rowwise | Int4, /) -> bool: ...
     def product(self, values_TI: torch.Tensor, weight: Rowwise | Int4, /) -> torch.Tensor: ...

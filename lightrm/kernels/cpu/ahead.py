@@ -32,14 +32,15 @@ from numba.extending import intrinsic
 from lightrm.kernels.cpu import (
     attention_loop,
     attention_pairs,
+    cpu_products,
     few_rows,
     head_loops,
+    int16_rows,
     objects,
     row_loops,
     simd,
     widen_loop,
 )
-from lightrm.kernels.cpu.dot_tiles import AVAILABLE
 from lightrm.kernels.cpu.instructions import INT, WORD
 from lightrm.kernels.cpu.scratch import pointer
 
@@ -51,8 +52,8 @@ LEVELS = {
     "avx-vnni": ("x86-64-v3", f"{V3},+avxvnni"),  # Intel's laptops since the 12th generation
     "avx2": ("x86-64-v3", V3),
 }
-f4, i1, i4, i8, u1, u2, u4 = (
-    types.float32, types.int8, types.int32, types.int64, types.uint8, types.uint16, types.uint32,
+f4, i1, i2, i4, i8, u1, u2, u4 = (
+    types.float32, types.int8, types.int16, types.int32, types.int64, types.uint8, types.uint16, types.uint32,
 )  # fmt: skip
 ROWS, SUMS, VECTOR = f4[:, ::1], (i4[:, ::1], f4[::1], f4[::1], f4[::1]), f4[::1]
 TURNS = (f4[:, ::1], f4[:, ::1], VECTOR, VECTOR, f4, f4[:, :, ::1])
@@ -74,9 +75,13 @@ IN_HALF = {
     head_loops.split_rows: (*SUMS, *TURNS, u2[:, :, ::1], u2[:, :, ::1]),
     attention_pairs.attention_rows: (f4[:, :, ::1], u4[:, :, ::1], u2[:, :, ::1], *RULE),
 }
-FEW = {
+DOTS = {
     few_rows.multiply_int8: (i1[:, ::1], i4[:, ::1], i1[:, ::1], i4[:, ::1]),
     few_rows.multiply_int4: (i1[:, ::1], i4[:, ::1], u1[:, ::1], i1[:, ::1], i8, i8, i4[:, ::1]),
+}
+PAIRS = {
+    int16_rows.multiply_int8: (i2[:, ::1], i1[:, ::1], i4[:, ::1]),
+    int16_rows.multiply_int4: (i2[:, ::1], u1[:, ::1], i1[:, ::1], i8, i8, i4[:, ::1]),
 }
 OPTIONS = {name: option for name, option in row_loops.PLAIN.items() if name != "cache"}
 FOR_ERRORS = re.compile(
@@ -170,7 +175,8 @@ def target() -> tuple[str, str]:
 
 def kernels() -> Iterator[tuple[Any, tuple[Any, ...]]]:
     """Yield those that the CPU to compile for runs."""
-    yield from (SIGNATURES | (IN_HALF if simd.PAIRS else IN_FLOAT) | (FEW if AVAILABLE else {})).items()
+    products = DOTS if cpu_products.DOTS else PAIRS if cpu_products.PAIRS else {}
+    yield from (SIGNATURES | (IN_HALF if simd.PAIRS else IN_FLOAT) | products).items()
 
 
 def build(folder: Path) -> None:

@@ -135,10 +135,10 @@ def gather(x_TE, table, start, stop, block_KE):
                 block_KE[position - start, e] = x_TE[position + shift, e]
 
 
-def products(pairs):
+def products(words):
     """Return the two products of attention, in whole tiles, of floats or of pairs of bfloat16 (`simd.tile`)."""
-    wide, narrow = tile(ROWS, LANES, onto=False, pairs=pairs), tile(ROWS, VECTOR, onto=False, pairs=pairs)
-    onto = tile(ROWS, LANES, onto=True, pairs=pairs)
+    wide, narrow = tile(ROWS, LANES, onto=False, words=words), tile(ROWS, VECTOR, onto=False, words=words)
+    onto = tile(ROWS, LANES, onto=True, words=words)
 
     @njit(**INNER)
     def score(key_KE, query_EQ, score_KQ, keys):
@@ -168,7 +168,7 @@ def products(pairs):
     return score, mix
 
 
-score, mix = products(pairs=False)
+score, mix = products("float32")
 
 
 @njit(**PLAIN)

@@ -19,7 +19,7 @@ from lightrm.kernels.cpu.scratch import float_rows, release, reserve, word_rows
 from lightrm.kernels.cpu.simd import LANES, VECTOR
 from lightrm.kernels.paths import HEADER
 
-score, mix = products(pairs=True)
+score, mix = products("bfloat16")
 
 
 @njit(**PLAIN)

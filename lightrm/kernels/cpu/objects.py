@@ -19,21 +19,23 @@ from typing import Any
 import llvmlite.binding as llvm
 import torch
 
-from lightrm.kernels.cpu import dot_tiles, simd
+from lightrm.kernels.cpu import dot_tiles, int16_rows, simd
 
 FOLDER = Path(__file__).parent / "objects"
 INDEX, HOST = "index.json", "host"
 TEAM = {"lightrm_thread": "omp_get_thread_num", "lightrm_threads": "omp_get_num_threads"}
 NEEDED = {*TEAM, "malloc", "free", "abort", "memcpy", "memset", "memmove", "sqrtf"}  # what a kernel may call
 SOURCES = (
-    "attention_loop", "attention_pairs", "dot_tiles", "few_rows", "head_loops", "instructions", "row_loops", "scratch",
-    "simd", "widen_loop", "ahead", "objects", "../paths", "../../schemes/int8",
+    "attention_loop", "attention_pairs", "dot_tiles", "few_rows", "head_loops", "instructions", "int16_rows",
+    "row_loops", "scratch", "simd", "widen_loop", "ahead", "objects", "../paths", "../../schemes/int8",
 )  # fmt: skip
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in (
-    torch.float32, torch.int8, torch.int32, torch.uint8, torch.uint16, torch.uint32,
+    torch.float32, torch.int8, torch.int16, torch.int32, torch.uint8, torch.uint16, torch.uint32,
 )}  # fmt: skip
 Kind = tuple[torch.dtype | None, int]  # a tensor's dtype and dimensions; of a number float32 or None, and 0
-TILES = [simd.ROWS, simd.LANES, simd.PAIRS, simd.FUSED, dot_tiles.LANES, dot_tiles.AVAILABLE]
+TILES = [
+    simd.ROWS, simd.LANES, simd.PAIRS, simd.FUSED, dot_tiles.LANES, dot_tiles.AVAILABLE, int16_rows.AVAILABLE
+]  # fmt: skip
 
 
 def source() -> str:

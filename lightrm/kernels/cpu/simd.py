@@ -1,17 +1,19 @@
 # mypy: ignore-errors
-"""One tile of a float product, held in the vector registers of a CPU: LLVM does not produce this from loops by itself.
+"""One tile of a product, held in the vector registers of a CPU: LLVM does not produce this from loops by itself.
 
     C (rows, lanes) = [C +] A (rows, depth) @ B (depth, lanes)
 
-Each number is one chain of fused multiply-adds along the depth, so it does not depend on the tile that it is in.
-Where the CPU multiplies pairs of bfloat16 (AVX512_BF16), a word of A and of B can be such a pair, two steps of the
-depth; sums are float32. Written in LLVM's own language, through numba's `intrinsic`.
+Each float is one chain of fused multiply-adds along the depth, so it does not depend on the tile that it is in.
+A word of A and of B can also be two steps of the depth: a pair of bfloat16 where the CPU multiplies them (AVX512_BF16),
+with sums in float32, or a pair of int16 (AVX2), with sums in int32. Written in LLVM's own language, through numba's
+`intrinsic`.
 """
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from typing import Literal
 
 import llvmlite.binding
 from llvmlite import ir
@@ -19,7 +21,7 @@ from numba import config, types
 from numba.core.cgutils import get_or_insert_function
 from numba.extending import intrinsic
 
-from lightrm.kernels.cpu.instructions import INT, counted, load, number, spread, store
+from lightrm.kernels.cpu.instructions import HALF, INT, counted, load, number, spread, store
 
 
 def features() -> dict[str, bool]:
@@ -35,6 +37,8 @@ ROWS, LANES = (8, 2 * VECTOR) if FEATURES.get("avx512f") else (4, VECTOR)  # of 
 FUSED = platform.machine().lower() not in ("x86_64", "amd64", "x86") or bool(FEATURES.get("fma"))
 PAIRS = bool(FEATURES.get("avx512bf16"))  # whether this CPU multiplies pairs of bfloat16
 FLOAT, BYTES = ir.FloatType(), 4  # of a word
+SUMS = 8  # int32 of a register with AVX2
+Words = Literal["float32", "bfloat16", "int16"]  # what a word of A and of B holds: one number, or a pair
 
 
 class BFloat16(ir.Type):
@@ -50,15 +54,15 @@ class BFloat16(ir.Type):
         return hash(BFloat16)
 
 
-def tile(rows: int, lanes: int, onto: bool, pairs: bool = False) -> Callable[..., None]:
+def tile(rows: int, lanes: int, onto: bool, words: Words = "float32") -> Callable[..., None]:
     """Return a compiled tile, called with (A, B, C, a_row, a_step, b_step, c_row, depth).
 
     A, B, C: addresses. a_row, a_step: words from one row of A to the next, and from one step of its depth to the next.
-    b_step, c_row: words from one row of B, and of C, to the next. depth: at least 1. onto: add to C instead of
-    replacing. A word is a float, or of A and B a pair of bfloat16 if `pairs`.
+    b_step, c_row: words from one row of B, and of C, to the next. depth: in words, at least 1. onto: add to C
+    instead of replacing.
     """
-    width = VECTOR if pairs else lanes
-    vector, word = ir.VectorType(FLOAT, width), INT if pairs else FLOAT
+    width = {"float32": lanes, "bfloat16": VECTOR, "int16": SUMS}[words]
+    vector, word = ir.VectorType(INT if words == "int16" else FLOAT, width), FLOAT if words == "float32" else INT
     parts = range(0, lanes, width)
 
     def generate(context, builder, signature, arguments):
@@ -70,7 +74,12 @@ def tile(rows: int, lanes: int, onto: bool, pairs: bool = False) -> Callable[...
             return builder.add(address, builder.mul(builder.mul(count, by), number(BYTES)))
 
         def multiply_add(x, y, total):
-            if pairs:
+            if words == "int16":
+                halves = ir.VectorType(HALF, 2 * width)
+                kind = ir.FunctionType(vector, [halves, halves])
+                dots = get_or_insert_function(builder.module, kind, "llvm.x86.avx2.pmadd.wd")
+                return builder.add(builder.call(dots, [builder.bitcast(x, halves), builder.bitcast(y, halves)]), total)
+            if words == "bfloat16":
                 halves = ir.VectorType(BFloat16(), 2 * width)
                 kind = ir.FunctionType(vector, [vector, halves, halves])
                 dots = get_or_insert_function(builder.module, kind, f"llvm.x86.avx512bf16.dpbf16ps.{32 * width}")
@@ -80,7 +89,7 @@ def tile(rows: int, lanes: int, onto: bool, pairs: bool = False) -> Callable[...
             kind = ir.FunctionType(vector, [vector] * 3)
             return builder.call(get_or_insert_function(builder.module, kind, f"llvm.fma.v{width}f32"), [x, y, total])
 
-        zero = ir.Constant(vector, [0.0] * width)
+        zero = ir.Constant(vector, [0] * width)
         places = [(r, moved(moved(c, r, c_row), at)) for r in range(rows) for at in parts]
         begin = [load(builder, place, vector) if onto else zero for _, place in places]
         found = []
