@@ -118,7 +118,11 @@ Answers = dict[str, dict[str, list[dict[str, Any]]]]  # by workload and peer, on
 
 
 def in_turn(names: list[str], folder: Path, loads: Loads, rounds: int, failed: dict[str, str]) -> Answers:
-    """All peers at once in memory; in each round every one runs once. The first round warms up and is dropped."""
+    """All peers at once in memory; in each round every one runs once. The first round warms up and is dropped.
+
+    A short text is asked twice, and the second answer counts: whoever follows another finds its caches cold, and the
+    other's threads still waiting on the cores for more work.
+    """
     peers = []
     for name in names:
         try:
@@ -134,7 +138,8 @@ def in_turn(names: list[str], folder: Path, loads: Loads, rounds: int, failed: d
                     answers[load].pop(peer.name, None)
                     continue
                 try:
-                    answer = peer.ask([(0, sizes)], seed=1)
+                    for _ in range(2 if sum(sizes) <= max(SHORT) else 1):
+                        answer = peer.ask([(0, sizes)], seed=1)
                 except RuntimeError as error:
                     failed[peer.name] = f"{load}: {error}"
                     peers.remove(peer)
