@@ -1,6 +1,6 @@
 """n answers to one prompt, and a whole evaluation pass: what sharing prompts is worth, against the ideal and peers.
 
-    python -m benchmarks.sharing DATA TOKENIZER [--rounds 3] [--every 48] [--only pass]
+    python -m benchmarks.sharing DATA TOKENIZER [--rounds 3] [--every 48] [--only pass] [--most 64]
 
 DATA holds pairs_dev.jsonl.gz and lists_dev.jsonl.gz, TOKENIZER is LLaMA's sentencepiece model. Peers, rounds and
 ratios as in benchmarks.scoring.
@@ -41,8 +41,8 @@ RESULT = "sharing_cpu"
 OURS, PADDED = "lightrm w8a8", ("transformers bf16", "transformers fp32")
 ALONE, KEPT = SHARING
 OTHERS = (*PADDED, KEPT)
-ANSWERS = (1, 2, 4, 8, 16)
-LOADS = {(1000, 100): (*ANSWERS, 64), (300, 300): ANSWERS, (100, 400): ANSWERS}  # tokens of prompt and answer
+LENGTHS = ((1000, 100), (300, 300), (100, 400))  # tokens of prompt and answer
+ANSWERS = (1, 2, 4, 8, 16, 64)
 WITH_OTHERS = 4  # answers: they are slow
 WARMING: Groups = [(20, [20, 30]), (0, [300])]
 LAYERS, WHOLE = (2, 6), 32
@@ -107,14 +107,14 @@ def padded() -> list[str]:
     return [name for name in PADDED if "bf16" not in name or multiplies_bfloat16()]
 
 
-def grid(rounds: int) -> list[dict[str, Any]]:
+def grid(rounds: int, most: int) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         build(Path(folder), LAYERS[0])
         others = [*padded(), KEPT]
         peers = {name: Peer(name, Path(folder)) for name in (OURS, ALONE, *others)}
-        for (prompt, answer), counts in LOADS.items():
-            for n in counts:
+        for prompt, answer in LENGTHS:
+            for n in (n for n in ANSWERS if n <= most):
                 names = [OURS, ALONE, *(others if n == WITH_OTHERS else ())]
                 groups = [(prompt, [answer] * n)]
                 times = seconds(peers, names, groups, rounds)
@@ -198,6 +198,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--every", type=int, default=48)
     parser.add_argument("--only", choices=["pass", "grid"], help="measure this part anew, keep the other")
+    parser.add_argument("--most", type=int, default=64, help="answers to a prompt of the grid")
     arguments = parser.parse_args()
     result: dict[str, Any] = read_result(RESULT) if arguments.only else {}
     here = {**provenance(available(PACKAGES)), **this_cpu()}  # each part has its own: the other may be older
@@ -209,7 +210,7 @@ def main() -> None:
         )
         print(json.dumps(result["pass"]), flush=True)
     if arguments.only != "pass":
-        result |= here | {"grid": grid(arguments.rounds), "rounds": arguments.rounds}
+        result |= here | {"grid": grid(arguments.rounds, arguments.most), "rounds": arguments.rounds}
     write_result(RESULT, result)
     quote(RESULT, table)
 
