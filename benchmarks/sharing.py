@@ -33,7 +33,7 @@ from benchmarks.record import (
     read_result,
     this_cpu,
     write_result,
-)  # fmt: skip
+)
 from benchmarks.scoring import PACKAGES, SHARING, Groups, Peer, available, build
 from training.records import read_jsonl
 

@@ -65,11 +65,15 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     q, k, v = rows(193, 4, 24), rows(193, 2, 24, seed=1).to(dtype), rows(193, 2, 24, seed=2).to(dtype)
     for kind in KINDS:
         yield attention, lambda kind=kind: cpu_attention.attention(q, k, v, paths, rule_of(24, 4, kind))
-    values, weight, packed = int8s(9, 576), int8s(48, 576, seed=1), int4.quantize(normal(48, 576), 32)
-    if cpu_products.DOTS or cpu_products.PAIRS:
-        module = "few_rows" if cpu_products.DOTS else "int16_rows"
-        yield f"{module}.multiply_int8", lambda: cpu_products.product(values, Rowwise(weight, torch.ones(48)))
-        yield f"{module}.multiply_int4", lambda: cpu_products.product(values, packed)
+    values = int8s(9, 576)
+    if cpu_products.DOTS:
+        weight = Rowwise(int8s(50, 576, seed=1), torch.ones(50))
+        yield "few_rows.multiply_int8", lambda: cpu_products.by_dots(values, weight)
+        yield "few_rows.multiply_int4", lambda: cpu_products.by_dots(values, narrow)
+    elif cpu_products.PAIRS:
+        whole, packed = Rowwise(int8s(48, 576, seed=1), torch.ones(48)), int4.quantize(normal(48, 576), 32)
+        yield "int16_rows.multiply_int8", lambda: cpu_products.by_pairs(values, whole)
+        yield "int16_rows.multiply_int4", lambda: cpu_products.by_pairs(values, packed)
 
 
 def changed(kernel: Callable[..., Any], x: torch.Tensor, *arguments: Any) -> tuple[Any, torch.Tensor]:

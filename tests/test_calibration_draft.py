@@ -54,25 +54,25 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("form", "stops"),
+    ("form", "stop"),
     [
-        (("--scheme", "w8a8"), [("layer", "1")]),
-        (("--scheme", "w4a8"), [("stream", "7"), ("layer", "1")]),
-        (("--scheme", "w4a8"), [("record", "2")]),
-        (("--format", "gptq"), [("layer", "1")]),
+        (("--scheme", "w8a8"), ("layer", "1")),
+        (("--scheme", "w4a8"), ("stream", "7")),
+        (("--scheme", "w4a8"), ("record", "2")),
+        (("--format", "gptq"), ("layer", "0")),
     ],
     ids=str,
 )
 def test_a_killed_run_goes_on_bit_for_bit(
-    form: tuple[str, str], stops: list[tuple[str, str]], pairs: Path, tmp_path: Path
+    form: tuple[str, str], stop: tuple[str, str], pairs: Path, tmp_path: Path
 ) -> None:
-    """Killed before a layer is kept, in the middle of its streams and then again, or between its record and the end of
-    its keeping."""
+    """Killed before a layer is kept, in the middle of its streams, or between its record and the end of its keeping;
+    and then killed again."""
     done = CliRunner().invoke(main, options(tmp_path / "whole", pairs, *form))
     assert done.exit_code == 0, done.output
     assert not draft_of(tmp_path / "whole").exists()
     target = tmp_path / "stopped"
-    for place in stops:
+    for place in (stop, ("layer", "1")):
         command = [sys.executable, "-c", STOPS, *place, *options(target, pairs, *form)]
         assert subprocess.run(command, check=False, capture_output=True).returncode == 9
         assert not target.exists()
